@@ -1,0 +1,1 @@
+//! The test world: namespaces in the shape of the seed article and a stand-in for Cilium. Never shipped.

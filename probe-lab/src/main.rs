@@ -1,0 +1,2 @@
+//! `plsprobe-lab`: brings the test world up and down.
+fn main() {}

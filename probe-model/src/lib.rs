@@ -1,0 +1,4 @@
+//! Cilium's layouts, its datapath's decisions, and why: bytes in, values out. No I/O, no clock, any OS.
+#![forbid(unsafe_code)]
+
+pub mod cilium;

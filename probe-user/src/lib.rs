@@ -1,0 +1,1 @@
+//! plsprobe's user space: sources, attaching, rendering and the command line.

@@ -1,0 +1,2 @@
+//! `plsprobe`: parse, run, map the outcome to an exit code.
+fn main() {}
