@@ -2,3 +2,5 @@
 #![forbid(unsafe_code)]
 
 pub mod cilium;
+pub mod tuple;
+pub mod world;

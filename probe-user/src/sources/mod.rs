@@ -1,0 +1,3 @@
+//! Where a World comes from: a live node or a folder of recordings, both as one [`raw::RawNode`].
+
+pub mod raw;

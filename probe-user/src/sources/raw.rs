@@ -1,0 +1,48 @@
+//! What every source fills: undecoded maps and texts of one node, and what was missing.
+
+use std::collections::BTreeMap;
+
+/// Undecoded facts of one node.
+#[derive(Clone, Debug, Default)]
+pub struct RawNode {
+    /// Where the facts are from, as the answer names it: `live` or the folder.
+    pub origin: String,
+    /// Cilium's pinned maps by pin name.
+    pub maps: BTreeMap<String, RawMap>,
+    /// The agent's REST answers, as JSON text, by path with `/` as `-`: `endpoint`, `identity`, `policy-selectors`, …
+    pub rest: BTreeMap<String, String>,
+    /// `iptables-save`'s output, all tables.
+    pub iptables_save: Option<String>,
+    /// Interfaces and routes of the node.
+    pub network: Option<Network>,
+    /// What could not be had.
+    pub missing: Vec<Missing>,
+}
+
+/// A pinned map's facts and entries.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct RawMap {
+    /// Kernel id, 0 if unknown.
+    pub id: u32,
+    /// Type in bpftool's word (`lpm_trie`, `hash`, …), empty if unknown.
+    pub map_type: String,
+    /// Bytes of a key, as the map declares it.
+    pub key_size: u32,
+    /// Bytes of a value, as the map declares it.
+    pub value_size: u32,
+    /// Capacity, 0 if unknown.
+    pub max_entries: u32,
+    /// Keys and values as the kernel stores them; per-CPU maps have their values one after another.
+    pub entries: Vec<(Vec<u8>, Vec<u8>)>,
+}
+
+/// Interfaces and routes of a network namespace.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Network {
+    /// Interfaces.
+    pub links: Vec<Link>,
+    /// Routes of the main table, and host routes of others where the source shows them.
+    pub routes: Vec<Route>,
+}
+
+pub use probe_model::world::{Link, Missing, Route};
