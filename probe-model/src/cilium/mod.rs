@@ -5,6 +5,7 @@
 pub mod ct;
 pub mod drop_reason;
 pub mod events;
+pub mod gob;
 pub mod identity;
 pub mod ipcache;
 pub mod layout;
