@@ -1,1 +1,23 @@
 //! The test world: namespaces in the shape of the seed article and a stand-in for Cilium. Never shipped.
+//!
+//! ```no_run
+//! use probe_lab::{Lab, LabOptions, Ns, Probe};
+//!
+//! let lab = Lab::up(&LabOptions { instance: "docs".into(), ..LabOptions::default() })?;
+//! let saw = lab.probe(&Probe::tcp(Ns::Pls, "10.224.0.8".parse()?, "10.0.0.143".parse()?, 80))?;
+//! println!("{saw}");
+//! # Ok::<(), anyhow::Error>(())
+//! ```
+pub mod addresses;
+mod instance;
+mod lab;
+mod netns;
+mod probe;
+mod server;
+mod shell;
+mod topology;
+
+pub use instance::{Instance, RUN_ROOT};
+pub use lab::{Lab, LabOptions, Shape, unavailable};
+pub use netns::{Netns, Ns};
+pub use probe::{ClientSaw, Probe, Probed, Proto};

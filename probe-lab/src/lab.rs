@@ -1,0 +1,263 @@
+//! A lab that is up: its namespaces, its servers, and its end.
+use std::fs;
+use std::os::unix::fs::DirBuilderExt as _;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::thread::JoinHandle;
+
+use anyhow::{Context as _, Result, bail};
+use tokio::sync::oneshot;
+
+use crate::addresses::{APP, NAT_IPS, NGINX, VM};
+use crate::instance::{Instance, Lock, Process, State};
+use crate::netns::{Netns, Ns};
+use crate::probe::{ClientSaw, Probe, Probed};
+use crate::server::Service;
+use crate::{shell, topology};
+
+/// How packets reach the pod.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+pub enum Shape {
+    /// AKS-managed Cilium: endpoint routes, the host's stack between `eth0` and the pod's veth.
+    #[default]
+    Aks,
+    /// Cilium's default with kube-proxy replacement: BPF host routing from `eth0` straight into the pod.
+    Kpr,
+    /// No kube-proxy replacement: iptables rules in kube-proxy's manner, then `cilium_host`.
+    KubeProxy,
+}
+
+/// What to bring up.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LabOptions {
+    /// The lab's name: labs of different names do not meet.
+    pub instance: String,
+    /// The shape of the datapath.
+    pub shape: Shape,
+}
+
+/// A lab that is up, until dropped.
+#[derive(Debug)]
+pub struct Lab {
+    instance: Instance,
+    shape: Shape,
+    netns: [Netns; Ns::ALL.len()],
+    bpffs: PathBuf,
+    run_dir: PathBuf,
+    servers: Option<Servers>,
+    /// Last: whoever waits for it may start as soon as everything else is gone.
+    _lock: Lock,
+}
+
+/// One thread that serves all sockets of the lab.
+#[derive(Debug)]
+struct Servers {
+    stop: oneshot::Sender<()>,
+    thread: JoinHandle<()>,
+}
+
+impl Default for LabOptions {
+    fn default() -> Self {
+        Self { instance: "lab".to_owned(), shape: Shape::default() }
+    }
+}
+
+/// Why no lab can be brought up on this machine, or `None` if one can: for tests that skip.
+pub fn unavailable() -> Option<String> {
+    let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let euid = status.lines().find_map(|line| line.strip_prefix("Uid:")?.split_ascii_whitespace().nth(1));
+    if euid != Some("0") {
+        return Some("a lab needs root".to_owned());
+    }
+    let tools = [("ip", "-V"), ("nft", "--version"), ("mount", "--version"), ("umount", "--version")];
+    if let Some((tool, _)) = tools.iter().find(|(tool, flag)| Command::new(tool).arg(flag).output().is_err())
+    {
+        return Some(format!("a lab needs `{tool}`"));
+    }
+    let filesystems = fs::read_to_string("/proc/filesystems").unwrap_or_default();
+    (!filesystems.contains("\tbpf")).then(|| "a lab needs a kernel with bpffs".to_owned())
+}
+
+impl Lab {
+    /// Brings a lab up; what a killed owner of the same name has left behind goes first.
+    ///
+    /// # Errors
+    ///
+    /// Not root, a lab of this name is up already, or a tool (`ip`, `nft`, `mount`) refuses something.
+    pub fn up(options: &LabOptions) -> Result<Self> {
+        let instance = Instance::new(&options.instance)?;
+        let Some(lock) = instance.try_lock()? else {
+            let name = instance.name();
+            bail!("instance `{name}` is up already; run `plsprobe-lab down --instance {name}`");
+        };
+        instance.sweep()?;
+        let mut lab = Self {
+            netns: Ns::ALL.map(|ns| instance.netns(ns)),
+            bpffs: instance.bpffs(),
+            run_dir: instance.run_dir(),
+            shape: options.shape,
+            servers: None,
+            instance,
+            _lock: lock,
+        };
+        // From here on dropping `lab` takes down whatever is up.
+        lab.make_dirs()?;
+        topology::build(&lab.instance, lab.shape)?;
+        lab.servers = Some(Servers::start(&lab.instance, &services())?);
+        Ok(lab)
+    }
+
+    /// Takes the lab down and says what went wrong, which dropping it cannot.
+    ///
+    /// # Errors
+    ///
+    /// Something cannot be removed.
+    pub fn down(mut self) -> Result<()> {
+        self.take_down()
+    }
+
+    /// The lab's name and places.
+    pub fn instance(&self) -> &Instance {
+        &self.instance
+    }
+
+    /// The shape it was brought up in.
+    pub fn shape(&self) -> Shape {
+        self.shape
+    }
+
+    /// One of its namespaces.
+    pub fn netns(&self, ns: Ns) -> &Netns {
+        &self.netns[ns as usize]
+    }
+
+    /// Calls `work` on a thread of its own inside `ns`.
+    ///
+    /// # Errors
+    ///
+    /// The namespace cannot be entered.
+    pub fn run_in<T: Send>(&self, ns: Ns, work: impl FnOnce() -> T + Send) -> Result<T> {
+        self.netns(ns).run_in(work)
+    }
+
+    /// The root of its private bpffs, which stands for `/sys/fs/bpf`.
+    pub fn bpffs(&self) -> &Path {
+        &self.bpffs
+    }
+
+    /// The folder of the agent's sockets, which stands for `/var/run/cilium`.
+    pub fn run_dir(&self) -> &Path {
+        &self.run_dir
+    }
+
+    /// The number of an interface inside `ns`.
+    ///
+    /// # Errors
+    ///
+    /// There is no such interface.
+    pub fn ifindex(&self, ns: Ns, interface: &str) -> Result<u32> {
+        let mut show = Command::new("ip");
+        show.args(["-n", self.netns(ns).name(), "-o", "link", "show", "dev", interface]);
+        let line = shell::run(&mut show)?;
+        line.split_once(':')
+            .and_then(|(index, _)| index.parse().ok())
+            .with_context(|| format!("failed to find the number of `{interface}` in `{line}`"))
+    }
+
+    /// Makes one attempt and says what the client saw.
+    ///
+    /// # Errors
+    ///
+    /// The attempt could not be made: nothing about the network between can be concluded.
+    pub fn probe(&self, probe: &Probe) -> Result<ClientSaw> {
+        self.probe_both_ends(probe).map(|probed| probed.saw)
+    }
+
+    /// Makes one attempt and says what both ends saw.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::probe`].
+    pub fn probe_both_ends(&self, probe: &Probe) -> Result<Probed> {
+        probe.send(self.netns(probe.from))
+    }
+
+    fn make_dirs(&self) -> Result<()> {
+        let mut builder = fs::DirBuilder::new();
+        builder.recursive(true).mode(0o700);
+        for dir in [&self.bpffs, &self.run_dir] {
+            builder.create(dir).with_context(|| format!("failed to create `{}`", dir.display()))?;
+        }
+        let owner = Some(Process::of(std::process::id())?);
+        self.instance.write_state(&State { owner, children: Vec::new() })?;
+        let mut mount = Command::new("mount");
+        mount.args(["-t", "bpf", "-o", "mode=0700", "plsprobe-lab"]).arg(&self.bpffs);
+        shell::run(&mut mount)?;
+        let globals = self.bpffs.join("tc/globals");
+        builder.create(&globals).with_context(|| format!("failed to create `{}`", globals.display()))
+    }
+
+    fn take_down(&mut self) -> Result<()> {
+        if let Some(servers) = self.servers.take() {
+            servers.stop();
+        }
+        self.instance.sweep()?;
+        Ok(())
+    }
+}
+
+impl Drop for Lab {
+    fn drop(&mut self) {
+        if let Err(err) = self.take_down() {
+            eprintln!("plsprobe-lab: failed to take down `{}`: {err:#}", self.instance.name());
+        }
+    }
+}
+
+/// Who listens where; the recordings' world.
+fn services() -> Vec<Service> {
+    let http = |ns, address, port| Service::Http { ns, address, port };
+    let mut services: Vec<_> = [80, 443, 8080, 8090].map(|port| http(Ns::App, APP, port)).into();
+    services.extend([
+        Service::UdpEcho { ns: Ns::App, address: APP, port: 53 },
+        http(Ns::Nginx, NGINX, 80),
+        http(Ns::Vm, VM, 80),
+        http(Ns::Vm, VM, 8080),
+        http(Ns::Pls, NAT_IPS[0], 80),
+    ]);
+    services
+}
+
+impl Servers {
+    fn start(instance: &Instance, services: &[Service]) -> Result<Self> {
+        let bound = services.iter().map(|service| service.bind(instance)).collect::<Result<Vec<_>>>()?;
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .context("failed to start the servers' runtime")?;
+        let (stop, stopped) = oneshot::channel();
+        let thread = std::thread::Builder::new()
+            .name("lab-servers".to_owned())
+            .spawn(move || {
+                runtime.block_on(async move {
+                    for service in bound {
+                        tokio::spawn(async move {
+                            if let Err(err) = service.serve().await {
+                                eprintln!("plsprobe-lab: a server ended: {err:#}");
+                            }
+                        });
+                    }
+                    // Either word of the sender, or its end, is the end.
+                    let _ = stopped.await;
+                });
+            })
+            .context("failed to start the servers' thread")?;
+        Ok(Self { stop, thread })
+    }
+
+    fn stop(self) {
+        // A thread that has ended by a panic of its own has said so on standard error.
+        let _ = self.stop.send(());
+        let _ = self.thread.join();
+    }
+}
