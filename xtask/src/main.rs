@@ -1,8 +1,66 @@
-//! Set-up, demo, tests.
+//! Everything around the code: set-up, tests, the demo, the virtual machine, the binary to ship.
+//!
+//! One file per subcommand. Nothing here is shipped, and nothing here knows what plsprobe does.
 #![forbid(unsafe_code)]
 
-fn main() -> anyhow::Result<()> {
-    let status = std::process::Command::new("cargo").arg("test").status()?;
-    anyhow::ensure!(status.success(), "`cargo test` failed: {status}");
-    Ok(())
+mod cargo;
+mod demo;
+mod dist;
+mod lab;
+mod project;
+mod setup;
+mod sh;
+mod test;
+mod tidy;
+mod vm;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+#[derive(Parser)]
+#[command(name = "cargo xtask", about = "Set-up, tests, demo, virtual machine, binary to ship")]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Bring what the build and the tests need: packages, bpf-linker, the standard library's source.
+    Setup(setup::Args),
+    /// Run every check this project has; `.ci/run` calls this.
+    Test(test::Args),
+    /// Show the main job in the lab, from nothing.
+    Demo(demo::Args),
+    /// Build `plsprobe-lab` and run it with these arguments.
+    Lab(lab::Args),
+    /// Boot one distribution kernel in QEMU and run the kernel tests in it.
+    VmTest(vm::Args),
+    /// Run what a release needs: every test, none of them skipped for want of QEMU, then `dist`.
+    Ci,
+    /// Build the static binary that is shipped, and check that it runs.
+    Dist,
+    /// Check the rules of the house that no compiler checks.
+    Tidy,
+}
+
+fn main() -> ExitCode {
+    let done = match Cli::parse().command {
+        Command::Setup(args) => setup::run(&args),
+        Command::Test(args) => test::run(&args),
+        Command::Demo(args) => demo::run(&args),
+        Command::Lab(args) => lab::run(&args),
+        Command::VmTest(args) => vm::run(&args),
+        Command::Ci => test::run(&test::Args::for_release()).and_then(|()| dist::run()),
+        Command::Dist => dist::run(),
+        Command::Tidy => tidy::run(),
+    };
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(err) => {
+            sh::say(&format!("{err:#}"));
+            ExitCode::FAILURE
+        }
+    }
 }

@@ -1,0 +1,162 @@
+//! Boots the guest and reads its serial console, for no longer than it may take.
+
+use std::collections::BTreeMap;
+use std::io::{BufRead, BufReader};
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::sync::mpsc::{self, RecvTimeoutError};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result};
+
+use super::init::MARK;
+
+/// What the guest said of itself.
+#[derive(Default, Debug, PartialEq, Eq)]
+pub(crate) struct Report {
+    /// Exit code of each payload that ended.
+    pub(crate) exits: BTreeMap<String, i32>,
+    /// Whether pid 1 came to its end.
+    pub(crate) finished: bool,
+    /// Whether the guest was killed because its time was over.
+    timed_out: bool,
+    complaints: Vec<String>,
+}
+
+impl Report {
+    /// What went wrong outside of the payloads.
+    pub(crate) fn trouble(&self) -> Vec<String> {
+        let mut trouble = self.complaints.clone();
+        if self.timed_out {
+            trouble.push("the guest was killed as it took too long".to_owned());
+        } else if !self.finished {
+            trouble.push("the guest ended before its pid 1 did".to_owned());
+        }
+        trouble
+    }
+
+    /// Reads one line of the console.
+    fn read(&mut self, line: &str) {
+        // The kernel's own lines may stand before ours on the same line.
+        let Some((_, words)) = line.split_once(MARK) else { return };
+        match words.split_whitespace().collect::<Vec<_>>()[..] {
+            ["exit", name, code] => {
+                // A code we cannot read is a failure as well.
+                self.exits.insert(name.to_owned(), code.parse().unwrap_or(-1));
+            }
+            ["finished"] => self.finished = true,
+            ["trouble", ..] => self.complaints.push(words.trim().trim_start_matches("trouble ").to_owned()),
+            _ => {}
+        }
+    }
+}
+
+/// Boots `kernel` with `initramfs`, prints its console, and returns what it reported.
+///
+/// # Errors
+///
+/// If QEMU cannot be run. A guest that hangs is killed after `limit`, and the report says so.
+pub(crate) fn boot(kernel: &Path, initramfs: &Path, limit: Duration) -> Result<Report> {
+    let mut guest = Guest(command(kernel, initramfs).spawn().context("failed to run `qemu-system-x86_64`")?);
+    let console = guest.0.stdout.take().context("qemu has no stdout")?;
+    let (sender, lines) = mpsc::channel();
+    std::thread::spawn(move || {
+        // The console is bytes: a panicking kernel need not write UTF-8.
+        for line in BufReader::new(console).split(b'\n').map_while(Result::ok) {
+            if sender.send(String::from_utf8_lossy(&line).trim_end().to_owned()).is_err() {
+                break;
+            }
+        }
+    });
+    let deadline = Instant::now() + limit;
+    let mut report = Report::default();
+    loop {
+        match lines.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
+            Ok(line) => {
+                let line = printable(&line);
+                println!("vm: {line}");
+                report.read(&line);
+            }
+            Err(RecvTimeoutError::Disconnected) => break,
+            Err(RecvTimeoutError::Timeout) => {
+                report.timed_out = true;
+                break;
+            }
+        }
+    }
+    Ok(report)
+}
+
+/// The line without the firmware's escape sequences, which would clear our terminal.
+fn printable(line: &str) -> String {
+    let mut text = String::new();
+    let mut chars = line.chars();
+    while let Some(c) = chars.next() {
+        if c == '\x1b' {
+            // `ESC c`, `ESC [ … LETTER`: a letter ends both.
+            chars.by_ref().find(char::is_ascii_alphabetic);
+        } else if !c.is_control() || c == '\t' {
+            text.push(c);
+        }
+    }
+    text
+}
+
+/// A QEMU that does not outlive us, whichever way we leave.
+struct Guest(Child);
+
+impl Drop for Guest {
+    fn drop(&mut self) {
+        // Fails only if it has ended by itself, which is what we want.
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+fn command(kernel: &Path, initramfs: &Path) -> Command {
+    let mut qemu = Command::new("qemu-system-x86_64");
+    // `-cx16`: with it, QEMU 7.2's emulation makes Linux 6.12 and later panic.
+    qemu.args(["-accel", "tcg,thread=multi", "-cpu", "max,-cx16", "-smp", "2", "-m", "2048"]);
+    qemu.args(["-nic", "none", "-nographic", "-no-reboot"]);
+    qemu.arg("-kernel").arg(kernel).arg("-initrd").arg(initramfs);
+    qemu.args(["-append", "console=ttyS0 panic=-1 quiet"]);
+    qemu.stdin(Stdio::null()).stdout(Stdio::piped());
+    qemu
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn report(console: &str) -> Report {
+        let mut report = Report::default();
+        console.lines().for_each(|line| report.read(line));
+        report
+    }
+
+    #[test]
+    fn the_console_is_understood() {
+        let report = report(
+            "[    1.2] x\nPLSPROBE-VM: start a\nPLSPROBE-VM: exit a 0\n[ 3.1] noisePLSPROBE-VM: exit b 101\n\
+             PLSPROBE-VM: trouble module veth was refused\nPLSPROBE-VM: finished\n",
+        );
+        assert_eq!(report.exits, BTreeMap::from([("a".to_owned(), 0), ("b".to_owned(), 101)]));
+        assert!(report.finished);
+        assert_eq!(report.trouble(), ["module veth was refused"]);
+    }
+
+    #[test]
+    fn escape_sequences_stay_out_of_our_terminal() {
+        assert_eq!(printable("\x1bc\x1b[?7l\x1b[2J\x1b[0mSeaBIOS\t1\r"), "SeaBIOS\t1");
+    }
+
+    #[test]
+    fn a_guest_that_dies_or_hangs_is_trouble() {
+        assert_eq!(
+            report("Kernel panic - not syncing\n").trouble(),
+            ["the guest ended before its pid 1 did"]
+        );
+        let hung = Report { timed_out: true, ..Report::default() };
+        assert_eq!(hung.trouble(), ["the guest was killed as it took too long"]);
+    }
+}
