@@ -15,6 +15,7 @@ mod netns;
 mod probe;
 mod server;
 mod shell;
+pub mod standin;
 mod topology;
 
 pub use instance::{Instance, RUN_ROOT};

@@ -1,0 +1,416 @@
+//! A stand-in for Cilium's datapath: our own eBPF programs with Cilium 1.14's maps, conntrack and notifications.
+//!
+//! A test fixture. What it does is described in `probe-lab-ebpf`; this module loads it as Cilium's agent does: one
+//! object per endpoint and one per device of the host, legacy tc filters at priority 1 and handle 1, maps pinned
+//! under `tc/globals`, the pods' policy programs in `cilium_call_policy`.
+//!
+//! ```no_run
+//! use probe_lab::{Lab, LabOptions, standin::{MapContents, Standin, StandinConfig}};
+//!
+//! let lab = Lab::up(&LabOptions::default())?;
+//! let mut standin = Standin::start(StandinConfig::for_lab(&lab))?;
+//! standin.fill(&MapContents::from_recording("fixtures/cilium-1.14/deny-all".as_ref())?)?;
+//! # Ok::<(), anyhow::Error>(())
+//! ```
+mod contents;
+mod events;
+mod object;
+mod raw_map;
+mod tc;
+
+#[path = "../../../probe-lab-ebpf/src/config.rs"]
+#[expect(unreachable_pub, reason = "the eBPF crate, which owns the file, is a binary")]
+mod config;
+
+use std::net::Ipv4Addr;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context as _, Result, bail};
+use aya::maps::{MapData, PerfEventArray};
+
+pub use contents::{Entries, MapContents, policy_map};
+pub use events::EventReader;
+pub use raw_map::RawMap;
+
+use crate::addresses::{APP_POD, NGINX_POD, NODE, Pod};
+use crate::lab::{Lab, Shape};
+use crate::netns::{Netns, Ns};
+use crate::{shell, topology};
+use object::Object;
+use tc::{Direction, Filter};
+
+/// The host's endpoint in the recordings; any lab's.
+pub const HOST_ENDPOINT_ID: u16 = 512;
+
+/// The netfilter table that marks what the node itself sends, as Cilium's `CILIUM_OUTPUT` chain does.
+const MARK_TABLE: &str = "cilium_standin";
+
+/// How much the datapath tells of what it forwards (`monitor-aggregation`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Aggregation {
+    /// Every packet, at every point.
+    None,
+    /// First packets, new TCP flags, and one in five seconds.
+    #[default]
+    Medium,
+}
+
+/// One local pod.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct EndpointConfig {
+    /// Cilium's endpoint id.
+    pub id: u16,
+    /// Its security identity.
+    pub identity: u32,
+    /// Its address.
+    pub ip: Ipv4Addr,
+    /// MAC of the pod's interface.
+    pub mac: String,
+    /// Host side of its veth.
+    pub host_ifname: String,
+    /// MAC of the host side.
+    pub host_mac: String,
+    /// Whether a policy selects it for ingress: only then are ingress verdicts notified.
+    pub enforce_ingress: bool,
+    /// Whether a policy selects it for egress.
+    pub enforce_egress: bool,
+}
+
+/// What to start.
+#[derive(Debug, Clone)]
+pub struct StandinConfig {
+    /// The shape of the datapath.
+    pub shape: Shape,
+    /// The node's network namespace.
+    pub netns: Netns,
+    /// Stands for `/sys/fs/bpf`.
+    pub bpffs: PathBuf,
+    /// The node's interface to the outside.
+    pub uplink: String,
+    /// The node's address on it.
+    pub node_ip: Ipv4Addr,
+    /// The address of `cilium_host`.
+    pub router_ip: Ipv4Addr,
+    /// The local pods.
+    pub endpoints: Vec<EndpointConfig>,
+    /// How much is traced.
+    pub aggregation: Aggregation,
+    /// `monitor-aggregation-flags`: the TCP flags whose first sight is traced.
+    pub report_flags: u8,
+}
+
+/// A running stand-in; its programs are detached when it is dropped, its pins go with the bpffs.
+#[derive(Debug)]
+pub struct Standin {
+    config: StandinConfig,
+    filters: Vec<Filter>,
+}
+
+impl EndpointConfig {
+    /// The pod of the lab's world, with no policy.
+    pub fn for_pod(pod: &Pod) -> Self {
+        Self {
+            id: pod.endpoint_id,
+            identity: pod.identity,
+            ip: pod.address,
+            mac: pod.mac.to_owned(),
+            host_ifname: pod.host_interface.to_owned(),
+            host_mac: pod.host_mac.to_owned(),
+            enforce_ingress: false,
+            enforce_egress: false,
+        }
+    }
+}
+
+impl StandinConfig {
+    /// The lab's node and its two pods, in the lab's shape.
+    pub fn for_lab(lab: &Lab) -> Self {
+        Self {
+            shape: lab.shape(),
+            netns: lab.netns(Ns::Node).clone(),
+            bpffs: lab.bpffs().to_owned(),
+            uplink: "eth0".to_owned(),
+            node_ip: NODE,
+            router_ip: topology::router(lab.shape()),
+            endpoints: [APP_POD, NGINX_POD].iter().map(EndpointConfig::for_pod).collect(),
+            aggregation: Aggregation::default(),
+            report_flags: 0x07,
+        }
+    }
+
+    fn endpoint_mut(&mut self, id: u16) -> Result<&mut EndpointConfig> {
+        self.endpoints
+            .iter_mut()
+            .find(|endpoint| endpoint.id == id)
+            .with_context(|| format!("failed to find endpoint `{id}` in the stand-in"))
+    }
+}
+
+impl Standin {
+    /// Loads and attaches everything. The maps are empty: nothing passes before [`Self::fill`] except to the host.
+    ///
+    /// # Errors
+    ///
+    /// Built without the eBPF object, or the kernel refuses a map, a program or a filter.
+    pub fn start(config: StandinConfig) -> Result<Self> {
+        let mut standin = Self { config, filters: Vec::new() };
+        standin.set_mark_rule()?;
+        standin.load_all()?;
+        Ok(standin)
+    }
+
+    /// What it was started with, and what has been changed since.
+    pub fn config(&self) -> &StandinConfig {
+        &self.config
+    }
+
+    /// The folder of the pinned maps.
+    pub fn globals(&self) -> PathBuf {
+        globals(&self.config.bpffs)
+    }
+
+    /// A pinned map, to read or to write.
+    ///
+    /// # Errors
+    ///
+    /// There is no such pin.
+    pub fn map(&self, name: &str) -> Result<RawMap> {
+        RawMap::open(&self.globals().join(name))
+    }
+
+    /// Replaces what is in the named maps. Interface numbers in `cilium_lxc` become those of this node.
+    ///
+    /// # Errors
+    ///
+    /// A map is unknown, or an entry does not have its size.
+    pub fn fill(&self, contents: &MapContents) -> Result<()> {
+        for (name, entries) in contents.iter() {
+            let map = self.map(name)?;
+            let entries =
+                if name == "cilium_lxc" { self.with_local_ifindex(entries)? } else { entries.clone() };
+            map.replace(&entries).with_context(|| format!("failed to fill `{name}`"))?;
+        }
+        Ok(())
+    }
+
+    /// Replaces the policy of an endpoint while packets pass, as the agent does when a policy changes.
+    ///
+    /// # Errors
+    ///
+    /// There is no such endpoint, an entry does not have the map's size, or regeneration fails.
+    pub fn replace_policy(&mut self, id: u16, entries: &Entries) -> Result<()> {
+        self.config.endpoint_mut(id)?;
+        self.map(&policy_map(id))?.replace(entries)
+    }
+
+    /// Says which directions of an endpoint are enforced, and regenerates it: the programs know it from load time.
+    ///
+    /// # Errors
+    ///
+    /// There is no such endpoint, or the kernel refuses its programs.
+    pub fn set_enforcement(&mut self, id: u16, ingress: bool, egress: bool) -> Result<()> {
+        let endpoint = self.config.endpoint_mut(id)?;
+        (endpoint.enforce_ingress, endpoint.enforce_egress) = (ingress, egress);
+        let endpoint = endpoint.clone();
+        self.load_endpoint(&endpoint)
+    }
+
+    /// Loads everything anew and replaces the filters in place, as the agent does when its configuration changes.
+    ///
+    /// # Errors
+    ///
+    /// The kernel refuses a program or a filter.
+    pub fn regenerate(&mut self) -> Result<()> {
+        self.load_all()
+    }
+
+    /// `cilium_events`, for whoever stands in for the agent's monitor.
+    ///
+    /// # Errors
+    ///
+    /// The pin cannot be opened.
+    pub fn events_map(&self) -> Result<PerfEventArray<MapData>> {
+        events::open(&self.globals())
+    }
+
+    /// Reads notifications from now on.
+    ///
+    /// # Errors
+    ///
+    /// The perf buffers cannot be opened.
+    pub fn events(&self) -> Result<EventReader> {
+        EventReader::new(self.events_map()?)
+    }
+
+    /// Detaches the programs and says what went wrong, which dropping cannot.
+    ///
+    /// # Errors
+    ///
+    /// A filter cannot be deleted.
+    pub fn stop(mut self) -> Result<()> {
+        self.detach()
+    }
+
+    fn load_all(&mut self) -> Result<()> {
+        self.load_host()?;
+        for endpoint in self.config.endpoints.clone() {
+            self.load_endpoint(&endpoint)?;
+        }
+        Ok(())
+    }
+
+    /// The host's programs: one object per device, since each has its own tail-call map.
+    fn load_host(&mut self) -> Result<()> {
+        let uplink_egress =
+            (self.config.shape != Shape::KubeProxy).then_some(("cil_to_netdev", Direction::Egress));
+        let uplink = self.config.uplink.clone();
+        let cilium_host = [("cil_from_host", Direction::Egress), ("cil_to_host", Direction::Ingress)];
+        let devices: [(&str, Vec<(&str, Direction)>); 3] = [
+            (&uplink, [("cil_from_netdev", Direction::Ingress)].into_iter().chain(uplink_egress).collect()),
+            ("cilium_net", vec![("cil_to_host", Direction::Ingress)]),
+            ("cilium_host", cilium_host.to_vec()),
+        ];
+        for (ifname, programs) in devices {
+            let calls = if ifname == "cilium_host" {
+                format!("cilium_calls_hostns_{HOST_ENDPOINT_ID:05}")
+            } else {
+                format!("cilium_calls_netdev_{:05}", self.ifindex(ifname)?)
+            };
+            let constants = self.constants(HOST_ENDPOINT_ID, None)?;
+            let mut object = Object::load(&self.globals(), constants, HOST_ENDPOINT_ID, &calls)?;
+            for (program, direction) in programs {
+                self.attach(&mut object, program, ifname, direction)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// A pod's programs, attached and put where other programs tail-call them.
+    fn load_endpoint(&mut self, endpoint: &EndpointConfig) -> Result<()> {
+        let constants = self.constants(endpoint.id, Some(endpoint))?;
+        let calls = format!("cilium_calls_{:05}", endpoint.id);
+        let mut object = Object::load(&self.globals(), constants, endpoint.id, &calls)?;
+        object.set_policy_program(endpoint.id)?;
+        if self.config.shape == Shape::Aks {
+            self.attach(&mut object, "cil_to_container", &endpoint.host_ifname, Direction::Egress)?;
+        }
+        self.attach(&mut object, "cil_from_container", &endpoint.host_ifname, Direction::Ingress)
+    }
+
+    fn attach(
+        &mut self,
+        object: &mut Object,
+        program: &str,
+        ifname: &str,
+        direction: Direction,
+    ) -> Result<()> {
+        let fd = object.program(program)?;
+        let filter = Filter { name: format!("{program}-{ifname}"), ifname: ifname.to_owned(), direction };
+        self.config.netns.run_in(|| filter.replace(fd))??;
+        if !self.filters.contains(&filter) {
+            self.filters.push(filter);
+        }
+        Ok(())
+    }
+
+    /// The load-time constants of one object.
+    fn constants(&self, endpoint_id: u16, endpoint: Option<&EndpointConfig>) -> Result<config::Config> {
+        let be = |ip: Ipv4Addr| u32::from_ne_bytes(ip.octets());
+        let filter = |on: bool, bit: u32| if on { bit } else { 0 };
+        Ok(config::Config {
+            shape: match self.config.shape {
+                Shape::Aks => config::SHAPE_AKS,
+                Shape::Kpr => config::SHAPE_KPR,
+                Shape::KubeProxy => config::SHAPE_KUBEPROXY,
+            },
+            endpoint_id: u32::from(endpoint_id),
+            // The host's object knows itself as the host.
+            identity: endpoint.map_or(1, |endpoint| endpoint.identity),
+            endpoint_ip_be: endpoint.map_or(0, |endpoint| be(endpoint.ip)),
+            node_ip_be: be(self.config.node_ip),
+            uplink_ifindex: self.ifindex(&self.config.uplink)?,
+            verdict_filter: endpoint.map_or(0, |endpoint| {
+                filter(endpoint.enforce_ingress, config::FILTER_INGRESS)
+                    | filter(endpoint.enforce_egress, config::FILTER_EGRESS)
+            }),
+            aggregation: match self.config.aggregation {
+                Aggregation::None => 0,
+                Aggregation::Medium => 3,
+            },
+            report_flags: u32::from(self.config.report_flags),
+            masquerade: u32::from(self.config.shape == Shape::Kpr),
+            native_net_be: be(Ipv4Addr::new(10, 0, 0, 0)),
+            native_mask_be: be(Ipv4Addr::new(255, 255, 0, 0)),
+        })
+    }
+
+    fn ifindex(&self, ifname: &str) -> Result<u32> {
+        self.config.netns.run_in(|| tc::ifindex(ifname))?
+    }
+
+    /// Puts this node's interface numbers into the entries of `cilium_lxc`.
+    fn with_local_ifindex(&self, entries: &Entries) -> Result<Entries> {
+        let mut entries = entries.clone();
+        for (_, value) in &mut entries {
+            // `struct endpoint_info`: `ifindex` at 0, `lxc_id` at 6.
+            let Some(id) = value.get(6..8).map(|id| u16::from_ne_bytes([id[0], id[1]])) else {
+                bail!("failed to fill `cilium_lxc`: `endpoint_info` is {} bytes, expected 48", value.len());
+            };
+            if let Some(endpoint) = self.config.endpoints.iter().find(|endpoint| endpoint.id == id) {
+                let ifindex = self.ifindex(&endpoint.host_ifname)?;
+                value[..4].copy_from_slice(&ifindex.to_ne_bytes());
+            }
+        }
+        Ok(entries)
+    }
+
+    /// What the node itself sends gets the mark that says so, unless it carries another of Cilium's.
+    fn set_mark_rule(&self) -> Result<()> {
+        let rules = format!(
+            "table ip {MARK_TABLE} {{}}
+flush table ip {MARK_TABLE}
+table ip {MARK_TABLE} {{
+  chain output {{
+    type filter hook output priority filter; policy accept;
+    meta mark & 0xf00 != {{ 0x800, 0xa00, 0xb00, 0xd00, 0xe00, 0xf00 }} meta mark set meta mark & 0xfffff0ff | 0xc00
+  }}
+}}
+"
+        );
+        let mut nft = self.config.netns.command("nft")?;
+        shell::run_with_input(nft.args(["-f", "-"]), &rules)?;
+        Ok(())
+    }
+
+    fn detach(&mut self) -> Result<()> {
+        // With the namespace, everything in it has gone.
+        if !self.config.netns.path().exists() {
+            return Ok(());
+        }
+        let filters = std::mem::take(&mut self.filters);
+        self.config.netns.run_in(|| filters.iter().try_for_each(Filter::delete))??;
+        let mut nft: Command = self.config.netns.command("nft")?;
+        shell::run(nft.args(["delete", "table", "ip", MARK_TABLE]))?;
+        Ok(())
+    }
+}
+
+impl Drop for Standin {
+    fn drop(&mut self) {
+        if let Err(err) = self.detach() {
+            eprintln!("plsprobe-lab: failed to detach the stand-in: {err:#}");
+        }
+    }
+}
+
+fn globals(bpffs: &Path) -> PathBuf {
+    bpffs.join("tc/globals")
+}
+
+/// Why the stand-in cannot run on this machine, or `None` if it can: for tests that skip.
+pub fn unavailable() -> Option<String> {
+    object::is_empty()
+        .then(|| "built without the stand-in's eBPF object; run `cargo xtask test`".to_owned())
+        .or_else(crate::unavailable)
+}

@@ -1,0 +1,70 @@
+//! One loaded copy of the stand-in's eBPF object.
+use std::os::fd::{AsFd as _, BorrowedFd};
+use std::path::Path;
+
+use anyhow::{Context as _, Result, bail};
+use aya::maps::ProgramArray;
+use aya::programs::SchedClassifier;
+use aya::{Ebpf, EbpfLoader, include_bytes_aligned};
+
+use super::config::Config;
+use super::contents::policy_map;
+
+static OBJECT: &[u8] = include_bytes_aligned!(concat!(env!("OUT_DIR"), "/standin"));
+
+// SAFETY: `repr(C)`, only `u32` fields, so neither padding nor invalid values.
+unsafe impl aya::Pod for Config {}
+
+/// Whether the crate was built without it.
+pub(super) fn is_empty() -> bool {
+    OBJECT.is_empty()
+}
+
+/// A copy with its own constants and its own policy and tail-call maps; all other maps are shared by their pins.
+#[derive(Debug)]
+pub(super) struct Object {
+    ebpf: Ebpf,
+}
+
+impl Object {
+    /// Loads a copy; creates and pins the maps that are not there yet.
+    pub(super) fn load(globals: &Path, config: Config, endpoint_id: u16, calls: &str) -> Result<Self> {
+        if is_empty() {
+            bail!("built without the stand-in's eBPF object; run `cargo xtask test`");
+        }
+        let ebpf = EbpfLoader::new()
+            .default_map_pin_directory(globals)
+            .map_pin_path("cilium_policy_00000", globals.join(policy_map(endpoint_id)))
+            .map_pin_path("cilium_calls_00000", globals.join(calls))
+            .override_global("CONFIG", &config, true)
+            .load(OBJECT)
+            .with_context(|| format!("failed to load the stand-in for endpoint `{endpoint_id}`"))?;
+        Ok(Self { ebpf })
+    }
+
+    /// Hands a program to the kernel.
+    pub(super) fn program(&mut self, name: &str) -> Result<BorrowedFd<'_>> {
+        let program: &mut SchedClassifier = self
+            .ebpf
+            .program_mut(name)
+            .with_context(|| format!("failed to find program `{name}` in the stand-in's object"))?
+            .try_into()?;
+        program.load().with_context(|| format!("failed to load program `{name}`"))?;
+        Ok(program.fd()?.as_fd())
+    }
+
+    /// Makes the object's policy program the one that packets to the endpoint are tail-called into.
+    pub(super) fn set_policy_program(&mut self, endpoint_id: u16) -> Result<()> {
+        let program: &mut SchedClassifier = self
+            .ebpf
+            .program_mut("handle_policy")
+            .context("failed to find program `handle_policy` in the stand-in's object")?
+            .try_into()?;
+        program.load().context("failed to load program `handle_policy`")?;
+        let fd = program.fd()?.try_clone()?;
+        let map = self.ebpf.map_mut("cilium_call_policy").context("failed to find `cilium_call_policy`")?;
+        ProgramArray::try_from(map)?
+            .set(u32::from(endpoint_id), &fd, 0)
+            .with_context(|| format!("failed to put endpoint `{endpoint_id}` into `cilium_call_policy`"))
+    }
+}
