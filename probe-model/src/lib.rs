@@ -2,5 +2,8 @@
 #![forbid(unsafe_code)]
 
 pub mod cilium;
+pub mod explain;
+pub mod netfilter;
+pub mod simulate;
 pub mod tuple;
 pub mod world;

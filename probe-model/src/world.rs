@@ -1,8 +1,350 @@
 //! Everything known of one node at one time, decoded, with what is missing.
 
-use std::net::IpAddr;
+use core::fmt;
+use std::collections::BTreeMap;
+use std::net::{IpAddr, Ipv4Addr};
 
 use ipnet::IpNet;
+
+use crate::cilium::ct::{CtEntry, Ipv4CtTuple};
+use crate::cilium::identity::Identity;
+use crate::cilium::ipcache::Ipcache;
+use crate::cilium::lb::LoadBalancer;
+use crate::cilium::lxc::{EndpointInfo, Mac};
+use crate::cilium::policy::PolicyMap;
+use crate::cilium::{Direction, EndpointId};
+use crate::netfilter::Ruleset;
+use crate::tuple::Protocol;
+
+/// Everything known of one node at one time.
+///
+/// A map that could not be had is `None` and named in [`World::missing`]; an empty one is there and empty.
+#[derive(Clone, Debug, Default)]
+pub struct World {
+    /// Where the facts are from, as the answer names it: `live` or a folder.
+    pub origin: String,
+    /// The agent's version in its own words, if it said so.
+    pub version: Option<String>,
+    /// How the agent is configured.
+    pub config: Config,
+    /// Endpoints of this node by id, from the agent and from `cilium_lxc`.
+    pub endpoints: BTreeMap<EndpointId, Endpoint>,
+    /// `cilium_lxc` as it is.
+    pub lxc: Option<BTreeMap<IpAddr, EndpointInfo>>,
+    /// Policy maps by endpoint.
+    pub policy: BTreeMap<EndpointId, NamedPolicyMap>,
+    /// `cilium_ipcache`.
+    pub ipcache: Option<Ipcache>,
+    /// Services, backends and source ranges.
+    pub lb: Option<LoadBalancer>,
+    /// Both conntrack maps together.
+    pub conntrack: Option<BTreeMap<Ipv4CtTuple, CtEntry>>,
+    /// Labels of identities, as the agent names them.
+    pub identities: BTreeMap<Identity, Vec<String>>,
+    /// Policy rules that the agent holds.
+    pub rules: Option<Vec<Rule>>,
+    /// Identities by selector, as the agent writes it in [`SelectorUse::selector`].
+    pub selectors: BTreeMap<String, Vec<Identity>>,
+    /// Services by frontend, as the agent names them.
+    pub service_names: Vec<ServiceName>,
+    /// The node's netfilter rules.
+    pub netfilter: Option<Ruleset>,
+    /// The node's interfaces.
+    pub links: Option<Vec<Link>>,
+    /// The node's routes.
+    pub routes: Vec<Route>,
+    /// What could not be had.
+    pub missing: Vec<Missing>,
+}
+
+/// A policy map with its pin's name.
+#[derive(Clone, Debug)]
+pub struct NamedPolicyMap {
+    /// Pin name.
+    pub name: String,
+    /// Kernel id, 0 if unknown.
+    pub id: u32,
+    /// Its entries.
+    pub map: PolicyMap,
+}
+
+/// How pods are routed on the node.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RoutingMode {
+    /// Pod addresses are routable in the network.
+    Native,
+    /// Between nodes pod packets travel in a tunnel.
+    Tunnel,
+}
+
+/// The agent's options that change how a packet is judged.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Config {
+    /// Where these values are from.
+    pub source: ConfigSource,
+    /// Cilium translates services of outside packets at the uplink (kube-proxy replacement).
+    pub node_port: bool,
+    /// Native or tunnel.
+    pub routing: RoutingMode,
+    /// The host's stack stays between uplink and pod (no BPF host routing).
+    pub host_legacy_routing: bool,
+    /// One route per pod, policy at the pod's veth.
+    pub endpoint_routes: bool,
+    /// ICMP types are matched as ports.
+    pub icmp_rules: bool,
+    /// ICMP fragmentation needed is always allowed.
+    pub allow_icmp_frag_needed: bool,
+    /// Policy only reports.
+    pub audit_mode: bool,
+    /// Host firewall: policy applies to the node itself.
+    pub host_firewall: bool,
+    /// loadBalancerSourceRanges are checked.
+    pub source_range_check: bool,
+    /// Cilium runs for IPv6 too.
+    pub ipv6: bool,
+}
+
+/// Where the configuration is from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ConfigSource {
+    /// The agent's `/config`.
+    Agent,
+    /// Which maps are pinned; options that leave no trace have the agent's defaults.
+    Pins,
+}
+
+impl Default for Config {
+    /// The 1.14 agent's defaults.
+    fn default() -> Self {
+        Self {
+            source: ConfigSource::Pins,
+            node_port: false,
+            routing: RoutingMode::Tunnel,
+            host_legacy_routing: true,
+            endpoint_routes: false,
+            icmp_rules: true,
+            allow_icmp_frag_needed: true,
+            audit_mode: false,
+            host_firewall: false,
+            source_range_check: true,
+            ipv6: false,
+        }
+    }
+}
+
+/// A workload on this node.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Endpoint {
+    /// Endpoint id.
+    pub id: EndpointId,
+    /// Its identity; [`Identity::UNKNOWN`] if no source knows it.
+    pub identity: Identity,
+    /// Namespace and pod name, if the agent said so.
+    pub pod: Option<PodName>,
+    /// Labels with their source prefix, `k8s:app=pls-app`.
+    pub labels: Vec<String>,
+    /// Its addresses.
+    pub addresses: Vec<IpAddr>,
+    /// Host side of its veth, if known.
+    pub interface: Option<Interface>,
+    /// What the agent says of its policy, if it was asked.
+    pub policy: Option<EndpointPolicy>,
+}
+
+impl Endpoint {
+    /// Namespace and pod name, else `endpoint ID`.
+    pub fn name(&self) -> String {
+        match &self.pod {
+            Some(pod) => pod.to_string(),
+            None if self.is_host() => "the host endpoint".to_owned(),
+            None => format!("endpoint {}", self.id),
+        }
+    }
+
+    /// Whether it is the node itself.
+    pub fn is_host(&self) -> bool {
+        self.identity == Identity::HOST
+    }
+}
+
+/// A pod's name.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct PodName {
+    /// Namespace.
+    pub namespace: String,
+    /// Name.
+    pub name: String,
+}
+
+impl fmt::Display for PodName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.namespace, self.name)
+    }
+}
+
+/// The host side of a pod's veth.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Interface {
+    /// Index, 0 if unknown.
+    pub ifindex: u32,
+    /// Name, if known.
+    pub name: Option<String>,
+    /// The pod's link-layer address, if known.
+    pub mac: Option<Mac>,
+}
+
+/// What the agent says of an endpoint's policy.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct EndpointPolicy {
+    /// Ingress is enforced.
+    pub ingress_enforced: bool,
+    /// Egress is enforced.
+    pub egress_enforced: bool,
+    /// The policy revision that the datapath has.
+    pub revision: u64,
+    /// The revision that it should have.
+    pub desired_revision: u64,
+    /// Drops are only reported for this endpoint.
+    pub audit_mode: bool,
+    /// The L4 filters of the realized policy.
+    pub filters: Vec<L4Filter>,
+}
+
+impl EndpointPolicy {
+    /// Whether `direction` is enforced.
+    pub fn enforced(&self, direction: Direction) -> bool {
+        match direction {
+            Direction::Ingress => self.ingress_enforced,
+            Direction::Egress => self.egress_enforced,
+        }
+    }
+}
+
+/// One L4 filter of an endpoint's realized policy.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct L4Filter {
+    /// Direction.
+    pub direction: Direction,
+    /// First port, 0 for every port.
+    pub port: u16,
+    /// Last port of a range, if it is one.
+    pub end_port: Option<u16>,
+    /// Protocol.
+    pub protocol: Protocol,
+    /// Whom it names, and which policies did so.
+    pub selectors: Vec<SelectorUse>,
+}
+
+/// A selector in an L4 filter.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SelectorUse {
+    /// The selector, as the agent writes it.
+    pub selector: String,
+    /// Whether it denies.
+    pub deny: bool,
+    /// The policies behind it.
+    pub derived_from: Vec<PolicyRef>,
+}
+
+/// A policy object.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct PolicyRef {
+    /// `NetworkPolicy`, `CiliumNetworkPolicy`, `CiliumClusterwideNetworkPolicy`; empty for one imported by hand.
+    pub kind: String,
+    /// Its namespace, if it has one.
+    pub namespace: Option<String>,
+    /// Its name; for a rule without the usual labels, those it has.
+    pub name: String,
+}
+
+impl PolicyRef {
+    /// From the labels of a rule, as the agent gives them (`k8s:io.cilium.k8s.policy.name=…`).
+    pub fn from_labels<'a>(labels: impl IntoIterator<Item = &'a str> + Clone) -> Self {
+        let value = |name: &str| {
+            labels.clone().into_iter().find_map(|label| {
+                let (key, value) = label.split_once('=')?;
+                let key = key.split_once(':').map_or(key, |(_, key)| key);
+                (key.strip_prefix("io.cilium.k8s.policy.") == Some(name)).then(|| value.to_owned())
+            })
+        };
+        match (value("name"), value("derived-from")) {
+            (Some(name), kind) => {
+                Self { kind: kind.unwrap_or_default(), namespace: value("namespace"), name }
+            }
+            _ => Self {
+                kind: String::new(),
+                namespace: None,
+                name: labels.into_iter().collect::<Vec<_>>().join(","),
+            },
+        }
+    }
+}
+
+impl fmt::Display for PolicyRef {
+    /// `NetworkPolicy default/allow-pls-nat`.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if !self.kind.is_empty() {
+            write!(f, "{} ", self.kind)?;
+        }
+        if let Some(namespace) = &self.namespace {
+            write!(f, "{namespace}/")?;
+        }
+        f.write_str(&self.name)
+    }
+}
+
+/// One rule of the agent's policy repository (`GET /policy`).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Rule {
+    /// The object it is from.
+    pub policy: PolicyRef,
+    /// Labels that an endpoint must have to be selected.
+    pub match_labels: BTreeMap<String, String>,
+    /// Whether the selector has more than labels, which plsprobe does not read yet.
+    pub has_expressions: bool,
+    /// Whether it has an ingress part, and so switches ingress to default deny.
+    pub ingress: bool,
+    /// Whether it has an egress part, and so switches egress to default deny.
+    pub egress: bool,
+}
+
+impl Rule {
+    /// Whether the rule selects an endpoint with these labels; `None` if its expressions could decide otherwise.
+    pub fn selects(&self, labels: &[String]) -> Option<bool> {
+        let has = |key: &str, value: &str| {
+            labels.iter().any(|label| {
+                let (label_key, label_value) = label.split_once('=').unwrap_or((label, ""));
+                let any_source = || key.strip_prefix("any:") == label_key.split_once(':').map(|(_, key)| key);
+                label_value == value && (label_key == key || any_source())
+            })
+        };
+        let all = self.match_labels.iter().all(|(key, value)| has(key, value));
+        if all && self.has_expressions { None } else { Some(all) }
+    }
+
+    /// Whether the rule has a part for `direction`.
+    pub fn has(&self, direction: Direction) -> bool {
+        match direction {
+            Direction::Ingress => self.ingress,
+            Direction::Egress => self.egress,
+        }
+    }
+}
+
+/// A service's name, as the agent knows it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ServiceName {
+    /// Namespace, empty if the agent has none.
+    pub namespace: String,
+    /// Name, empty if the agent has none.
+    pub name: String,
+    /// Frontend address.
+    pub address: IpAddr,
+    /// Frontend port.
+    pub port: u16,
+    /// `ClusterIP`, `LoadBalancer`, ….
+    pub kind: String,
+}
 
 /// A fact that could not be had.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -11,6 +353,12 @@ pub struct Missing {
     pub what: String,
     /// Why, as an error message.
     pub why: String,
+}
+
+impl fmt::Display for Missing {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "`{}`: {}", self.what, self.why)
+    }
 }
 
 /// A network interface.
@@ -37,4 +385,109 @@ pub struct Route {
     pub src: Option<IpAddr>,
     /// Metric, 0 if none.
     pub metric: u32,
+}
+
+/// What an address is to this node.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum AddressOwner {
+    /// A pod on this node.
+    Endpoint(EndpointId),
+    /// The node itself.
+    Host,
+    /// Neither.
+    Elsewhere,
+}
+
+impl World {
+    /// Whose address it is on this node: by `cilium_lxc`, else by the agent's endpoints; the node's also by its links.
+    pub fn owner(&self, address: IpAddr) -> AddressOwner {
+        if let Some(info) = self.lxc.as_ref().and_then(|lxc| lxc.get(&address)) {
+            return if info.is_host() { AddressOwner::Host } else { AddressOwner::Endpoint(info.lxc_id) };
+        }
+        let on_link = |link: &Link| link.addresses.iter().any(|own| own.addr() == address);
+        if self.links.as_ref().is_some_and(|links| links.iter().any(on_link)) {
+            return AddressOwner::Host;
+        }
+        let endpoint = self.endpoints.values().find(|endpoint| endpoint.addresses.contains(&address));
+        match endpoint {
+            Some(endpoint) if self.lxc.is_none() => AddressOwner::Endpoint(endpoint.id),
+            _ => AddressOwner::Elsewhere,
+        }
+    }
+
+    /// Whether the endpoint is the node itself.
+    pub fn is_host_endpoint(&self, id: EndpointId) -> bool {
+        self.endpoints.get(&id).is_some_and(Endpoint::is_host)
+    }
+
+    /// An endpoint's identity: from `cilium_lxc`, else from the agent.
+    pub fn endpoint_identity(&self, id: EndpointId) -> Identity {
+        let in_lxc = self.lxc.iter().flatten().find(|(_, info)| info.lxc_id == id && !info.is_host());
+        in_lxc
+            .map(|(_, info)| info.sec_id)
+            .or_else(|| self.endpoints.get(&id).map(|endpoint| endpoint.identity))
+            .unwrap_or_default()
+    }
+
+    /// The interface of the default route.
+    pub fn uplink(&self) -> Option<&str> {
+        self.routes.iter().find(|route| route.destination.prefix_len() == 0).map(|route| route.dev.as_str())
+    }
+
+    /// The route the kernel takes to `address`: longest prefix, then lowest metric.
+    pub fn route(&self, address: IpAddr) -> Option<&Route> {
+        self.routes
+            .iter()
+            .filter(|route| route.destination.contains(&address))
+            .max_by_key(|route| (route.destination.prefix_len(), core::cmp::Reverse(route.metric)))
+    }
+
+    /// The address that the kernel gives packets leaving by `dev`: its first IPv4 address.
+    pub fn primary_address(&self, dev: &str) -> Option<Ipv4Addr> {
+        let link = self.links.as_ref()?.iter().find(|link| link.name == dev)?;
+        link.addresses.iter().find_map(|own| match own.addr() {
+            IpAddr::V4(v4) => Some(v4),
+            IpAddr::V6(_) => None,
+        })
+    }
+
+    /// The addresses that are the node's own, by any source.
+    pub fn host_addresses(&self) -> Vec<IpAddr> {
+        let from_lxc =
+            self.lxc.iter().flatten().filter(|(_, info)| info.is_host()).map(|(address, _)| *address);
+        let from_links = self.links.iter().flatten().flat_map(|link| link.addresses.iter().map(IpNet::addr));
+        let mut all: Vec<_> = from_lxc.chain(from_links).collect();
+        all.sort();
+        all.dedup();
+        all
+    }
+
+    /// An identity with what is known of it: `world (2)`, `16777218 (cidr:10.224.0.8/32)`, `63921 (k8s:app=pls-app …)`.
+    pub fn identity_text(&self, identity: Identity) -> String {
+        if identity.reserved_name().is_some() {
+            return identity.to_string();
+        }
+        let labels = self.identities.get(&identity).map(Vec::as_slice).unwrap_or_default();
+        let cidr = labels.iter().find(|label| label.starts_with("cidr:")).cloned().or_else(|| {
+            let prefix = self.ipcache.as_ref()?.prefixes_of(identity).next()?;
+            identity.is_local_scope().then(|| format!("cidr:{prefix}"))
+        });
+        let app = || {
+            let short = |label: &&String| {
+                label.starts_with("k8s:")
+                    && !label.contains("io.cilium.")
+                    && !label.contains("io.kubernetes.")
+            };
+            labels.iter().find(short).cloned()
+        };
+        match cidr.or_else(app) {
+            Some(label) => format!("{identity} ({label})"),
+            None => identity.to_string(),
+        }
+    }
+
+    /// The missing fact of this name.
+    pub fn missing(&self, what: &str) -> Option<&Missing> {
+        self.missing.iter().find(|missing| missing.what == what)
+    }
 }

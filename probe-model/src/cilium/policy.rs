@@ -5,14 +5,27 @@ use std::fmt;
 
 use super::drop_reason::DropReason;
 use super::identity::Identity;
-use super::{DecodeError, Direction, sized, u16_be, u32_le, u64_le};
+use super::{DecodeError, Direction, EndpointId, sized, u16_be, u32_le, u64_le};
 
+/// What the pin names of policy maps begin with up to 1.16; an endpoint id of five digits follows.
+const PIN_PREFIX: &str = "cilium_policy_";
 /// Bits of a key's prefix that every entry has: identity and direction.
 const STATIC_PREFIX_BITS: u32 = 40;
 /// `prefixlen` of a key whose protocol and port both count; what the datapath looks up with.
 const FULL_PREFIX: u32 = 64;
 /// Prefix bits beyond the static ones that cover the protocol.
 const PROTOCOL_BITS: u32 = 8;
+
+/// Pin name of an endpoint's policy map up to 1.16.
+pub fn pin_name(endpoint: EndpointId) -> String {
+    format!("{PIN_PREFIX}{:05}", endpoint.0)
+}
+
+/// The endpoint whose policy map this pin is, up to 1.16; `None` for other pins and other generations.
+pub fn pin_endpoint(pin: &str) -> Option<EndpointId> {
+    let digits = pin.strip_prefix(PIN_PREFIX)?;
+    (digits.len() == 5).then(|| digits.parse().ok().map(EndpointId)).flatten()
+}
 
 /// A key of `cilium_policy_*`, as stored: an LPM key whose prefix says which of protocol and port count.
 ///
@@ -316,7 +329,7 @@ impl PolicyMap {
     }
 
     /// The longest prefix for `identity`, as the kernel's LPM trie finds it for a lookup with prefix 64.
-    fn longest(&self, identity: Identity, query: &PolicyQuery) -> Option<(PolicyKey, PolicyEntry)> {
+    fn longest(&self, identity: Identity, query: PolicyQuery) -> Option<(PolicyKey, PolicyEntry)> {
         self.slots
             .get(&(identity, query.direction))?
             .iter()
@@ -330,7 +343,7 @@ impl PolicyMap {
     ///
     /// Source: `__policy_can_access`, Cilium `bpf/lib/policy.h`: group B (1.14.0–1.16.3) or C (1.16.4–1.16.x) of the
     /// project's policy reference, by [`PolicyLayout`].
-    pub fn lookup(&self, query: &PolicyQuery) -> PolicyDecision {
+    pub fn lookup(&self, query: PolicyQuery) -> PolicyDecision {
         let by_identity = self.longest(query.identity, query);
         let by_any = self.longest(Identity::UNKNOWN, query);
         let chosen = match self.layout {

@@ -1,4 +1,8 @@
 //! Where a World comes from: a live node or a folder of recordings, both as one [`raw::RawNode`].
 
+pub mod assemble;
 pub mod btf;
+pub mod folder;
+pub mod network_text;
 pub mod raw;
+pub mod rest;

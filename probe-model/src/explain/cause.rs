@@ -1,0 +1,251 @@
+//! The cause in one line, with a stable code.
+//!
+//! Codes `PLS-nn` are those of the project's catalogue of root causes.
+
+use std::net::{IpAddr, Ipv4Addr};
+
+use super::near_miss::{FailedField, NearMiss};
+use super::{Verdict, policies_selecting};
+use crate::cilium::Direction;
+use crate::cilium::drop_reason::DropReason;
+use crate::cilium::identity::Identity;
+use crate::cilium::policy::PolicyKey;
+use crate::netfilter::Hook;
+use crate::simulate::{Destination, Outcome, PolicyStep, Step, Trajectory, Unknown};
+use crate::tuple::{Protocol, Tuple};
+use crate::world::{PolicyRef, World};
+
+/// The address of Azure's health probes and DNS.
+pub const AZURE_PROBE: Ipv4Addr = Ipv4Addr::new(168, 63, 129, 16);
+
+/// Why, in one line.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Cause {
+    /// Stable code.
+    pub code: String,
+    /// One sentence without its full stop.
+    pub sentence: String,
+}
+
+impl Cause {
+    fn new(code: &str, sentence: String) -> Self {
+        Self { code: code.to_owned(), sentence }
+    }
+}
+
+pub(super) fn cause(
+    world: &World,
+    verdict: &Verdict,
+    way: &Trajectory,
+    policies: &[PolicyRef],
+    near_miss: Option<&NearMiss>,
+) -> Cause {
+    if let Verdict::Inconclusive(facts) = verdict {
+        return Cause::new("INCONCLUSIVE", facts.join("; "));
+    }
+    match &way.outcome {
+        Outcome::Dropped(DropReason::POLICY) => default_deny(world, way, policies, near_miss),
+        Outcome::Dropped(DropReason::POLICY_DENY) => explicit_deny(world, way, policies),
+        Outcome::Dropped(reason) => datapath_drop(way, *reason),
+        Outcome::Filtered { rule, rejected } => {
+            let verb = if *rejected { "rejects" } else { "drops" };
+            Cause::new("PLS-14", format!("a netfilter rule of the node {verb} the packet: {rule}"))
+        }
+        Outcome::Allowed(destination) => allowed(world, way, destination, policies),
+        Outcome::Unknown(unknown) => Cause::new("INCONCLUSIVE", unknown_text(world, unknown)),
+    }
+}
+
+/// A missing fact that decides, as a clause.
+pub fn unknown_text(world: &World, unknown: &Unknown) -> String {
+    match unknown {
+        Unknown::Frontend { address, port } => {
+            let sources = match (&world.lb, &world.netfilter) {
+                (Some(_), Some(_)) => "neither Cilium's service map nor the node's netfilter rules have it",
+                (Some(_), None) => {
+                    "Cilium's service map has none, and the node's netfilter rules are not known"
+                }
+                (None, Some(_)) => "the netfilter rules have none, and Cilium's service map is not known",
+                (None, None) => "neither Cilium's service map nor the node's netfilter rules are known",
+            };
+            format!("no source knows a frontend {address}:{port}: {sources}")
+        }
+        Unknown::RemotePod { address, node: Some(node) } => {
+            format!("{address} is on node {node}, whose policy decides and is not known here")
+        }
+        Unknown::RemotePod { address, node: None } => {
+            format!("{address} is no endpoint of this node, and no node is known to have it")
+        }
+        Unknown::Backend { id } => {
+            format!("the service names backend {id}, which `cilium_lb4_backends_v3` does not have")
+        }
+        Unknown::Rule(rule) => format!("a netfilter rule decides by what plsprobe cannot know: {rule}"),
+        Unknown::Fact(name) => match world.missing(name) {
+            Some(missing) => format!("{missing}"),
+            None => format!("`{name}` is not known"),
+        },
+        Unknown::L7Proxy { port: 0 } => "the L7 load balancer decides".to_owned(),
+        Unknown::L7Proxy { port } => {
+            format!("policy redirects to the L7 proxy on port {port}, which decides")
+        }
+        Unknown::Authentication { auth_type } => {
+            format!("mutual authentication (type {auth_type}) decides, and its state is not read yet")
+        }
+        Unknown::Ipv6 => "IPv6 is not simulated yet".to_owned(),
+    }
+}
+
+/// The pod's name and what it is asked for, `default/pls-app` and `TCP/80`.
+fn subject(world: &World, step: &PolicyStep) -> (String, String) {
+    let name = match world.endpoints.get(&step.endpoint) {
+        Some(endpoint) => endpoint.name(),
+        None => format!("endpoint {}", step.endpoint),
+    };
+    let protocol = Protocol(step.query.protocol);
+    let port = if protocol.has_ports() || protocol.is_icmp() {
+        let port = step.query.port;
+        if protocol.is_icmp() { format!("{protocol} type {port}") } else { format!("{protocol}/{port}") }
+    } else {
+        protocol.to_string()
+    };
+    (name, port)
+}
+
+fn list(policies: &[PolicyRef]) -> String {
+    policies.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
+}
+
+fn default_deny(
+    world: &World,
+    way: &Trajectory,
+    policies: &[PolicyRef],
+    near_miss: Option<&NearMiss>,
+) -> Cause {
+    let Some(step) = way.deciding_policy() else { return datapath_drop(way, DropReason::POLICY) };
+    let (name, port) = subject(world, step);
+    let peer = world.identity_text(step.query.identity);
+    let direction = step.query.direction;
+    let preposition = if direction == Direction::Ingress { "from" } else { "to" };
+    let who = if policies.is_empty() {
+        format!("{direction} of {name} is default deny (the agent names no policy behind it)")
+    } else {
+        let verb = if policies.len() == 1 { "selects" } else { "select" };
+        format!("{} {verb} {name} for {direction}", list(policies))
+    };
+    if let Some((original, rewritten)) = hidden_source(way).filter(|_| direction == Direction::Ingress) {
+        let sentence = format!(
+            "{who}; netfilter replaced the source {original} by {rewritten} before policy ran, so Cilium judged {peer}, and no rule admits that on {port}"
+        );
+        return Cause::new("PLS-03", sentence);
+    }
+    let sentence = format!("{who}, and no rule admits {preposition} {peer} on {port}");
+    if way.tuple.saddr == IpAddr::from(AZURE_PROBE) && direction == Direction::Ingress {
+        return Cause::new(
+            "PLS-07",
+            format!("{sentence}: the load balancer's health probe fails, and it stops sending"),
+        );
+    }
+    let service_port = way.steps.iter().find_map(|step| match step {
+        Step::Service { frontend, .. } => Some(frontend.key.dport),
+        _ => None,
+    });
+    match near_miss {
+        Some(NearMiss { key, failed: FailedField::Port, .. })
+            if service_port == Some(key.dport) && step.query.port != key.dport =>
+        {
+            let (service, pod) = (key.dport, step.query.port);
+            let hint =
+                format!("the rule names the service's port {service}, policy sees the pod's port {pod}");
+            Cause::new("PLS-26", format!("{sentence}: {hint}"))
+        }
+        _ => Cause::new("PLS-01", sentence),
+    }
+}
+
+/// The source before and after netfilter rewrote it, if it did.
+fn hidden_source(way: &Trajectory) -> Option<(IpAddr, IpAddr)> {
+    let after = way.steps.iter().find_map(|step| match step {
+        Step::Netfilter { hook: Hook::Postrouting, after, .. } => Some(after.saddr),
+        _ => None,
+    })?;
+    Some((way.sent.saddr, after)).filter(|(before, after)| before != after)
+}
+
+fn explicit_deny(world: &World, way: &Trajectory, policies: &[PolicyRef]) -> Cause {
+    let Some(step) = way.deciding_policy() else { return datapath_drop(way, DropReason::POLICY_DENY) };
+    let (name, port) = subject(world, step);
+    let peer = world.identity_text(step.query.identity);
+    let who = if policies.is_empty() { "a deny rule".to_owned() } else { list(policies) };
+    let preposition = if step.query.direction == Direction::Ingress { "from" } else { "to" };
+    let (direction, verb) = (step.query.direction, if policies.len() > 1 { "deny" } else { "denies" });
+    Cause::new(
+        "PLS-34",
+        format!("{who} explicitly {verb} {direction} of {name} {preposition} {peer} on {port}"),
+    )
+}
+
+fn datapath_drop(way: &Trajectory, reason: DropReason) -> Cause {
+    let meaning = reason.meaning().unwrap_or("unknown reason");
+    let Tuple { daddr, dport, .. } = way.tuple;
+    let code = match reason {
+        DropReason::NOT_IN_SRC_RANGE => "PLS-23",
+        DropReason::NO_SERVICE => "PLS-41",
+        _ => return Cause::new(&format!("DROP-{}", reason.0), format!("{meaning}: {daddr}:{dport}")),
+    };
+    Cause::new(code, format!("{meaning}: {daddr}:{dport}"))
+}
+
+fn allowed(world: &World, way: &Trajectory, destination: &Destination, policies: &[PolicyRef]) -> Cause {
+    if let Some(Step::Reply(entry)) = way.steps.iter().find(|step| matches!(step, Step::Reply(_))) {
+        return Cause::new(
+            "REPLY",
+            format!("it answers a connection that conntrack knows ({entry}); answers are not judged"),
+        );
+    }
+    let Some(step) = way.deciding_policy() else {
+        let text = match destination {
+            Destination::Host => "it goes to the node itself, which pod policies do not cover",
+            _ => "no policy is asked on its way through this node",
+        };
+        return Cause::new("NO-POLICY", text.to_owned());
+    };
+    let (name, port) = subject(world, step);
+    let direction = step.query.direction;
+    let peer = world.identity_text(step.query.identity);
+    match step.decision.entry {
+        Some((key, _)) if is_open(&key) && policies.is_empty() => open(world, step, &name),
+        Some((key, _)) if key.sec_label == Identity::HOST && policies.is_empty() => {
+            Cause::new("ALLOW-LOCALHOST", format!("Cilium always lets the node reach its own pods ({name})"))
+        }
+        Some((key, _)) => {
+            let who =
+                if policies.is_empty() { "an entry of no known policy".to_owned() } else { list(policies) };
+            let verb = if policies.len() > 1 { "admit" } else { "admits" };
+            let whom =
+                if key.sec_label == Identity::UNKNOWN { format!("everybody, so also {peer},") } else { peer };
+            let preposition = if direction == Direction::Ingress { "to" } else { "from" };
+            Cause::new("ALLOWED", format!("{who} {verb} {whom} {preposition} {name} on {port}"))
+        }
+        None => Cause::new("AUDIT", format!("policy audit mode lets {peer} through to {name} on {port}")),
+    }
+}
+
+fn is_open(key: &PolicyKey) -> bool {
+    key.sec_label == Identity::UNKNOWN && key.l4_prefix() == 0
+}
+
+/// The direction is not enforced: said with the policies that select the pod for the other direction only.
+fn open(world: &World, step: &PolicyStep, name: &str) -> Cause {
+    let direction = step.query.direction;
+    let other = match direction {
+        Direction::Ingress => Direction::Egress,
+        Direction::Egress => Direction::Ingress,
+    };
+    let nobody = format!("{direction} of {name} is open: no policy selects it for {direction}");
+    let only_other = policies_selecting(world, step.endpoint, other);
+    if only_other.is_empty() || direction == Direction::Egress {
+        return Cause::new("OPEN", nobody);
+    }
+    let verb = if only_other.len() == 1 { "limits" } else { "limit" };
+    Cause::new("PLS-28", format!("{nobody} ({} only {verb} {other})", list(&only_other)))
+}

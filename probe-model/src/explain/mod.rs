@@ -1,0 +1,188 @@
+//! Why: from the ways through the node to one verdict, its cause, and the policies behind it.
+
+mod attribution;
+mod cause;
+mod near_miss;
+
+use std::net::IpAddr;
+
+use crate::cilium::Direction;
+use crate::cilium::drop_reason::DropReason;
+use crate::cilium::policy::PolicyVerdict;
+use crate::simulate::{Outcome, PolicyStep, Question, Step, Trajectory, Unknown, simulate};
+use crate::world::{ConfigSource, PolicyRef, World};
+
+pub use attribution::{policies_behind, policies_selecting};
+pub use cause::{AZURE_PROBE, Cause, unknown_text};
+pub use near_miss::{FailedField, NearMiss, near_miss};
+
+/// What plsprobe says of a packet, with its evidence.
+#[derive(Clone, Debug)]
+pub struct Explanation {
+    /// The packet asked about.
+    pub question: Question,
+    /// The answer.
+    pub verdict: Verdict,
+    /// Every way through the node; more than one where a backend is chosen at random.
+    pub trajectories: Vec<Trajectory>,
+    /// The cause, in one line.
+    pub cause: Cause,
+    /// The policies behind the verdict: those that put the deciding entry there, or whose selection makes none a deny.
+    pub policies: Vec<PolicyRef>,
+    /// For a default deny: the entry that came nearest.
+    pub near_miss: Option<NearMiss>,
+    /// What the answer assumes, and what is odd.
+    pub caveats: Vec<Caveat>,
+}
+
+impl Explanation {
+    /// The way that the answer rests on: the first that has the verdict's outcome.
+    pub fn trajectory(&self) -> &Trajectory {
+        // `simulate` gives at least one way.
+        &self.trajectories[0]
+    }
+
+    /// The policy check that decided, if one did.
+    pub fn policy(&self) -> Option<&PolicyStep> {
+        self.trajectory().deciding_policy()
+    }
+}
+
+/// The answer.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// Nothing on this node stops the packet.
+    Allowed,
+    /// Cilium drops it.
+    Dropped(DropReason),
+    /// The node's netfilter drops or rejects it.
+    Filtered,
+    /// It cannot be said: the facts that decide and are missing, or backends that fare differently.
+    Inconclusive(Vec<String>),
+}
+
+/// Something the reader must know to trust the answer, with a stable code.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Caveat {
+    /// Stable code.
+    pub code: &'static str,
+    /// One clause.
+    pub text: String,
+}
+
+/// Explains what happens to the packet of `question`, and why.
+///
+/// Cannot fail: a missing fact that decides makes the verdict inconclusive, any other becomes a caveat.
+pub fn explain(world: &World, question: &Question) -> Explanation {
+    let trajectories = simulate(world, question);
+    let verdict = verdict(world, &trajectories);
+    let first = &trajectories[0];
+    let policies =
+        first.deciding_policy().map(|step| attribution::policies_of(world, step)).unwrap_or_default();
+    let default_deny = matches!(first.outcome, Outcome::Dropped(DropReason::POLICY));
+    let near_miss = first
+        .deciding_policy()
+        .filter(|_| default_deny)
+        .and_then(|step| near_miss(world, step, peer(first, step)));
+    let cause = cause::cause(world, &verdict, first, &policies, near_miss.as_ref());
+    let caveats = caveats(world, question, first);
+    Explanation { question: *question, verdict, trajectories, cause, policies, near_miss, caveats }
+}
+
+/// The other end's address, as the policy check saw it.
+fn peer(way: &Trajectory, step: &PolicyStep) -> IpAddr {
+    match step.query.direction {
+        Direction::Ingress => way.tuple.saddr,
+        Direction::Egress => way.tuple.daddr,
+    }
+}
+
+/// One verdict from every way.
+fn verdict(world: &World, trajectories: &[Trajectory]) -> Verdict {
+    let unknown: Vec<_> = trajectories
+        .iter()
+        .filter_map(|way| match &way.outcome {
+            Outcome::Unknown(unknown) => Some(unknown_text(world, unknown)),
+            _ => None,
+        })
+        .collect();
+    if !unknown.is_empty() {
+        return Verdict::Inconclusive(unknown);
+    }
+    let verdicts: Vec<_> = trajectories.iter().map(|way| of_outcome(&way.outcome)).collect();
+    if verdicts.iter().all(|verdict| *verdict == verdicts[0]) {
+        return verdicts.into_iter().next().unwrap_or(Verdict::Allowed);
+    }
+    let each = trajectories.iter().zip(&verdicts).map(|(way, verdict)| {
+        let backend = format!("backend {}:{}", way.tuple.daddr, way.tuple.dport);
+        match verdict {
+            Verdict::Dropped(reason) => format!("{backend} is dropped: {reason}"),
+            Verdict::Filtered => format!("{backend} is dropped by netfilter"),
+            _ => format!("{backend} is allowed"),
+        }
+    });
+    Verdict::Inconclusive(each.collect())
+}
+
+fn of_outcome(outcome: &Outcome) -> Verdict {
+    match outcome {
+        Outcome::Allowed(_) => Verdict::Allowed,
+        Outcome::Dropped(reason) => Verdict::Dropped(*reason),
+        Outcome::Filtered { .. } => Verdict::Filtered,
+        Outcome::Unknown(_) => Verdict::Inconclusive(Vec::new()),
+    }
+}
+
+fn caveats(world: &World, question: &Question, way: &Trajectory) -> Vec<Caveat> {
+    let mut all = Vec::new();
+    let mut add = |code, text: String| all.push(Caveat { code, text });
+    if world.config.source == ConfigSource::Pins {
+        let mode =
+            if world.config.node_port { "kube-proxy replacement" } else { "no kube-proxy replacement" };
+        add("config-by-pins", format!("the agent's configuration is not known; the pinned maps say {mode}"));
+    }
+    let from_host = matches!(way.steps.first(), Some(Step::FromHost));
+    if from_host {
+        let address = question.tuple.saddr;
+        add(
+            "locally-sent",
+            format!("{address} is this node's own address: judged as sent by the node itself"),
+        );
+    }
+    if from_host && world.netfilter.is_none() {
+        let text = "the node's netfilter rules are not known: assumed that Cilium's own rule marks what the host sends";
+        add("host-mark", text.to_owned());
+    }
+    if !world.config.node_port && world.netfilter.is_none() && !from_host {
+        let text =
+            "without kube-proxy replacement, netfilter may rewrite the packet; its rules are not known";
+        add("netfilter-unknown", text.to_owned());
+    }
+    if world.conntrack.is_none() {
+        add("conntrack-unknown", "the conntrack maps are not known: judged as a new connection".to_owned());
+    }
+    for step in way.policy_steps().filter(|step| step.audited) {
+        let endpoint = step.endpoint;
+        let PolicyVerdict::Drop(reason) = step.decision.verdict else { continue };
+        add(
+            "audit-mode",
+            format!("policy audit mode lets through what endpoint {endpoint} would drop: {reason}"),
+        );
+    }
+    if let Some(step) = way.deciding_policy() {
+        let policy = world.endpoints.get(&step.endpoint).and_then(|endpoint| endpoint.policy.as_ref());
+        if let Some(policy) = policy.filter(|policy| policy.revision < policy.desired_revision) {
+            let (realized, desired) = (policy.revision, policy.desired_revision);
+            add(
+                "policy-pending",
+                format!("the datapath has policy revision {realized}, the agent wants {desired}"),
+            );
+        }
+    }
+    all
+}
+
+/// Whether an [`Unknown`] is about something outside this node, so that no more reading here would help.
+pub fn is_elsewhere(unknown: &Unknown) -> bool {
+    matches!(unknown, Unknown::RemotePod { .. } | Unknown::L7Proxy { .. } | Unknown::Authentication { .. })
+}

@@ -1,0 +1,135 @@
+//! The node's netfilter rules, read from `iptables-save` and walked for one new connection.
+//!
+//! kube-proxy and ip-masq-agent rewrite addresses here, before Cilium's policy sees the packet.
+//! What a rule tests and plsprobe cannot know makes the walk end in [`End::Unknown`], never in a guess.
+
+mod parse;
+pub(crate) mod walk;
+
+pub use parse::ParseError;
+pub use walk::{End, Hook, Packet, Traversal};
+
+use std::collections::BTreeMap;
+use std::net::{IpAddr, Ipv4Addr};
+
+use ipnet::Ipv4Net;
+
+use crate::tuple::Protocol;
+
+/// Tables, chains and rules.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Ruleset {
+    tables: BTreeMap<String, BTreeMap<String, Chain>>,
+}
+
+/// A chain.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+struct Chain {
+    /// What happens at the end of a built-in chain; `None` for others.
+    policy: Option<Policy>,
+    rules: Vec<Rule>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Policy {
+    Accept,
+    Drop,
+}
+
+/// One rule, with its text for the evidence.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Rule {
+    text: String,
+    matches: Vec<Match>,
+    target: Target,
+}
+
+/// A condition, with `true` for a negated one.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Match {
+    negated: bool,
+    test: Test,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Test {
+    Source(Ipv4Net),
+    Destination(Ipv4Net),
+    Protocol(Protocol),
+    /// `-i`; a trailing `+` stands for any ending.
+    InDev(String),
+    /// `-o`; a trailing `+` stands for any ending.
+    OutDev(String),
+    /// Ranges of source ports.
+    SourcePort(Vec<(u16, u16)>),
+    /// Ranges of destination ports.
+    DestinationPort(Vec<(u16, u16)>),
+    Mark {
+        value: u32,
+        mask: u32,
+    },
+    /// `addrtype --dst-type LOCAL`.
+    DestinationLocal,
+    /// `addrtype --src-type LOCAL`.
+    SourceLocal,
+    /// `conntrack --ctstate`, the states by name.
+    ConntrackState(Vec<String>),
+    /// `statistic --mode random`: either way.
+    Random,
+    /// `socket`: the packet belongs to a local (transparent) socket.
+    Socket,
+    /// Anything else, as written.
+    Unknown(String),
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Target {
+    /// Count, log, or set something that no other rule here reads.
+    Continue,
+    Jump(String),
+    Goto(String),
+    Accept,
+    Drop,
+    Reject,
+    Return,
+    Mark {
+        value: u32,
+        mask: u32,
+    },
+    Dnat(Vec<(Ipv4Addr, Option<u16>)>),
+    Snat(Ipv4Addr),
+    Masquerade,
+    /// Anything else, as written.
+    Unknown(String),
+}
+
+impl Ruleset {
+    /// Reads the output of `iptables-save`.
+    ///
+    /// # Errors
+    ///
+    /// [`ParseError`] with the line, for text that is no such output. A match or target that plsprobe does not know is
+    /// no error: it counts when a packet meets it.
+    pub fn parse(text: &str) -> Result<Self, ParseError> {
+        parse::ruleset(text)
+    }
+
+    /// Whether any rule rewrites destinations, as kube-proxy's do.
+    pub fn has_dnat(&self) -> bool {
+        let nat = self.tables.get("nat");
+        nat.is_some_and(|chains| {
+            chains.values().flat_map(|chain| &chain.rules).any(|rule| matches!(rule.target, Target::Dnat(_)))
+        })
+    }
+
+    /// Whether a rule names `address` as its exact destination: a service frontend, in kube-proxy's manner.
+    pub fn names_destination(&self, address: IpAddr) -> bool {
+        let IpAddr::V4(address) = address else { return false };
+        let exact = Test::Destination(Ipv4Net::from(address));
+        let nat = self.tables.get("nat");
+        nat.is_some_and(|chains| {
+            let mut matches = chains.values().flat_map(|chain| &chain.rules).flat_map(|rule| &rule.matches);
+            matches.any(|condition| !condition.negated && condition.test == exact)
+        })
+    }
+}

@@ -1,0 +1,227 @@
+//! What the node's datapath does with the first packet of a connection, step by step, from the maps and rules alone.
+//!
+//! [`simulate`] follows the packet from where it enters (the wire, a pod, the node itself) through service translation,
+//! netfilter, routing and policy. Where backends are chosen at random it follows every one.
+//! It cannot fail: a fact that decides and is missing ends a way in [`Outcome::Unknown`].
+
+mod walk;
+
+use std::net::IpAddr;
+
+use ipnet::IpNet;
+
+use crate::cilium::ct::Ipv4CtTuple;
+use crate::cilium::drop_reason::DropReason;
+use crate::cilium::identity::Identity;
+use crate::cilium::lb::{Frontend, Lb4Backend};
+use crate::cilium::policy::{PolicyDecision, PolicyQuery};
+use crate::cilium::{Direction, EndpointId};
+use crate::netfilter::Hook;
+use crate::tuple::Tuple;
+
+pub use walk::simulate;
+
+/// ICMP echo request, what a ping sends.
+pub const ICMP_ECHO_REQUEST: u8 = 8;
+/// ICMPv6 echo request.
+pub const ICMPV6_ECHO_REQUEST: u8 = 128;
+
+/// A packet to be judged.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Question {
+    /// The packet as its sender sends it, before any translation. Source port 0: any.
+    pub tuple: Tuple,
+    /// Judge only this direction's policy; `None` judges every policy on the way.
+    pub direction: Option<Direction>,
+    /// ICMP type and code, for ICMP.
+    pub icmp: Option<(u8, u8)>,
+}
+
+impl Question {
+    /// A question about every policy on the way; ICMP is an echo request.
+    pub fn new(tuple: Tuple) -> Self {
+        let echo = if tuple.saddr.is_ipv6() { ICMPV6_ECHO_REQUEST } else { ICMP_ECHO_REQUEST };
+        Self { tuple, direction: None, icmp: tuple.protocol.is_icmp().then_some((echo, 0)) }
+    }
+}
+
+/// One way through the node.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Trajectory {
+    /// What happened, in order.
+    pub steps: Vec<Step>,
+    /// The packet as it was sent.
+    pub sent: Tuple,
+    /// The packet at the end.
+    pub tuple: Tuple,
+    /// How it ended.
+    pub outcome: Outcome,
+}
+
+impl Trajectory {
+    /// The policy checks on the way.
+    pub fn policy_steps(&self) -> impl Iterator<Item = &PolicyStep> {
+        self.steps.iter().filter_map(|step| match step {
+            Step::Policy(policy) => Some(&**policy),
+            _ => None,
+        })
+    }
+
+    /// The policy check that counts: the one that dropped, else the last one.
+    pub fn deciding_policy(&self) -> Option<&PolicyStep> {
+        self.policy_steps().last()
+    }
+}
+
+/// One thing that happened to the packet.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Step {
+    /// It came from another node or from outside, by this interface if known.
+    FromNetwork {
+        /// The interface.
+        dev: Option<String>,
+        /// It came through Cilium's tunnel.
+        overlay: bool,
+    },
+    /// A pod of this node sent it.
+    FromPod(EndpointId),
+    /// The node itself sent it.
+    FromHost,
+    /// Conntrack knows it as the answer to a connection; answers are not judged.
+    Reply(Ipv4CtTuple),
+    /// Cilium translated the service.
+    Service {
+        /// The frontend that matched.
+        frontend: Box<Frontend>,
+        /// The backend of this way.
+        backend: Lb4Backend,
+    },
+    /// A netfilter rule rewrote an address.
+    Netfilter {
+        /// Where in the stack.
+        hook: Hook,
+        /// The rule, with its table.
+        rule: String,
+        /// The packet afterwards.
+        after: Tuple,
+    },
+    /// The kernel routed it.
+    Route {
+        /// Outgoing interface.
+        dev: String,
+    },
+    /// Cilium took the peer's identity from its address.
+    Identity {
+        /// The address.
+        address: IpAddr,
+        /// What Cilium made of it.
+        identity: Identity,
+        /// Why.
+        origin: IdentityOrigin,
+    },
+    /// A policy map was asked.
+    Policy(Box<PolicyStep>),
+}
+
+/// Where an identity is from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum IdentityOrigin {
+    /// The ipcache's longest prefix for the address.
+    Ipcache(IpNet),
+    /// The ipcache has no prefix for the address, so it is world.
+    NoPrefix,
+    /// The ipcache says host, which the datapath does not believe of a packet without the host's mark: world.
+    HostIgnored(IpNet),
+    /// The packet carries the host's mark.
+    HostMark,
+    /// The sending endpoint's own identity.
+    Endpoint(EndpointId),
+}
+
+/// One question to a policy map, and the answer.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PolicyStep {
+    /// Whose policy.
+    pub endpoint: EndpointId,
+    /// The map's pin name.
+    pub map: String,
+    /// The packet that policy saw.
+    pub tuple: Tuple,
+    /// What was asked.
+    pub query: PolicyQuery,
+    /// What it answered.
+    pub decision: PolicyDecision,
+    /// A drop was turned into an allow by audit mode.
+    pub audited: bool,
+}
+
+/// Where a packet that was let through goes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Destination {
+    /// Into the pod.
+    Endpoint(EndpointId),
+    /// To the node itself.
+    Host,
+    /// Out of the node by this interface, if known.
+    Network(Option<String>),
+    /// Judged for one direction only, as asked.
+    Judged,
+}
+
+/// How a way through the node ends.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// Nothing on this node stops it.
+    Allowed(Destination),
+    /// Cilium drops it.
+    Dropped(DropReason),
+    /// A netfilter rule drops or rejects it.
+    Filtered {
+        /// The rule, with its table.
+        rule: String,
+        /// It is answered with an error.
+        rejected: bool,
+    },
+    /// A fact that decides is missing.
+    Unknown(Unknown),
+}
+
+/// A missing fact that decides.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Unknown {
+    /// No source knows a frontend for this address and port.
+    Frontend {
+        /// Address asked for.
+        address: IpAddr,
+        /// Port asked for.
+        port: u16,
+    },
+    /// The backend is no endpoint of this node; the node that has it decides, if one has.
+    RemotePod {
+        /// The address.
+        address: IpAddr,
+        /// The node behind which the ipcache has it.
+        node: Option<IpAddr>,
+    },
+    /// A service entry names a backend that the backends map does not have.
+    Backend {
+        /// Its id.
+        id: u32,
+    },
+    /// A netfilter rule tests what is not known.
+    Rule(String),
+    /// A map or answer is missing, by the name in [`crate::world::World::missing`].
+    Fact(String),
+    /// The L7 proxy decides.
+    L7Proxy {
+        /// Its port.
+        port: u16,
+    },
+    /// Mutual authentication decides.
+    Authentication {
+        /// The authentication type.
+        auth_type: u8,
+    },
+    /// IPv6 service translation, routing and policy are not simulated yet.
+    Ipv6,
+}

@@ -1,0 +1,220 @@
+//! Decodes a [`RawNode`] into a [`World`]. What cannot be decoded becomes a missing fact, with the reason.
+
+use std::collections::BTreeMap;
+
+use probe_model::cilium::ct::{CtEntry, Ipv4CtTuple};
+use probe_model::cilium::ipcache::{Ipcache, IpcacheKey, RemoteEndpointInfo};
+use probe_model::cilium::layout::{UnknownLayout, policy_layout};
+use probe_model::cilium::lb::{Lb4Backend, Lb4Key, Lb4Service, Lb4SourceRange, LoadBalancer};
+use probe_model::cilium::lxc::{EndpointInfo, EndpointKey};
+use probe_model::cilium::policy::{PolicyEntry, PolicyKey, PolicyMap, pin_endpoint};
+use probe_model::cilium::{DecodeError, EndpointId};
+use probe_model::netfilter::Ruleset;
+use probe_model::world::{Config, Endpoint, Interface, Missing, NamedPolicyMap, RoutingMode, World};
+
+use super::raw::{RawMap, RawNode};
+use super::rest;
+
+/// Pins that only kube-proxy replacement makes.
+const NODE_PORT_PINS: [&str; 3] =
+    ["cilium_snat_v4_external", "cilium_nodeport_neigh4", "cilium_lb4_source_range"];
+/// The pin that only tunnel mode makes.
+const TUNNEL_PIN: &str = "cilium_tunnel_map";
+
+/// Decodes every fact of `node`.
+pub fn assemble(node: &RawNode) -> World {
+    let mut world = World { origin: node.origin.clone(), missing: node.missing.clone(), ..World::default() };
+    read_maps(node, &mut world);
+    read_rest(node, &mut world);
+    join_endpoints(&mut world);
+    if let Some(network) = &node.network {
+        world.links = Some(network.links.clone());
+        world.routes.clone_from(&network.routes);
+    }
+    if let Some(text) = &node.iptables_save {
+        match Ruleset::parse(text) {
+            Ok(rules) => world.netfilter = Some(rules),
+            Err(error) => {
+                world.missing.push(Missing { what: "iptables-save".to_owned(), why: error.to_string() });
+            }
+        }
+    }
+    world
+}
+
+fn read_maps(node: &RawNode, world: &mut World) {
+    world.lxc = map(node, world, "cilium_lxc", |raw| {
+        entries(raw, |key, value| Ok((EndpointKey::decode(key)?.ip, EndpointInfo::decode(value)?)))
+    });
+    world.ipcache = map(node, world, "cilium_ipcache", |raw| {
+        let entries: Vec<_> =
+            entries(raw, |key, value| Ok((IpcacheKey::decode(key)?, RemoteEndpointInfo::decode(value)?)))?;
+        Ok(Ipcache::new(entries))
+    });
+    world.lb = read_load_balancer(node, world);
+    world.conntrack = map(node, world, "cilium_ct4_global", conntrack);
+    if let Some(other) = map(node, world, "cilium_ct_any4_global", conntrack) {
+        world.conntrack.get_or_insert_default().extend(other);
+    }
+    let policies = node.maps.iter().filter(|(name, _)| name.starts_with("cilium_policy_"));
+    for (name, raw) in policies {
+        match read_policy(name, raw) {
+            Ok((endpoint, policy)) => {
+                world.policy.insert(endpoint, policy);
+            }
+            Err(why) => world.missing.push(Missing { what: name.clone(), why }),
+        }
+    }
+}
+
+fn read_policy(name: &str, raw: &RawMap) -> Result<(EndpointId, NamedPolicyMap), String> {
+    let unknown = |found: String| {
+        let known = "`cilium_policy_<id>` with an id of five digits (Cilium 1.14 to 1.16)";
+        UnknownLayout { map: name.to_owned(), found, known }.to_string()
+    };
+    let endpoint = pin_endpoint(name).ok_or_else(|| unknown("another generation of pins".to_owned()))?;
+    if (raw.key_size, raw.value_size) == (0, 0) {
+        // An empty dump without `_show.json`: whatever its layout, nothing is in it.
+        let map = PolicyMap::new(probe_model::cilium::policy::PolicyLayout::WildcardBits, []);
+        return Ok((endpoint, NamedPolicyMap { name: name.to_owned(), id: raw.id, map }));
+    }
+    // Sizes first: with other sizes the entries would only fail to decode, which says less.
+    policy_layout(name, raw.key_size, raw.value_size, &[]).map_err(|error| error.to_string())?;
+    let decoded: Vec<_> =
+        entries(raw, |key, value| Ok((PolicyKey::decode(key)?, PolicyEntry::decode(value)?)))
+            .map_err(|error| error.to_string())?;
+    let layout =
+        policy_layout(name, raw.key_size, raw.value_size, &decoded).map_err(|error| error.to_string())?;
+    Ok((endpoint, NamedPolicyMap { name: name.to_owned(), id: raw.id, map: PolicyMap::new(layout, decoded) }))
+}
+
+fn read_load_balancer(node: &RawNode, world: &mut World) -> Option<LoadBalancer> {
+    let services = map(node, world, "cilium_lb4_services_v2", |raw| {
+        entries(raw, |key, value| Ok((Lb4Key::decode(key)?, Lb4Service::decode(value)?)))
+    })?;
+    let backends = map(node, world, "cilium_lb4_backends_v3", |raw| {
+        entries(raw, |key, value| {
+            let id = key.try_into().map_err(|_| DecodeError::Size {
+                what: "cilium_lb4_backends_v3 key",
+                expected: "4",
+                found: key.len(),
+            })?;
+            Ok((u32::from_le_bytes(id), Lb4Backend::decode(value)?))
+        })
+    })
+    .unwrap_or_default();
+    // Only there with kube-proxy replacement.
+    let ranges = node
+        .maps
+        .get("cilium_lb4_source_range")
+        .map(|raw| entries(raw, |key, _| Lb4SourceRange::decode(key)));
+    let ranges = ranges.transpose().unwrap_or_else(|error| {
+        world.missing.push(Missing { what: "cilium_lb4_source_range".to_owned(), why: error.to_string() });
+        None
+    });
+    Some(LoadBalancer::new(services, backends, ranges.unwrap_or_default()))
+}
+
+fn conntrack(raw: &RawMap) -> Result<BTreeMap<Ipv4CtTuple, CtEntry>, DecodeError> {
+    entries(raw, |key, value| Ok((Ipv4CtTuple::decode(key)?, CtEntry::decode(value)?)))
+}
+
+/// A map decoded, or a missing fact unless one is listed already.
+fn map<T>(
+    node: &RawNode,
+    world: &mut World,
+    name: &str,
+    decode: impl Fn(&RawMap) -> Result<T, DecodeError>,
+) -> Option<T> {
+    let why = match node.maps.get(name).map(decode) {
+        Some(Ok(decoded)) => return Some(decoded),
+        Some(Err(error)) => error.to_string(),
+        None if world.missing(name).is_some() => return None,
+        None => "no such map".to_owned(),
+    };
+    world.missing.push(Missing { what: name.to_owned(), why });
+    None
+}
+
+/// Every entry decoded; the first failure counts for the whole map.
+fn entries<T, C: FromIterator<T>>(
+    raw: &RawMap,
+    decode: impl Fn(&[u8], &[u8]) -> Result<T, DecodeError>,
+) -> Result<C, DecodeError> {
+    raw.entries.iter().map(|(key, value)| decode(key, value)).collect()
+}
+
+fn read_rest(node: &RawNode, world: &mut World) {
+    let mut answer = Answers { node, missing: &mut world.missing };
+    let config = answer.read("config", rest::config);
+    let endpoints = answer.read("endpoint", rest::endpoints);
+    let identities = answer.read("identity", rest::identities);
+    let rules = answer.read("policy", rest::rules);
+    let selectors = answer.read("policy-selectors", rest::selectors);
+    let services = answer.read("service", rest::services);
+    let version = answer.read("healthz", rest::version);
+    world.config = config.unwrap_or_else(|| config_by_pins(node));
+    world.endpoints =
+        endpoints.unwrap_or_default().into_iter().map(|endpoint| (endpoint.id, endpoint)).collect();
+    world.identities = identities.unwrap_or_default();
+    world.rules = rules;
+    world.selectors = selectors.unwrap_or_default();
+    world.service_names = services.unwrap_or_default();
+    world.version = version.flatten();
+}
+
+struct Answers<'a> {
+    node: &'a RawNode,
+    missing: &'a mut Vec<Missing>,
+}
+
+impl Answers<'_> {
+    /// One REST answer, or a missing fact unless one is listed already.
+    fn read<T>(&mut self, name: &str, parse: impl Fn(&str) -> anyhow::Result<T>) -> Option<T> {
+        let what = format!("rest/{name}");
+        let why = match self.node.rest.get(name).map(|text| parse(text)) {
+            Some(Ok(value)) => return Some(value),
+            Some(Err(error)) => format!("{error:#}"),
+            None if self.missing.iter().any(|missing| missing.what == what || missing.what == "rest") => {
+                return None;
+            }
+            None => "the agent was not asked".to_owned(),
+        };
+        self.missing.push(Missing { what, why });
+        None
+    }
+}
+
+/// What the pins alone say of the agent's configuration.
+fn config_by_pins(node: &RawNode) -> Config {
+    let pinned =
+        |name: &str| node.maps.contains_key(name) || node.missing.iter().any(|missing| missing.what == name);
+    let defaults = Config::default();
+    Config {
+        node_port: NODE_PORT_PINS.into_iter().any(pinned),
+        routing: if pinned(TUNNEL_PIN) { RoutingMode::Tunnel } else { RoutingMode::Native },
+        ..defaults
+    }
+}
+
+/// Adds what `cilium_lxc` knows of endpoints to what the agent said of them.
+fn join_endpoints(world: &mut World) {
+    for (address, info) in world.lxc.iter().flatten().filter(|(_, info)| !info.is_host()) {
+        let endpoint = world.endpoints.entry(info.lxc_id).or_insert_with(|| Endpoint {
+            id: info.lxc_id,
+            identity: info.sec_id,
+            pod: None,
+            labels: world.identities.get(&info.sec_id).cloned().unwrap_or_default(),
+            addresses: Vec::new(),
+            interface: None,
+            policy: None,
+        });
+        if !endpoint.addresses.contains(address) {
+            endpoint.addresses.push(*address);
+        }
+        let interface =
+            endpoint.interface.get_or_insert(Interface { ifindex: info.ifindex, name: None, mac: None });
+        interface.ifindex = info.ifindex;
+        interface.mac = Some(info.mac);
+    }
+}

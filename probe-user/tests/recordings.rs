@@ -1,0 +1,153 @@
+//! What plsprobe says of every recorded probe, against what a real Cilium did.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+
+use probe_model::cilium::identity::Identity;
+use probe_model::explain::{Verdict, explain};
+use probe_model::simulate::Question;
+use probe_model::tuple::{Protocol, Tuple};
+use probe_model::world::World;
+use probe_user::sources::{assemble, folder};
+use serde::Deserialize;
+
+/// The node's own address in every recording.
+const NODE: &str = "10.224.0.4";
+
+#[derive(Deserialize)]
+struct Expected {
+    probes: Option<Vec<Probe>>,
+}
+
+#[derive(Deserialize)]
+struct Probe {
+    id: String,
+    from_ip: Option<String>,
+    from_port: Option<u16>,
+    to: Option<String>,
+    port: Option<u16>,
+    proto: Option<String>,
+    observed: Option<String>,
+    drop_reasons: Vec<String>,
+    #[serde(default)]
+    policy_verdict_lines: Vec<String>,
+}
+
+fn world(scenario: &fixtures::Scenario) -> World {
+    assemble::assemble(&folder::read(&scenario.path).expect("a readable recording"))
+}
+
+fn probes(scenario: &fixtures::Scenario) -> Vec<Probe> {
+    let text = std::fs::read_to_string(scenario.path.join("expected.json")).expect("expected.json");
+    serde_json::from_str::<Expected>(&text).expect("expected.json").probes.unwrap_or_default()
+}
+
+fn question(probe: &Probe) -> Option<Question> {
+    let address = |text: &str| text.parse::<IpAddr>().expect("an address");
+    Some(Question::new(Tuple {
+        saddr: address(probe.from_ip.as_deref().unwrap_or(NODE)),
+        sport: probe.from_port.unwrap_or(0),
+        daddr: address(probe.to.as_deref()?),
+        dport: probe.port?,
+        protocol: Protocol::parse(probe.proto.as_deref()?).expect("a protocol"),
+    }))
+}
+
+/// What Cilium recorded, as a verdict; `None` where it recorded none.
+fn recorded(probe: &Probe) -> Option<Result<(), &str>> {
+    match (probe.observed.as_deref(), probe.drop_reasons.first()) {
+        (_, Some(reason)) => Some(Err(reason)),
+        (Some("allowed"), None) => Some(Ok(())),
+        _ => None,
+    }
+}
+
+#[test]
+fn every_probe_gets_the_recorded_verdict() {
+    let mut wrong = Vec::new();
+    let mut counts: BTreeMap<&str, usize> = BTreeMap::new();
+    for recording in ["cilium-1.14", "cilium-1.14-tunnel-kubeproxy", "cilium-1.16"] {
+        for scenario in fixtures::scenarios(recording) {
+            let world = world(&scenario);
+            for probe in probes(&scenario) {
+                let Some(question) = question(&probe) else { continue };
+                let explanation = explain(&world, &question);
+                let said = match &explanation.verdict {
+                    Verdict::Allowed => "allowed".to_owned(),
+                    Verdict::Dropped(reason) => reason.text().unwrap_or("unknown").to_owned(),
+                    Verdict::Filtered => "filtered".to_owned(),
+                    Verdict::Inconclusive(_) => "inconclusive".to_owned(),
+                };
+                let right = match recorded(&probe) {
+                    Some(Ok(())) => said == "allowed",
+                    Some(Err(reason)) => said == reason,
+                    // A timeout without a reason: the answer must not claim a drop.
+                    None => said == "inconclusive" || said == "allowed",
+                };
+                *counts.entry(recording).or_default() += 1;
+                if !right {
+                    let (id, reasons) = (&probe.id, &probe.drop_reasons);
+                    let name = &scenario.name;
+                    wrong.push(format!(
+                        "{recording}/{name} {id}: recorded {:?} {reasons:?}, said {said}: {}",
+                        probe.observed, explanation.cause.sentence
+                    ));
+                }
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "{} of {counts:?} wrong:\n{}", wrong.len(), wrong.join("\n"));
+    assert_eq!(counts.values().sum::<usize>(), 516, "{counts:?}");
+}
+
+/// The identity in a verdict line: a number or a reserved name.
+fn identity(text: &str) -> Identity {
+    let reserved = (0..=10).map(Identity).find(|identity| identity.reserved_name() == Some(text));
+    reserved.unwrap_or_else(|| Identity(text.parse().expect("a number")))
+}
+
+/// The part of `line` between `before` and the next comma or the end.
+fn field<'a>(line: &'a str, before: &str) -> &'a str {
+    let rest = line.split_once(before).unwrap_or_else(|| panic!("no `{before}` in `{line}`")).1;
+    rest.split_once(',').map_or(rest, |(field, _)| field)
+}
+
+/// Cilium's own policy verdicts name endpoint, peer identity, direction, match and the addresses that policy saw: the
+/// simulated policy check must be the same in each.
+#[test]
+fn every_policy_check_is_the_recorded_one() {
+    let mut compared = 0;
+    for recording in ["cilium-1.14", "cilium-1.14-tunnel-kubeproxy", "cilium-1.16"] {
+        for scenario in fixtures::scenarios(recording) {
+            let world = world(&scenario);
+            for probe in probes(&scenario) {
+                let (Some(question), Some(line)) = (question(&probe), probe.policy_verdict_lines.first())
+                else {
+                    continue;
+                };
+                let at = format!("{recording}/{} {}: {line}", scenario.name, probe.id);
+                let explanation = explain(&world, &question);
+                let direction = if line.contains(", ingress,") { "ingress" } else { "egress" };
+                let mut steps = explanation.trajectory().policy_steps();
+                let step = steps.find(|step| step.query.direction.to_string() == direction);
+                let step = step.unwrap_or_else(|| panic!("no {direction} check: {at}"));
+                assert_eq!(step.endpoint.to_string(), field(line, "local EP ID "), "{at}");
+                assert_eq!(step.query.identity, identity(field(line, "remote ID ")), "{at}");
+                assert_eq!(step.query.protocol.to_string(), field(line, "proto "), "{at}");
+                let allowed =
+                    matches!(step.decision.verdict, probe_model::cilium::policy::PolicyVerdict::Allow { .. });
+                assert_eq!(if allowed { "allow" } else { "deny" }, field(line, "action "), "{at}");
+                assert_eq!(step.decision.match_type.to_string(), field(line, "match "), "{at}");
+                // The kernel chooses the node's own source address by route, and ICMP lines have no ports.
+                if probe.from_ip.is_some() && question.tuple.protocol.has_ports() {
+                    let tuple = step.tuple;
+                    let addresses =
+                        format!("{}:{} -> {}:{}", tuple.saddr, tuple.sport, tuple.daddr, tuple.dport);
+                    assert!(line.contains(&format!(", {addresses} ")), "{addresses} in {at}");
+                }
+                compared += 1;
+            }
+        }
+    }
+    assert_eq!(compared, 320, "verdict lines compared");
+}
