@@ -1,19 +1,23 @@
 //! A lab that is up: its namespaces, its servers, and its end.
+use std::fmt;
 use std::fs;
 use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::thread::JoinHandle;
 
 use anyhow::{Context as _, Result, bail};
-use tokio::sync::oneshot;
 
 use crate::addresses::{APP, NAT_IPS, NGINX, VM};
+use crate::agent::Agent;
+use crate::agent::answers::Answers;
+use crate::agent::rest::Source;
+use crate::background::Background;
 use crate::instance::{Instance, Lock, Process, State};
 use crate::netns::{Netns, Ns};
 use crate::probe::{ClientSaw, Probe, Probed};
+use crate::scenario::Scenario;
 use crate::server::Service;
-use crate::{shell, topology};
+use crate::{kube_proxy, shell, topology};
 
 /// How packets reach the pod.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
@@ -27,13 +31,25 @@ pub enum Shape {
     KubeProxy,
 }
 
+impl fmt::Display for Shape {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Self::Aks => "aks",
+            Self::Kpr => "kpr",
+            Self::KubeProxy => "kubeproxy",
+        })
+    }
+}
+
 /// What to bring up.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct LabOptions {
     /// The lab's name: labs of different names do not meet.
     pub instance: String,
-    /// The shape of the datapath.
+    /// The shape of the datapath; the scenario must make sense in it.
     pub shape: Shape,
+    /// The name of a [`Scenario`].
+    pub scenario: String,
 }
 
 /// A lab that is up, until dropped.
@@ -44,21 +60,16 @@ pub struct Lab {
     netns: [Netns; Ns::ALL.len()],
     bpffs: PathBuf,
     run_dir: PathBuf,
-    servers: Option<Servers>,
+    scenario: &'static Scenario,
+    agent: Option<Agent>,
+    background: Option<Background>,
     /// Last: whoever waits for it may start as soon as everything else is gone.
     _lock: Lock,
 }
 
-/// One thread that serves all sockets of the lab.
-#[derive(Debug)]
-struct Servers {
-    stop: oneshot::Sender<()>,
-    thread: JoinHandle<()>,
-}
-
 impl Default for LabOptions {
     fn default() -> Self {
-        Self { instance: "lab".to_owned(), shape: Shape::default() }
+        Self { instance: "lab".to_owned(), shape: Shape::default(), scenario: "none".to_owned() }
     }
 }
 
@@ -85,7 +96,18 @@ impl Lab {
     ///
     /// Not root, a lab of this name is up already, or a tool (`ip`, `nft`, `mount`) refuses something.
     pub fn up(options: &LabOptions) -> Result<Self> {
+        Self::up_without_datapath(options)
+    }
+
+    /// The same without the stand-in for Cilium's datapath: packets take the way of the host's stack.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::up`].
+    pub fn up_without_datapath(options: &LabOptions) -> Result<Self> {
         let instance = Instance::new(&options.instance)?;
+        let scenario = Scenario::named(&options.scenario)?;
+        scenario.check_shape(options.shape)?;
         let Some(lock) = instance.try_lock()? else {
             let name = instance.name();
             bail!("instance `{name}` is up already; run `plsprobe-lab down --instance {name}`");
@@ -96,14 +118,29 @@ impl Lab {
             bpffs: instance.bpffs(),
             run_dir: instance.run_dir(),
             shape: options.shape,
-            servers: None,
+            scenario,
+            agent: None,
+            background: None,
             instance,
             _lock: lock,
         };
         // From here on dropping `lab` takes down whatever is up.
         lab.make_dirs()?;
         topology::build(&lab.instance, lab.shape)?;
-        lab.servers = Some(Servers::start(&lab.instance, &services())?);
+        if lab.shape == Shape::KubeProxy {
+            kube_proxy::install(lab.netns(Ns::Node))?;
+        }
+        let background = Background::start()?;
+        for service in services(scenario.app_ports) {
+            let bound = service.bind(&lab.instance)?;
+            background.handle().spawn(async move {
+                if let Err(err) = bound.serve().await {
+                    eprintln!("plsprobe-lab: a server ended: {err:#}");
+                }
+            });
+        }
+        lab.background = Some(background);
+        lab.start_agent()?;
         Ok(lab)
     }
 
@@ -124,6 +161,43 @@ impl Lab {
     /// The shape it was brought up in.
     pub fn shape(&self) -> Shape {
         self.shape
+    }
+
+    /// The scenario it was brought up with.
+    pub fn scenario(&self) -> &'static Scenario {
+        self.scenario
+    }
+
+    /// Ends the stand-in for the agent: both sockets close and their files go, as when the agent's pod is deleted.
+    pub fn stop_agent(&mut self) {
+        self.agent = None;
+    }
+
+    /// Starts the stand-in for the agent, again or after [`Self::stop_agent`].
+    ///
+    /// # Errors
+    ///
+    /// A socket cannot be bound.
+    pub fn start_agent(&mut self) -> Result<()> {
+        let answers = Answers::new(self.scenario, self.shape, topology::router(self.shape))?;
+        self.start_agent_with(Source::Computed(answers))
+    }
+
+    /// Starts it with REST answers of the caller's choice, such as a recording's.
+    ///
+    /// # Errors
+    ///
+    /// A socket cannot be bound.
+    pub fn start_agent_with(&mut self, source: Source) -> Result<()> {
+        self.stop_agent();
+        let background = self.background.as_ref().context("the lab is going down")?;
+        self.agent = Some(Agent::start(background.handle(), &self.run_dir, &self.bpffs, source)?);
+        Ok(())
+    }
+
+    /// The stand-in for the agent, unless it was stopped.
+    pub fn agent(&self) -> Option<&Agent> {
+        self.agent.as_ref()
     }
 
     /// One of its namespaces.
@@ -198,9 +272,8 @@ impl Lab {
     }
 
     fn take_down(&mut self) -> Result<()> {
-        if let Some(servers) = self.servers.take() {
-            servers.stop();
-        }
+        self.agent = None;
+        self.background = None;
         self.instance.sweep()?;
         Ok(())
     }
@@ -214,10 +287,10 @@ impl Drop for Lab {
     }
 }
 
-/// Who listens where; the recordings' world.
-fn services() -> Vec<Service> {
+/// Who listens where; the recordings' world but for `pls-app`'s TCP ports.
+fn services(app_ports: &[u16]) -> Vec<Service> {
     let http = |ns, address, port| Service::Http { ns, address, port };
-    let mut services: Vec<_> = [80, 443, 8080, 8090].map(|port| http(Ns::App, APP, port)).into();
+    let mut services: Vec<_> = app_ports.iter().map(|port| http(Ns::App, APP, *port)).collect();
     services.extend([
         Service::UdpEcho { ns: Ns::App, address: APP, port: 53 },
         http(Ns::Nginx, NGINX, 80),
@@ -226,38 +299,4 @@ fn services() -> Vec<Service> {
         http(Ns::Pls, NAT_IPS[0], 80),
     ]);
     services
-}
-
-impl Servers {
-    fn start(instance: &Instance, services: &[Service]) -> Result<Self> {
-        let bound = services.iter().map(|service| service.bind(instance)).collect::<Result<Vec<_>>>()?;
-        let runtime = tokio::runtime::Builder::new_current_thread()
-            .enable_all()
-            .build()
-            .context("failed to start the servers' runtime")?;
-        let (stop, stopped) = oneshot::channel();
-        let thread = std::thread::Builder::new()
-            .name("lab-servers".to_owned())
-            .spawn(move || {
-                runtime.block_on(async move {
-                    for service in bound {
-                        tokio::spawn(async move {
-                            if let Err(err) = service.serve().await {
-                                eprintln!("plsprobe-lab: a server ended: {err:#}");
-                            }
-                        });
-                    }
-                    // Either word of the sender, or its end, is the end.
-                    let _ = stopped.await;
-                });
-            })
-            .context("failed to start the servers' thread")?;
-        Ok(Self { stop, thread })
-    }
-
-    fn stop(self) {
-        // A thread that has ended by a panic of its own has said so on standard error.
-        let _ = self.stop.send(());
-        let _ = self.thread.join();
-    }
 }

@@ -9,10 +9,16 @@
 //! # Ok::<(), anyhow::Error>(())
 //! ```
 pub mod addresses;
+pub mod agent;
+mod background;
+#[cfg(test)]
+mod dump;
 mod instance;
+mod kube_proxy;
 mod lab;
 mod netns;
 mod probe;
+pub mod scenario;
 mod server;
 mod shell;
 pub mod standin;

@@ -19,7 +19,8 @@ fn instance(test: &str) -> Option<String> {
 }
 
 fn up(instance: &str, shape: Shape) -> Lab {
-    Lab::up(&LabOptions { instance: instance.to_owned(), shape }).expect("the lab comes up")
+    Lab::up_without_datapath(&LabOptions { instance: instance.to_owned(), shape, ..LabOptions::default() })
+        .expect("the lab comes up")
 }
 
 /// What a lab called `instance` shows on the machine: namespaces, mounts, folders.
@@ -66,7 +67,8 @@ fn dropping_takes_down() {
 fn one_owner_per_instance() {
     let Some(instance) = instance("owner") else { return };
     let lab = up(&instance, Shape::Aks);
-    let second = Lab::up(&LabOptions { instance: instance.clone(), shape: Shape::Aks });
+    let second =
+        Lab::up_without_datapath(&LabOptions { instance: instance.clone(), ..LabOptions::default() });
     let err = second.unwrap_err().to_string();
     assert_eq!(
         err,

@@ -1,0 +1,243 @@
+//! The entries that the agent would have written into Cilium's pinned maps, as the kernel stores them.
+use std::net::{IpAddr, Ipv4Addr};
+
+use anyhow::{Context as _, Result};
+use ipnet::Ipv4Net;
+use probe_model::cilium::EndpointId;
+use probe_model::cilium::identity::Identity;
+use probe_model::cilium::ipcache::{IpcacheKey, RemoteEndpointInfo};
+use probe_model::cilium::lb::{Lb4Backend, Lb4Key, Lb4ReverseNat, Lb4Service};
+use probe_model::cilium::lxc::{EndpointInfo, EndpointKey, Mac};
+
+use super::realize::Realized;
+use crate::addresses::{
+    APP_CLUSTER_IP, APP_POD, ILB, NGINX_CLUSTER_IP, NGINX_POD, NODE, NODE_PORT, Pod, SERVICE_PORT,
+};
+use crate::lab::Shape;
+
+/// Entries of one map.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct MapEntries {
+    /// The map's name, which is also its pin's.
+    pub map: String,
+    /// Keys and values.
+    pub entries: Vec<(Vec<u8>, Vec<u8>)>,
+}
+
+/// A service as the agent knows it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Service {
+    /// Its number: `rev_nat_index` in the maps, `id` in the REST answer.
+    pub id: u16,
+    /// The frontend's address; 0.0.0.0 for a `NodePort` on every address.
+    pub address: Ipv4Addr,
+    /// The frontend's port.
+    pub port: u16,
+    /// `ClusterIP`, `LoadBalancer` or `NodePort`.
+    pub kind: &'static str,
+    /// Whether packets from outside may use it.
+    pub routable: bool,
+    /// The pod behind it.
+    pub backend: Pod,
+}
+
+impl Service {
+    /// The number of its backend in `cilium_lb4_backends_v3`.
+    pub fn backend_id(&self) -> u32 {
+        if self.backend == APP_POD { 1 } else { 2 }
+    }
+
+    fn flags(&self) -> u8 {
+        let kind = match self.kind {
+            "LoadBalancer" => Lb4Service::LOADBALANCER,
+            "NodePort" => Lb4Service::NODEPORT,
+            _ => 0,
+        };
+        kind | if self.routable { Lb4Service::ROUTABLE } else { 0 }
+    }
+}
+
+/// The services that Cilium handles; with kube-proxy in front, only those of type `ClusterIP`.
+pub fn services(shape: Shape) -> Vec<Service> {
+    let of =
+        |id, address, port, kind, routable, backend| Service { id, address, port, kind, routable, backend };
+    let all = vec![
+        of(1, APP_CLUSTER_IP, SERVICE_PORT, "ClusterIP", false, APP_POD),
+        of(2, ILB, SERVICE_PORT, "LoadBalancer", true, APP_POD),
+        of(3, NODE, NODE_PORT, "NodePort", true, APP_POD),
+        of(4, Ipv4Addr::UNSPECIFIED, NODE_PORT, "NodePort", false, APP_POD),
+        of(5, NGINX_CLUSTER_IP, SERVICE_PORT, "ClusterIP", false, NGINX_POD),
+    ];
+    match shape {
+        Shape::Aks | Shape::Kpr => all,
+        Shape::KubeProxy => all.into_iter().filter(|service| service.kind == "ClusterIP").collect(),
+    }
+}
+
+/// The prefixes of the ipcache and their identities.
+pub fn ipcache(realized: &Realized, router: Ipv4Addr) -> Vec<(Ipv4Net, Identity)> {
+    let mut prefixes = vec![
+        (Ipv4Net::from(NODE), Identity::HOST),
+        (Ipv4Net::from(router), Identity::HOST),
+        (Ipv4Net::default(), Identity::WORLD),
+    ];
+    prefixes.extend([APP_POD, NGINX_POD].map(|pod| (Ipv4Net::from(pod.address), Identity(pod.identity))));
+    prefixes.extend_from_slice(&realized.cidr_identities);
+    prefixes
+}
+
+/// Everything the agent would have written. `ifindex` gives the number of a host-side interface.
+///
+/// # Errors
+///
+/// An interface has no number.
+pub fn map_entries(
+    app: &Realized,
+    shape: Shape,
+    router: Ipv4Addr,
+    ifindex: impl Fn(&str) -> Result<u32>,
+) -> Result<Vec<MapEntries>> {
+    let open = Realized::new(None)?;
+    let mut maps = vec![
+        lxc(router, ifindex)?,
+        MapEntries {
+            map: "cilium_ipcache".to_owned(),
+            entries: ipcache(app, router).into_iter().map(ipcache_entry).collect(),
+        },
+        policy(APP_POD.endpoint_id, app),
+        policy(NGINX_POD.endpoint_id, &open),
+    ];
+    maps.extend(load_balancer(&services(shape)));
+    Ok(maps)
+}
+
+fn policy(endpoint_id: u16, realized: &Realized) -> MapEntries {
+    let entries = realized.entries.iter().map(|(key, entry)| (key.encode().into(), entry.encode().into()));
+    MapEntries { map: format!("cilium_policy_{endpoint_id:05}"), entries: entries.collect() }
+}
+
+fn ipcache_entry((prefix, sec_identity): (Ipv4Net, Identity)) -> (Vec<u8>, Vec<u8>) {
+    let key = IpcacheKey { prefix: prefix.into(), cluster_id: 0 };
+    let tunnel_endpoint = Ipv4Addr::UNSPECIFIED;
+    let info = RemoteEndpointInfo { sec_identity, tunnel_endpoint, node_id: 0, key: 0, flags: 0 };
+    (key.encode().into(), info.encode().into())
+}
+
+fn lxc(router: Ipv4Addr, ifindex: impl Fn(&str) -> Result<u32>) -> Result<MapEntries> {
+    let mut entries = Vec::new();
+    for pod in [APP_POD, NGINX_POD] {
+        let info = EndpointInfo {
+            ifindex: ifindex(pod.host_interface)?,
+            lxc_id: EndpointId(pod.endpoint_id),
+            flags: 0,
+            mac: mac(pod.mac)?,
+            node_mac: mac(pod.host_mac)?,
+            sec_id: Identity(pod.identity),
+        };
+        entries.push((EndpointKey { ip: pod.address.into() }.encode().into(), info.encode().into()));
+    }
+    let host = EndpointInfo {
+        ifindex: 0,
+        lxc_id: EndpointId(0),
+        flags: EndpointInfo::HOST,
+        mac: Mac([0; 6]),
+        node_mac: Mac([0; 6]),
+        sec_id: Identity::UNKNOWN,
+    };
+    for address in [NODE, router] {
+        let key = EndpointKey { ip: IpAddr::V4(address) };
+        entries.push((key.encode().into(), host.encode().into()));
+    }
+    Ok(MapEntries { map: "cilium_lxc".to_owned(), entries })
+}
+
+fn load_balancer(services: &[Service]) -> [MapEntries; 3] {
+    let mut frontends = Vec::new();
+    let mut backends = Vec::new();
+    let mut reverse_nat = Vec::new();
+    for service in services {
+        let key =
+            Lb4Key { address: service.address, dport: service.port, backend_slot: 0, proto: 0, scope: 0 };
+        let frontend = Lb4Service {
+            backend_id: 0,
+            count: 1,
+            rev_nat_index: service.id,
+            flags: service.flags(),
+            flags2: 0,
+        };
+        let slot = Lb4Service { backend_id: service.backend_id(), count: 0, flags: 0, ..frontend };
+        frontends.push((key.encode().into(), frontend.encode().into()));
+        frontends.push((Lb4Key { backend_slot: 1, ..key }.encode().into(), slot.encode().into()));
+        let target = Lb4ReverseNat { address: service.address, port: service.port };
+        reverse_nat.push((service.id.to_be_bytes().into(), target.encode().into()));
+        let backend = Lb4Backend {
+            address: service.backend.address,
+            port: SERVICE_PORT,
+            proto: 0,
+            flags: 0,
+            cluster_id: 0,
+        };
+        let backend = (service.backend_id().to_le_bytes().into(), backend.encode().into());
+        if !backends.contains(&backend) {
+            backends.push(backend);
+        }
+    }
+    [("services_v2", frontends), ("backends_v3", backends), ("reverse_nat", reverse_nat)]
+        .map(|(name, entries)| MapEntries { map: format!("cilium_lb4_{name}"), entries })
+}
+
+/// Parses `46:b6:6f:2e:11:8f`.
+pub(crate) fn mac(text: &str) -> Result<Mac> {
+    let mut mac = [0; 6];
+    let mut parts = text.split(':');
+    for byte in &mut mac {
+        *byte = parts
+            .next()
+            .and_then(|part| u8::from_str_radix(part, 16).ok())
+            .with_context(|| format!("`{text}` is no MAC address"))?;
+    }
+    Ok(Mac(mac))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::*;
+    use crate::addresses::ROUTER;
+    use crate::dump::map_dump;
+    use crate::scenario::Scenario;
+
+    /// Every map but the policy maps (which `realize` checks) equals the recorded one but for the number of the
+    /// `NodePort`.
+    #[test]
+    fn entries_equal_the_recorded_agents() {
+        let none = Scenario::named("none").unwrap();
+        let realized = Realized::new(none.policy.as_ref()).unwrap();
+        let ifindex = |name: &str| Ok(if name == APP_POD.host_interface { 5 } else { 6 });
+        let maps = map_entries(&realized, Shape::Kpr, ROUTER, ifindex).unwrap();
+        let recorded = fixtures::recording("cilium-1.14").join("none/maps");
+        for name in [
+            "cilium_lxc",
+            "cilium_ipcache",
+            "cilium_lb4_services_v2",
+            "cilium_lb4_backends_v3",
+            "cilium_lb4_reverse_nat",
+        ] {
+            let ours = maps.iter().find(|map| map.map == name).unwrap();
+            let ours: BTreeSet<_> = ours.entries.iter().cloned().collect();
+            let theirs = map_dump(&recorded.join(format!("{name}.json")));
+            let theirs: BTreeSet<_> =
+                theirs.into_iter().map(|(key, value)| (renumber(key), renumber(value))).collect();
+            assert_eq!(ours, theirs, "{name}");
+        }
+    }
+
+    /// 30080, the recorded `NodePort`, as the lab's own.
+    fn renumber(mut bytes: Vec<u8>) -> Vec<u8> {
+        if let Some(at) = bytes.windows(2).position(|pair| pair == 30080_u16.to_be_bytes()) {
+            bytes[at..at + 2].copy_from_slice(&NODE_PORT.to_be_bytes());
+        }
+        bytes
+    }
+}
