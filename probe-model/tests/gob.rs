@@ -1,9 +1,6 @@
 //! The monitor stream's decoder against recordings of a real agent's socket, and against bytes of every kind.
 
-use std::{
-    fs,
-    path::{Path, PathBuf},
-};
+use std::{fs, path::Path};
 
 use probe_model::cilium::gob::{Decoder, GobError, Payload};
 
@@ -115,21 +112,6 @@ fn a_cut_stream_shows_what_was_left() {
     assert_eq!(decode([&stream[..]]), Ok((vec![], 6)));
 }
 
-/// Every scenario's folder with recorded events, of every Cilium 1.14 shape.
-fn recordings() -> Vec<PathBuf> {
-    let root = std::env::var_os("PLSPROBE_FIXTURES")
-        .map_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("../fixtures"), PathBuf::from);
-    let mut found: Vec<PathBuf> = ["cilium-1.14", "cilium-1.14-tunnel-kubeproxy"]
-        .iter()
-        .filter_map(|shape| fs::read_dir(root.join(shape)).ok())
-        .flatten()
-        .map(|entry| entry.unwrap().path().join("events"))
-        .filter(|events| events.join("events.bin").exists())
-        .collect();
-    found.sort();
-    found
-}
-
 /// What `events.jsonl` says the stream holds.
 fn expected(events: &Path) -> Vec<Payload> {
     let text = fs::read_to_string(events.join("events.jsonl")).unwrap();
@@ -151,13 +133,10 @@ fn unhex(hex: &str) -> Vec<u8> {
 
 #[test]
 fn recordings_decode_to_their_samples() {
-    let recordings = recordings();
-    if recordings.is_empty() {
-        println!("skipped: no recorded events.bin under fixtures/");
-        return;
-    }
-    for events in &recordings {
-        let (stream, expected) = (fs::read(events.join("events.bin")).unwrap(), expected(events));
+    let recordings = ["cilium-1.14", "cilium-1.14-tunnel-kubeproxy", "cilium-1.16"];
+    for scenario in recordings.into_iter().flat_map(fixtures::scenarios) {
+        let events = scenario.path.join("events");
+        let (stream, expected) = (fs::read(events.join("events.bin")).unwrap(), expected(&events));
         assert!(!expected.is_empty(), "{}", events.display());
         for size in [1, 2, 3, 7, 64, 1000, 4096, stream.len()] {
             let decoded = decode(stream.chunks(size));
