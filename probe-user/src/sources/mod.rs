@@ -3,6 +3,7 @@
 pub mod assemble;
 pub mod btf;
 pub mod folder;
+pub mod monitor;
 pub mod network_text;
 pub mod raw;
 pub mod rest;
