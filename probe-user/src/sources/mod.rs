@@ -3,7 +3,11 @@
 pub mod assemble;
 pub mod btf;
 pub mod folder;
+pub mod maps;
 pub mod monitor;
 pub mod network_text;
 pub mod raw;
 pub mod rest;
+
+#[cfg(test)]
+mod testing;
