@@ -1,5 +1,6 @@
 //! Where a World comes from: a live node or a folder of recordings, both as one [`raw::RawNode`].
 
+pub mod agent;
 pub mod assemble;
 pub mod btf;
 pub mod folder;
