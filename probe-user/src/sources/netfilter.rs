@@ -1,0 +1,280 @@
+//! The node's netfilter rules, as `iptables-save` prints them: kube-proxy and ip-masq-agent rewrite addresses there.
+//!
+//! A kernel may hold rules of both of iptables' back ends, and nftables rules that iptables cannot show.
+//! What is not read is said, because it may rewrite or drop a packet.
+
+use std::{
+    env, fs,
+    io::{self, Read},
+    path::{Path, PathBuf},
+    process::{Command, Stdio},
+    sync::mpsc,
+    thread,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context as _, Result, anyhow, bail};
+
+/// How long one program may take. 50,000 rules take about a second.
+const TIMEOUT: Duration = Duration::from_secs(10);
+/// Output beyond this is refused.
+const MAX_OUTPUT: u64 = 64 << 20;
+/// Tables of the legacy back end in use, of this thread's network namespace.
+const LEGACY_TABLES: &str = "/proc/thread-self/net/ip_tables_names";
+/// Where the programs are when `PATH` does not say, as under `kubectl debug`.
+const FOLDERS: [&str; 4] = ["/usr/sbin", "/sbin", "/usr/local/sbin", "/usr/bin"];
+/// Tables that iptables makes; others are nftables' own.
+const IPTABLES_TABLES: [&str; 5] = ["filter", "mangle", "nat", "raw", "security"];
+
+/// IPv4 rules of the current network namespace.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Rules {
+    /// `iptables-save`'s output, all tables.
+    pub text: String,
+    /// Which rules are not in the text, if any.
+    pub caveat: Option<String>,
+}
+
+/// Reads the rules with the programs installed here.
+///
+/// # Errors
+///
+/// When no `iptables-save` is installed, or it fails or hangs.
+pub fn iptables_save() -> Result<Rules> {
+    let path = env::var_os("PATH").unwrap_or_default();
+    let folders: Vec<PathBuf> = env::split_paths(&path).chain(FOLDERS.map(PathBuf::from)).collect();
+    Reader { folders, legacy_tables: LEGACY_TABLES.into(), timeout: TIMEOUT }.read()
+}
+
+/// Where to look, replaced in tests.
+struct Reader {
+    folders: Vec<PathBuf>,
+    legacy_tables: PathBuf,
+    timeout: Duration,
+}
+
+impl Reader {
+    fn read(&self) -> Result<Rules> {
+        let legacy_tables = self.legacy_tables()?;
+        let current = self.find("iptables-nft-save").or_else(|| self.find("iptables-save"));
+        let legacy = self.find("iptables-legacy-save").filter(|_| !legacy_tables.is_empty());
+        let Some(first) = current.as_ref().or(legacy.as_ref()) else {
+            bail!(
+                "no `iptables-save` on this node; what kube-proxy or ip-masq-agent rewrite is not known, \
+                 run plsprobe where iptables is installed"
+            )
+        };
+        let mut caveats = Vec::new();
+        let mut rules = self.run(first, &[])?;
+        if rules.contains("is incompatible, use 'nft' tool") {
+            caveats.push("rules that only nft can show are not read".to_owned());
+        }
+        if current.is_some() && !legacy_tables.is_empty() {
+            match legacy {
+                Some(legacy) => {
+                    rules += &self.run(&legacy, &[])?;
+                    if has_rules(&rules) {
+                        caveats.push(
+                            "rules of both back ends, nft and legacy, whose order is not known".to_owned(),
+                        );
+                    }
+                }
+                None if current.is_some_and(|program| program.ends_with("iptables-nft-save")) => {
+                    let tables = legacy_tables.join(", ");
+                    caveats
+                        .push(format!("legacy tables {tables} are not read: no `iptables-legacy-save` here"));
+                }
+                None => {}
+            }
+        }
+        caveats.extend(self.other_nft_tables()?);
+        Ok(Rules { text: rules, caveat: (!caveats.is_empty()).then(|| caveats.join("; ")) })
+    }
+
+    /// Tables of the legacy back end. A kernel without it has no such file.
+    fn legacy_tables(&self) -> Result<Vec<String>> {
+        match fs::read_to_string(&self.legacy_tables) {
+            Ok(names) => Ok(names.lines().map(str::to_owned).collect()),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Vec::new()),
+            Err(error) => {
+                Err(error).with_context(|| format!("failed to read `{}`", self.legacy_tables.display()))
+            }
+        }
+    }
+
+    /// Says which nftables tables iptables does not know, where nft is there to ask.
+    fn other_nft_tables(&self) -> Result<Option<String>> {
+        let Some(nft) = self.find("nft") else { return Ok(None) };
+        let tables = self.run(&nft, &["list", "tables"])?;
+        // `table ip kube-proxy`: the families that IPv4 packets pass.
+        let others = tables.lines().filter_map(|line| {
+            let (family, name) = line.strip_prefix("table ")?.split_once(' ')?;
+            let known = family == "ip" && IPTABLES_TABLES.contains(&name);
+            (matches!(family, "ip" | "inet") && !known).then(|| format!("`{family} {name}`"))
+        });
+        let others: Vec<String> = others.collect();
+        Ok((!others.is_empty()).then(|| format!("nftables tables are not read: {}", others.join(", "))))
+    }
+
+    fn find(&self, program: &str) -> Option<PathBuf> {
+        self.folders.iter().map(|folder| folder.join(program)).find(|path| path.is_file())
+    }
+
+    /// What a program prints. It is killed when it takes too long.
+    fn run(&self, program: &Path, arguments: &[&str]) -> Result<String> {
+        let name = program.file_name().unwrap_or_default().to_string_lossy();
+        let mut child = Command::new(program)
+            .args(arguments)
+            .env("LC_ALL", "C")
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .with_context(|| format!("failed to run `{name}`"))?;
+        let deadline = Instant::now() + self.timeout;
+        let output = read_in_background(child.stdout.take());
+        let errors = read_in_background(child.stderr.take());
+        let left = || deadline.saturating_duration_since(Instant::now());
+        let (Ok(output), Ok(errors)) = (output.recv_timeout(left()), errors.recv_timeout(left())) else {
+            // It may have ended meanwhile, and then cannot be killed: the wait tells.
+            drop(child.kill());
+            child.wait().with_context(|| format!("failed to end `{name}`"))?;
+            bail!("`{name}` took longer than {:?} and was ended", self.timeout);
+        };
+        let status = child.wait().with_context(|| format!("failed to wait for `{name}`"))?;
+        let output = output.with_context(|| format!("failed to read what `{name}` prints"))?;
+        if !status.success() {
+            let errors = errors.unwrap_or_default();
+            let first = errors.lines().next().unwrap_or("no message");
+            return Err(anyhow!("`{name}` failed with {status}: {first}"));
+        }
+        Ok(output)
+    }
+}
+
+/// Reads a child's pipe to its end, or to the most that is accepted.
+fn read_in_background<R: Read + Send + 'static>(pipe: Option<R>) -> mpsc::Receiver<io::Result<String>> {
+    let (sender, receiver) = mpsc::channel();
+    if let Some(pipe) = pipe {
+        thread::spawn(move || {
+            let mut text = String::new();
+            let read = pipe.take(MAX_OUTPUT + 1).read_to_string(&mut text).and_then(|read| {
+                let fits = read as u64 <= MAX_OUTPUT;
+                if fits { Ok(text) } else { Err(io::ErrorKind::FileTooLarge.into()) }
+            });
+            // Nobody listens after the time-out.
+            drop(sender.send(read));
+        });
+    }
+    receiver
+}
+
+fn has_rules(text: &str) -> bool {
+    text.lines().any(|line| line.starts_with("-A ") || line.starts_with('['))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const NFT: &str = "*nat\n:PREROUTING ACCEPT [0:0]\n-A PREROUTING -j KUBE-SERVICES\nCOMMIT\n";
+
+    /// A node on which these scripts are the programs.
+    fn node(programs: &[(&str, &str)], legacy_tables: Option<&str>) -> (tempfile::TempDir, Reader) {
+        let folder = tempfile::tempdir().unwrap();
+        for (name, script) in programs {
+            // Written by another process: a file that any thread's child still has open for writing cannot be run.
+            let write = "printf '#!/bin/sh\\n%s\\n' \"$2\" >\"$1\" && chmod 700 \"$1\"";
+            let written = Command::new("sh")
+                .args(["-c", write, "sh"])
+                .arg(folder.path().join(name))
+                .arg(script)
+                .status();
+            assert!(written.unwrap().success());
+        }
+        let tables = folder.path().join("ip_tables_names");
+        if let Some(text) = legacy_tables {
+            fs::write(&tables, text).unwrap();
+        }
+        let folders = vec![folder.path().to_owned()];
+        let reader = Reader { folders, legacy_tables: tables, timeout: Duration::from_secs(20) };
+        (folder, reader)
+    }
+
+    #[track_caller]
+    fn check(programs: &[(&str, &str)], legacy_tables: Option<&str>, text: &str, caveat: Option<&str>) {
+        let (_folder, reader) = node(programs, legacy_tables);
+        let rules = reader.read().unwrap();
+        assert_eq!((rules.text.as_str(), rules.caveat.as_deref()), (text, caveat));
+    }
+
+    #[test]
+    fn one_back_end() {
+        let nft = format!("printf '{}'", NFT.replace('\n', "\\n"));
+        check(&[("iptables-nft-save", &nft), ("iptables-save", "exit 1")], None, NFT, None);
+        check(&[("iptables-save", &nft)], Some(""), NFT, None);
+        // Not asked: nothing is there, and asking might load modules.
+        check(&[("iptables-nft-save", &nft), ("iptables-legacy-save", "exit 1")], Some(""), NFT, None);
+        check(&[("iptables-legacy-save", &nft)], Some("nat\n"), NFT, None);
+    }
+
+    #[test]
+    fn what_is_not_read_is_said() {
+        let nft = format!("printf '{}'", NFT.replace('\n', "\\n"));
+        let both = format!("{NFT}*raw\nCOMMIT\n");
+        check(
+            &[("iptables-nft-save", &nft), ("iptables-legacy-save", "printf '*raw\\nCOMMIT\\n'")],
+            Some("raw\n"),
+            &both,
+            Some("rules of both back ends, nft and legacy, whose order is not known"),
+        );
+        check(
+            &[("iptables-nft-save", &nft)],
+            Some("nat\nfilter\n"),
+            NFT,
+            Some("legacy tables nat, filter are not read: no `iptables-legacy-save` here"),
+        );
+        let tables = "printf 'table ip nat\\ntable ip6 x\\ntable ip kube-proxy\\ntable inet firewalld\\n'";
+        check(
+            &[("iptables-nft-save", &nft), ("nft", &format!("[ \"$*\" = 'list tables' ] && {tables}"))],
+            None,
+            NFT,
+            Some("nftables tables are not read: `ip kube-proxy`, `inet firewalld`"),
+        );
+        check(
+            &[("iptables-nft-save", "echo \"# Table \\`filter' is incompatible, use 'nft' tool.\"")],
+            None,
+            "# Table `filter' is incompatible, use 'nft' tool.\n",
+            Some("rules that only nft can show are not read"),
+        );
+    }
+
+    #[test]
+    fn programs_that_fail() {
+        let error = |programs: &[(&str, &str)]| {
+            let (_folder, reader) = node(programs, None);
+            format!("{:#}", reader.read().unwrap_err())
+        };
+        assert_eq!(
+            error(&[]),
+            "no `iptables-save` on this node; what kube-proxy or ip-masq-agent rewrite is not known, \
+             run plsprobe where iptables is installed"
+        );
+        assert_eq!(
+            error(&[("iptables-nft-save", "echo 'Permission denied (you must be root)' >&2; exit 4")]),
+            "`iptables-nft-save` failed with exit status: 4: Permission denied (you must be root)"
+        );
+    }
+
+    #[test]
+    fn a_program_that_hangs_is_ended() {
+        let (folder, reader) = node(&[("iptables-save", "echo $$ >$0.pid; exec sleep 60")], None);
+        let reader = Reader { timeout: Duration::from_millis(500), ..reader };
+        let begun = Instant::now();
+        let error = reader.read().unwrap_err().to_string();
+        assert_eq!(error, "`iptables-save` took longer than 500ms and was ended");
+        assert!(begun.elapsed() < Duration::from_secs(20));
+        let pid = fs::read_to_string(folder.path().join("iptables-save.pid")).unwrap();
+        assert!(!Path::new("/proc").join(pid.trim()).exists());
+    }
+}
