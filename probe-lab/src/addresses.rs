@@ -63,6 +63,8 @@ pub struct Pod {
     pub host_interface: &'static str,
     /// MAC of the host side of its veth.
     pub host_mac: &'static str,
+    /// Number of the host side of its veth, in every lab as in the recordings.
+    pub host_ifindex: u32,
 }
 
 /// The pod of the article.
@@ -74,6 +76,7 @@ pub const APP_POD: Pod = Pod {
     mac: "46:b6:6f:2e:11:8f",
     host_interface: "lxc6e1a54cbd011",
     host_mac: "5a:1d:0c:33:70:01",
+    host_ifindex: 5,
 };
 /// A bystander.
 pub const NGINX_POD: Pod = Pod {
@@ -84,4 +87,5 @@ pub const NGINX_POD: Pod = Pod {
     mac: "46:b6:6f:2e:11:7c",
     host_interface: "lxc9c02dfb1a2b3",
     host_mac: "5a:1d:0c:33:70:02",
+    host_ifindex: 6,
 };

@@ -7,9 +7,11 @@ use std::process::Command;
 
 use anyhow::{Context as _, Result, bail};
 
-use crate::addresses::{APP, NAT_IPS, NGINX, VM};
+use crate::addresses::{APP, APP_POD, NAT_IPS, NGINX, VM};
 use crate::agent::Agent;
 use crate::agent::answers::Answers;
+use crate::agent::map_entries::map_entries;
+use crate::agent::realize::Realized;
 use crate::agent::rest::Source;
 use crate::background::Background;
 use crate::instance::{Instance, Lock, Process, State};
@@ -17,6 +19,7 @@ use crate::netns::{Netns, Ns};
 use crate::probe::{ClientSaw, Probe, Probed};
 use crate::scenario::Scenario;
 use crate::server::Service;
+use crate::standin::{Standin, StandinConfig};
 use crate::{kube_proxy, shell, topology};
 
 /// How packets reach the pod.
@@ -61,6 +64,7 @@ pub struct Lab {
     bpffs: PathBuf,
     run_dir: PathBuf,
     scenario: &'static Scenario,
+    standin: Option<Standin>,
     agent: Option<Agent>,
     background: Option<Background>,
     /// Last: whoever waits for it may start as soon as everything else is gone.
@@ -96,7 +100,9 @@ impl Lab {
     ///
     /// Not root, a lab of this name is up already, or a tool (`ip`, `nft`, `mount`) refuses something.
     pub fn up(options: &LabOptions) -> Result<Self> {
-        Self::up_without_datapath(options)
+        let mut lab = Self::up_without_datapath(options)?;
+        lab.start_datapath()?;
+        Ok(lab)
     }
 
     /// The same without the stand-in for Cilium's datapath: packets take the way of the host's stack.
@@ -119,6 +125,7 @@ impl Lab {
             run_dir: instance.run_dir(),
             shape: options.shape,
             scenario,
+            standin: None,
             agent: None,
             background: None,
             instance,
@@ -256,6 +263,26 @@ impl Lab {
         probe.send(self.netns(probe.from))
     }
 
+    /// The stand-in for Cilium's datapath, unless the lab is up without.
+    pub fn standin(&self) -> Option<&Standin> {
+        self.standin.as_ref()
+    }
+
+    /// Loads the stand-in's programs and fills its maps with what the agent makes of the scenario.
+    fn start_datapath(&mut self) -> Result<()> {
+        let realized = Realized::new(self.scenario.policy.as_ref())?;
+        let mut config = StandinConfig::for_lab(self);
+        for endpoint in &mut config.endpoints {
+            if endpoint.id == APP_POD.endpoint_id {
+                (endpoint.enforce_ingress, endpoint.enforce_egress) = (realized.ingress, realized.egress);
+            }
+        }
+        let standin = Standin::start(config)?;
+        standin.fill(&map_entries(&realized, self.shape, topology::router(self.shape))?)?;
+        self.standin = Some(standin);
+        Ok(())
+    }
+
     fn make_dirs(&self) -> Result<()> {
         let mut builder = fs::DirBuilder::new();
         builder.recursive(true).mode(0o700);
@@ -273,6 +300,7 @@ impl Lab {
 
     fn take_down(&mut self) -> Result<()> {
         self.agent = None;
+        self.standin = None;
         self.background = None;
         self.instance.sweep()?;
         Ok(())

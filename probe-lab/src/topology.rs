@@ -34,7 +34,7 @@ pub(crate) fn build(instance: &Instance, shape: Shape) -> Result<()> {
     batch(&instance.netns(Ns::Vm), &vm(instance))?;
     batch(&instance.netns(Ns::Fabric), &fabric())?;
     batch(&instance.netns(Ns::Node), &node_addresses(shape))?;
-    instance.netns(Ns::Node).run_in(set_node_rp_filter).flatten()?;
+    instance.netns(Ns::Node).run_in(set_node_source_checks).flatten()?;
     batch(&instance.netns(Ns::Pls), &pls_addresses())?;
     batch(&instance.netns(Ns::Consumer), &consumer())?;
     batch(&instance.netns(Ns::App), &pod(&APP_POD, router))?;
@@ -71,10 +71,17 @@ fn set_defaults(ns: Ns) -> Result<()> {
     sysctl("ipv4/ip_forward", if forwards { "1" } else { "0" })
 }
 
-/// As on an AKS node (Ubuntu 22.04): systemd's default is loose mode, which `eth0` gets; Cilium turns the filter
-/// off for `all` and for its own interfaces, since replies take other ways than requests.
-fn set_node_rp_filter() -> Result<()> {
-    sysctl("ipv4/conf/eth0/rp_filter", "2")
+/// The reverse-path filter as on an AKS node (Ubuntu 22.04): systemd's default is loose mode, which `eth0` gets;
+/// Cilium turns the filter off for `all` and for its own interfaces, since replies take other ways than requests.
+///
+/// The stand-in hands a `NodePort`'s reply to the stack after reverse NAT, with the node's own address as the source,
+/// where Cilium redirects it past the stack: without `accept_local` the stack would drop it.
+fn set_node_source_checks() -> Result<()> {
+    sysctl("ipv4/conf/eth0/rp_filter", "2")?;
+    for pod in [APP_POD, NGINX_POD] {
+        sysctl(&format!("ipv4/conf/{}/accept_local", pod.host_interface), "1")?;
+    }
+    Ok(())
 }
 
 /// Writes one setting under `/proc/sys/net`, which shows the namespace of the calling thread.

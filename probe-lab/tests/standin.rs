@@ -12,7 +12,11 @@ fn start(instance: &str, shape: Shape, scenario: &str) -> Result<Option<(Standin
         println!("skipped: {reason}");
         return Ok(None);
     }
-    let lab = Lab::up(&LabOptions { instance: instance.to_owned(), shape })?;
+    let lab = Lab::up_without_datapath(&LabOptions {
+        instance: instance.to_owned(),
+        shape,
+        ..LabOptions::default()
+    })?;
     let standin = Standin::start(StandinConfig::for_lab(&lab))?;
     standin.fill(&recorded(scenario)?)?;
     Ok(Some((standin, lab)))

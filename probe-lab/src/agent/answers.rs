@@ -79,8 +79,8 @@ impl Answers {
 
     fn endpoints(&self) -> Vec<Value> {
         vec![
-            pod_endpoint(&APP_POD, 5, &endpoint_policy(&APP_POD, &self.app, self.scenario.policy.as_ref())),
-            pod_endpoint(&NGINX_POD, 6, &endpoint_policy(&NGINX_POD, &self.open, None)),
+            pod_endpoint(&APP_POD, &endpoint_policy(&APP_POD, &self.app, self.scenario.policy.as_ref())),
+            pod_endpoint(&NGINX_POD, &endpoint_policy(&NGINX_POD, &self.open, None)),
             host_endpoint(),
         ]
     }
@@ -339,7 +339,7 @@ fn endpoint_policy(pod: &Pod, realized: &Realized, policy: Option<&Policy>) -> V
     json!({ "proxy-statistics": [], "realized": now, "spec": now })
 }
 
-fn pod_endpoint(pod: &Pod, interface_index: u32, policy: &Value) -> Value {
+fn pod_endpoint(pod: &Pod, policy: &Value) -> Value {
     let labels = pod_labels(pod);
     let container = format!("{:064x}", pod.identity);
     json!({
@@ -359,7 +359,7 @@ fn pod_endpoint(pod: &Pod, interface_index: u32, policy: &Value) -> Value {
             "networking": {
                 "addressing": [{ "ipv4": pod.address.to_string(), "ipv4-pool-name": "default" }],
                 "host-mac": pod.host_mac,
-                "interface-index": interface_index,
+                "interface-index": pod.host_ifindex,
                 "interface-name": pod.host_interface,
                 "mac": pod.mac,
             },

@@ -14,15 +14,7 @@ use crate::addresses::{
     APP_CLUSTER_IP, APP_POD, ILB, NGINX_CLUSTER_IP, NGINX_POD, NODE, NODE_PORT, Pod, SERVICE_PORT,
 };
 use crate::lab::Shape;
-
-/// Entries of one map.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct MapEntries {
-    /// The map's name, which is also its pin's.
-    pub map: String,
-    /// Keys and values.
-    pub entries: Vec<(Vec<u8>, Vec<u8>)>,
-}
+use crate::standin::{Entries, MapContents, policy_map};
 
 /// A service as the agent knows it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -86,34 +78,26 @@ pub fn ipcache(realized: &Realized, router: Ipv4Addr) -> Vec<(Ipv4Net, Identity)
     prefixes
 }
 
-/// Everything the agent would have written. `ifindex` gives the number of a host-side interface.
+/// Everything the agent would have written.
 ///
 /// # Errors
 ///
-/// An interface has no number.
-pub fn map_entries(
-    app: &Realized,
-    shape: Shape,
-    router: Ipv4Addr,
-    ifindex: impl Fn(&str) -> Result<u32>,
-) -> Result<Vec<MapEntries>> {
+/// A pod's MAC is none.
+pub fn map_entries(app: &Realized, shape: Shape, router: Ipv4Addr) -> Result<MapContents> {
+    let ipcache = ipcache(app, router).into_iter().map(ipcache_entry).collect();
+    let mut maps = vec![("cilium_lxc".to_owned(), lxc(router)?), ("cilium_ipcache".to_owned(), ipcache)];
     let open = Realized::new(None)?;
-    let mut maps = vec![
-        lxc(router, ifindex)?,
-        MapEntries {
-            map: "cilium_ipcache".to_owned(),
-            entries: ipcache(app, router).into_iter().map(ipcache_entry).collect(),
-        },
-        policy(APP_POD.endpoint_id, app),
-        policy(NGINX_POD.endpoint_id, &open),
-    ];
+    maps.extend(
+        [(APP_POD, app), (NGINX_POD, &open)]
+            .map(|(pod, realized)| (policy_map(pod.endpoint_id), policy_entries(realized))),
+    );
     maps.extend(load_balancer(&services(shape)));
-    Ok(maps)
+    Ok(maps.into_iter().collect())
 }
 
-fn policy(endpoint_id: u16, realized: &Realized) -> MapEntries {
-    let entries = realized.entries.iter().map(|(key, entry)| (key.encode().into(), entry.encode().into()));
-    MapEntries { map: format!("cilium_policy_{endpoint_id:05}"), entries: entries.collect() }
+/// The entries of an endpoint's policy map.
+pub fn policy_entries(realized: &Realized) -> Entries {
+    realized.entries.iter().map(|(key, entry)| (key.encode().into(), entry.encode().into())).collect()
 }
 
 fn ipcache_entry((prefix, sec_identity): (Ipv4Net, Identity)) -> (Vec<u8>, Vec<u8>) {
@@ -123,11 +107,11 @@ fn ipcache_entry((prefix, sec_identity): (Ipv4Net, Identity)) -> (Vec<u8>, Vec<u
     (key.encode().into(), info.encode().into())
 }
 
-fn lxc(router: Ipv4Addr, ifindex: impl Fn(&str) -> Result<u32>) -> Result<MapEntries> {
-    let mut entries = Vec::new();
+fn lxc(router: Ipv4Addr) -> Result<Entries> {
+    let mut entries = Entries::new();
     for pod in [APP_POD, NGINX_POD] {
         let info = EndpointInfo {
-            ifindex: ifindex(pod.host_interface)?,
+            ifindex: pod.host_ifindex,
             lxc_id: EndpointId(pod.endpoint_id),
             flags: 0,
             mac: mac(pod.mac)?,
@@ -148,13 +132,11 @@ fn lxc(router: Ipv4Addr, ifindex: impl Fn(&str) -> Result<u32>) -> Result<MapEnt
         let key = EndpointKey { ip: IpAddr::V4(address) };
         entries.push((key.encode().into(), host.encode().into()));
     }
-    Ok(MapEntries { map: "cilium_lxc".to_owned(), entries })
+    Ok(entries)
 }
 
-fn load_balancer(services: &[Service]) -> [MapEntries; 3] {
-    let mut frontends = Vec::new();
-    let mut backends = Vec::new();
-    let mut reverse_nat = Vec::new();
+fn load_balancer(services: &[Service]) -> [(String, Entries); 3] {
+    let (mut frontends, mut backends, mut reverse_nat) = (Entries::new(), Entries::new(), Entries::new());
     for service in services {
         let key =
             Lb4Key { address: service.address, dport: service.port, backend_slot: 0, proto: 0, scope: 0 };
@@ -183,7 +165,7 @@ fn load_balancer(services: &[Service]) -> [MapEntries; 3] {
         }
     }
     [("services_v2", frontends), ("backends_v3", backends), ("reverse_nat", reverse_nat)]
-        .map(|(name, entries)| MapEntries { map: format!("cilium_lb4_{name}"), entries })
+        .map(|(name, entries)| (format!("cilium_lb4_{name}"), entries))
 }
 
 /// Parses `46:b6:6f:2e:11:8f`.
@@ -214,8 +196,7 @@ mod tests {
     fn entries_equal_the_recorded_agents() {
         let none = Scenario::named("none").unwrap();
         let realized = Realized::new(none.policy.as_ref()).unwrap();
-        let ifindex = |name: &str| Ok(if name == APP_POD.host_interface { 5 } else { 6 });
-        let maps = map_entries(&realized, Shape::Kpr, ROUTER, ifindex).unwrap();
+        let maps = map_entries(&realized, Shape::Kpr, ROUTER).unwrap();
         let recorded = fixtures::recording("cilium-1.14").join("none/maps");
         for name in [
             "cilium_lxc",
@@ -224,8 +205,7 @@ mod tests {
             "cilium_lb4_backends_v3",
             "cilium_lb4_reverse_nat",
         ] {
-            let ours = maps.iter().find(|map| map.map == name).unwrap();
-            let ours: BTreeSet<_> = ours.entries.iter().cloned().collect();
+            let ours: BTreeSet<_> = maps.get(name).unwrap().iter().cloned().collect();
             let theirs = map_dump(&recorded.join(format!("{name}.json")));
             let theirs: BTreeSet<_> =
                 theirs.into_iter().map(|(key, value)| (renumber(key), renumber(value))).collect();

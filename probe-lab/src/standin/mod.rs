@@ -7,7 +7,7 @@
 //! ```no_run
 //! use probe_lab::{Lab, LabOptions, standin::{MapContents, Standin, StandinConfig}};
 //!
-//! let lab = Lab::up(&LabOptions::default())?;
+//! let lab = Lab::up_without_datapath(&LabOptions::default())?;
 //! let mut standin = Standin::start(StandinConfig::for_lab(&lab))?;
 //! standin.fill(&MapContents::from_recording("fixtures/cilium-1.14/deny-all".as_ref())?)?;
 //! # Ok::<(), anyhow::Error>(())
