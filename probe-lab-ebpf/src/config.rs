@@ -43,4 +43,6 @@ pub struct Config {
     pub native_net_be: u32,
     /// Native routing CIDR: mask.
     pub native_mask_be: u32,
+    /// MAC address of `cilium_net`; the first six bytes count.
+    pub cilium_net_mac: [u8; 8],
 }

@@ -14,12 +14,12 @@ use crate::{
 #[inline(always)]
 pub fn from_container(ctx: &TcContext, labels: &mut Labels) -> Result<i32, i32> {
     labels.src = config!(identity);
+    notify::trace(ctx, &Trace::stateless(Point::FromEndpoint, config!(identity), 0));
     match eth_proto(ctx)? {
         ETH_P_IP => {}
         ETH_P_ARP => return Ok(TC_ACT_OK),
         _ => return Err(reason::UNKNOWN_L3),
     }
-    notify::trace(ctx, &Trace::stateless(Point::FromEndpoint, config!(identity), 0));
     let mut packet = Packet::parse(ctx)?;
     if packet.saddr_be != config!(endpoint_ip_be) {
         return Err(reason::INVALID_SIP);

@@ -8,19 +8,19 @@ use crate::{
     endpoint::{self, ID_HOST, ID_UNKNOWN, ID_WORLD, is_host},
     masquerade,
     notify::{self, Labels, Point, Trace},
-    packet::{ETH_P_IP, Packet, eth_proto, skb},
+    packet::{self, ETH_P_IP, Packet, eth_proto, skb},
     reason, service,
 };
 
 /// `cil_from_netdev`, at the uplink's ingress: services, then delivery or the stack.
 #[inline(always)]
 pub fn from_netdev(ctx: &TcContext, labels: &mut Labels) -> Result<i32, i32> {
-    if eth_proto(ctx)? != ETH_P_IP {
-        return Ok(TC_ACT_OK);
-    }
     // SAFETY: reads a field of the program's own context.
     let ifindex = unsafe { (*skb(ctx)).ifindex };
     notify::trace(ctx, &Trace::stateless(Point::FromNetwork, ID_UNKNOWN, ifindex));
+    if eth_proto(ctx)? != ETH_P_IP {
+        return Ok(TC_ACT_OK);
+    }
     let mut packet = match Packet::parse(ctx) {
         Ok(packet) => packet,
         // No service, no pod of ours: the stack knows what to do with other protocols.
@@ -77,10 +77,7 @@ fn track_node_port(ctx: &TcContext, packet: &Packet, rev_nat_index_be: u16, ifin
 /// `cil_to_netdev`, at the uplink's egress: masquerading.
 #[inline(always)]
 pub fn to_netdev(ctx: &TcContext) -> Result<i32, i32> {
-    if eth_proto(ctx)? != ETH_P_IP {
-        return Ok(TC_ACT_OK);
-    }
-    if config!(masquerade) != 0 {
+    if config!(masquerade) != 0 && eth_proto(ctx)? == ETH_P_IP {
         match Packet::parse(ctx) {
             Ok(mut packet) => masquerade::egress(ctx, &mut packet)?,
             Err(reason::CT_UNKNOWN_PROTO) => {}
@@ -106,6 +103,8 @@ pub fn from_host(ctx: &TcContext, labels: &mut Labels) -> Result<i32, i32> {
     if config!(shape) == SHAPE_AKS {
         return Ok(TC_ACT_OK);
     }
+    // What goes on is for the other end of the pair.
+    packet::set_destination_mac(ctx, config!(cilium_net_mac))?;
     match endpoint::lookup(packet.daddr_be) {
         Some(info) if is_host(info) => Ok(TC_ACT_OK),
         Some(info) => endpoint::deliver(ctx, info, src_label, true),

@@ -48,6 +48,7 @@ static CONFIG: config::Config = config::Config {
     masquerade: 0,
     native_net_be: 0,
     native_mask_be: 0,
+    cilium_net_mac: [0; 8],
 };
 
 /// Reads a field of [`CONFIG`]; volatile, or the compiler would take the zeros above for good.

@@ -184,3 +184,10 @@ pub fn set_macs(ctx: &TcContext, destination: &[u8; 8], source: &[u8; 8]) -> Res
     let macs = [d0, d1, d2, d3, d4, d5, s0, s1, s2, s3, s4, s5];
     ctx.store(0, &macs, 0).map_err(|_| reason::WRITE_ERROR)
 }
+
+/// Writes the destination MAC address.
+#[inline(always)]
+pub fn set_destination_mac(ctx: &TcContext, mac: [u8; 8]) -> Result<(), i32> {
+    let [m0, m1, m2, m3, m4, m5, ..] = mac;
+    ctx.store(0, &[m0, m1, m2, m3, m4, m5], 0).map_err(|_| reason::WRITE_ERROR)
+}

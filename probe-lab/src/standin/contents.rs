@@ -78,7 +78,12 @@ impl<S: Into<String>> FromIterator<(S, Entries)> for MapContents {
     }
 }
 
-fn read_dump(path: &Path) -> Result<Entries> {
+/// Reads the output of `bpftool map dump -j`.
+///
+/// # Errors
+///
+/// The file is missing or is not a dump of hex bytes with one value per key.
+pub fn read_dump(path: &Path) -> Result<Entries> {
     let what = || format!("failed to read the dump `{}`", path.display());
     let text = fs::read_to_string(path).with_context(what)?;
     let dumped: Vec<Dumped> = serde_json::from_str(&text).with_context(what)?;

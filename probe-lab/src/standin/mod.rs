@@ -29,7 +29,7 @@ use std::process::Command;
 use anyhow::{Context as _, Result, bail};
 use aya::maps::{MapData, PerfEventArray};
 
-pub use contents::{Entries, MapContents, policy_map};
+pub use contents::{Entries, MapContents, policy_map, read_dump};
 pub use events::EventReader;
 pub use raw_map::RawMap;
 
@@ -216,6 +216,16 @@ impl Standin {
         self.load_endpoint(&endpoint)
     }
 
+    /// Changes how much is traced, and regenerates everything.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::regenerate`].
+    pub fn set_aggregation(&mut self, aggregation: Aggregation) -> Result<()> {
+        self.config.aggregation = aggregation;
+        self.regenerate()
+    }
+
     /// Loads everything anew and replaces the filters in place, as the agent does when its configuration changes.
     ///
     /// # Errors
@@ -342,11 +352,21 @@ impl Standin {
             masquerade: u32::from(self.config.shape == Shape::Kpr),
             native_net_be: be(Ipv4Addr::new(10, 0, 0, 0)),
             native_mask_be: be(Ipv4Addr::new(255, 255, 0, 0)),
+            cilium_net_mac: self.mac("cilium_net")?,
         })
     }
 
     fn ifindex(&self, ifname: &str) -> Result<u32> {
         self.config.netns.run_in(|| tc::ifindex(ifname))?
+    }
+
+    /// The MAC address of one of the node's interfaces, padded as in `struct endpoint_info`.
+    fn mac(&self, ifname: &str) -> Result<[u8; 8]> {
+        let mut show = self.config.netns.command("ip")?;
+        let line = shell::run(show.args(["-o", "link", "show", "dev", ifname]))?;
+        line.split_once("link/ether ")
+            .and_then(|(_, rest)| parse_mac(rest.split(' ').next()?))
+            .with_context(|| format!("failed to find the MAC address of `{ifname}` in `{line}`"))
     }
 
     /// Puts this node's interface numbers into the entries of `cilium_lxc`.
@@ -402,6 +422,15 @@ impl Drop for Standin {
             eprintln!("plsprobe-lab: failed to detach the stand-in: {err:#}");
         }
     }
+}
+
+fn parse_mac(text: &str) -> Option<[u8; 8]> {
+    let mut mac = [0; 8];
+    let mut parts = text.split(':');
+    for byte in &mut mac[..6] {
+        *byte = u8::from_str_radix(parts.next()?, 16).ok()?;
+    }
+    parts.next().is_none().then_some(mac)
 }
 
 fn globals(bpffs: &Path) -> PathBuf {

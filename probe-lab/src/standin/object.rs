@@ -12,7 +12,7 @@ use super::contents::policy_map;
 
 static OBJECT: &[u8] = include_bytes_aligned!(concat!(env!("OUT_DIR"), "/standin"));
 
-// SAFETY: `repr(C)`, only `u32` fields, so neither padding nor invalid values.
+// SAFETY: `repr(C)`, only `u32` and byte fields that leave no padding; every value is valid.
 unsafe impl aya::Pod for Config {}
 
 /// Whether the crate was built without it.
