@@ -54,7 +54,9 @@ impl World {
             println!("skipped: {reason}");
             return Ok(None);
         }
-        let lab = Lab::up(&LabOptions { instance: instance.to_owned(), shape: Shape::Kpr })?;
+        let options =
+            LabOptions { instance: instance.to_owned(), shape: Shape::Kpr, ..LabOptions::default() };
+        let lab = Lab::up_without_datapath(&options)?;
         like_the_recorded_node(&lab)?;
         let standin = Standin::start(StandinConfig::for_lab(&lab))?;
         let events = standin.events()?;
