@@ -467,23 +467,37 @@ impl World {
         if identity.reserved_name().is_some() {
             return identity.to_string();
         }
-        let labels = self.identities.get(&identity).map(Vec::as_slice).unwrap_or_default();
-        let cidr = labels.iter().find(|label| label.starts_with("cidr:")).cloned().or_else(|| {
-            let prefix = self.ipcache.as_ref()?.prefixes_of(identity).next()?;
-            identity.is_local_scope().then(|| format!("cidr:{prefix}"))
-        });
+        let labels = self.labels(identity);
+        let cidr =
+            labels.iter().find(|label| label.starts_with("cidr:")).map(|label| (*label).to_owned()).or_else(
+                || {
+                    let prefix = self.ipcache.as_ref()?.prefixes_of(identity).next()?;
+                    identity.is_local_scope().then(|| format!("cidr:{prefix}"))
+                },
+            );
         let app = || {
-            let short = |label: &&String| {
+            let short = |label: &&&str| {
                 label.starts_with("k8s:")
                     && !label.contains("io.cilium.")
                     && !label.contains("io.kubernetes.")
             };
-            labels.iter().find(short).cloned()
+            labels.iter().find(short).map(|label| (*label).to_owned())
         };
         match cidr.or_else(app) {
             Some(label) => format!("{identity} ({label})"),
             None => identity.to_string(),
         }
+    }
+
+    /// The labels of an identity; of a CIDR identity only its own prefix.
+    ///
+    /// Up to 1.15 such an identity has a label for every covering prefix too; the longest is its own.
+    pub fn labels(&self, identity: Identity) -> Vec<&str> {
+        let labels = self.identities.get(&identity).map(Vec::as_slice).unwrap_or_default();
+        let is_cidr = |label: &&String| label.starts_with("cidr:");
+        let length = |label: &&String| label.rsplit('/').next().and_then(|bits| bits.parse::<u8>().ok());
+        let own = labels.iter().filter(is_cidr).max_by_key(length);
+        own.into_iter().chain(labels.iter().filter(|label| !is_cidr(label))).map(String::as_str).collect()
     }
 
     /// The missing fact of this name.

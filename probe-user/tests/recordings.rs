@@ -151,3 +151,103 @@ fn every_policy_check_is_the_recorded_one() {
     }
     assert_eq!(compared, 320, "verdict lines compared");
 }
+
+/// Cilium's own text and ours, as sets of lines with single spaces.
+fn lines(text: &str) -> Vec<String> {
+    let words = |line: &str| line.split_whitespace().collect::<Vec<_>>().join(" ");
+    let mut lines: Vec<_> = text.lines().map(words).filter(|line| !line.is_empty()).collect();
+    lines.sort();
+    lines
+}
+
+fn dumped(dump: &probe_user::render::dump::Dump) -> Vec<String> {
+    let mut text = Vec::new();
+    dump.text(&mut text).expect("writing to memory");
+    lines(&String::from_utf8(text).expect("UTF-8"))
+}
+
+/// Every line of Cilium's must be one of ours, which may go on with labels or a name, and in the same number.
+#[track_caller]
+fn same_entries(at: &str, cilium: &[String], ours: &[String]) {
+    assert_eq!(cilium.len(), ours.len(), "{at}: {cilium:#?} and {ours:#?}");
+    for (theirs, line) in cilium.iter().zip(ours) {
+        let rest = line.strip_prefix(theirs.as_str());
+        assert!(rest.is_some_and(|rest| rest.is_empty() || rest.starts_with(' ')), "{at}:\n{theirs}\n{line}");
+    }
+}
+
+/// `dump` prints what Cilium's own command line printed of the same maps.
+#[test]
+fn dumps_print_the_recorded_entries() {
+    use probe_user::render::dump;
+    let mut compared = 0;
+    for recording in ["cilium-1.14", "cilium-1.14-tunnel-kubeproxy"] {
+        for scenario in fixtures::scenarios(recording) {
+            let node = folder::read(&scenario.path).expect("a readable recording");
+            let world = assemble::assemble(&node);
+            let at = |what: &str| format!("{recording}/{} {what}", scenario.name);
+            let cli = |name: &str| {
+                lines(
+                    &std::fs::read_to_string(scenario.path.join("cli").join(name)).expect("a recorded text"),
+                )
+            };
+            let policy = cli("bpf-policy-get-all-n.txt")
+                .into_iter()
+                .map(|line| line.replace("/sys/fs/bpf/tc/globals/", ""));
+            let mut policy: Vec<_> = policy.collect();
+            policy.sort();
+            same_entries(&at("policy"), &policy, &dumped(&dump::policy(&world, None).expect("policy maps")));
+            same_entries(
+                &at("ipcache"),
+                &cli("bpf-ipcache-list.txt"),
+                &dumped(&dump::ipcache(&world).expect("ipcache")),
+            );
+            let endpoints = dumped(&dump::endpoints(&world, None).expect("endpoints"));
+            same_entries(&at("endpoints"), &cli("bpf-endpoint-list.txt"), &endpoints);
+            let services = service_lines(&scenario.path.join("cli/bpf-lb-list.txt"));
+            let mut ours = Vec::new();
+            dump::services(&world).expect("services").text(&mut ours).expect("writing to memory");
+            assert_eq!(
+                services,
+                service_blocks(&String::from_utf8(ours).expect("UTF-8")),
+                "{}",
+                at("services")
+            );
+            same_entries(
+                &at("conntrack"),
+                &cli("bpf-ct-list-global.txt"),
+                &dumped(&dump::conntrack(&world).expect("conntrack")),
+            );
+            let metrics = dumped(&dump::metrics(&node).expect("metrics"));
+            assert_eq!(reasons(&cli("bpf-metrics-list.txt")), reasons(&metrics), "{}", at("metrics"));
+            compared += policy.len() + services.len();
+        }
+    }
+    assert!(compared > 500, "{compared} lines compared");
+}
+
+/// Metrics without their counters: they went on between the recording of the bytes and of the text.
+fn reasons(lines: &[String]) -> Vec<&str> {
+    lines.iter().map(|line| line.trim_end_matches(|c: char| c.is_ascii_digit() || c == ' ')).collect()
+}
+
+fn service_lines(path: &std::path::Path) -> Vec<(String, String)> {
+    service_blocks(&std::fs::read_to_string(path).expect("a recorded text"))
+}
+
+/// Frontend and backend of each line; Cilium prints a frontend's address once, on the first line of its block.
+fn service_blocks(text: &str) -> Vec<(String, String)> {
+    let mut frontend = String::new();
+    let mut all = Vec::new();
+    for line in text.lines().skip(1).filter(|line| !line.trim().is_empty()) {
+        let mut rest = line.trim();
+        if !line.starts_with(' ') {
+            let (address, backend) = rest.split_once(' ').expect("two columns");
+            frontend = address.to_owned();
+            rest = backend.trim();
+        }
+        all.push((frontend.clone(), rest.to_owned()));
+    }
+    all.sort();
+    all
+}

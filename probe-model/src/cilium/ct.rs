@@ -9,7 +9,8 @@ use super::{DecodeError, part, sized, u16_be, u16_le, u32_le, u64_le};
 /// A key of the conntrack maps, as stored.
 ///
 /// **The address and port names are swapped against each other**: a client C:cp to pod P:pp on ingress is stored as
-/// `daddr` C, `saddr` P, `dport` pp, `sport` cp.
+/// `daddr` C, `saddr` P, `dport` pp, `sport` cp; a service lookup C:cp to V:vp as `daddr` V, `saddr` C, `dport` cp,
+/// `sport` vp.
 ///
 /// Source: `struct ipv4_ct_tuple`, Cilium 1.14 `bpf/lib/common.h`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -74,6 +75,18 @@ impl Ipv4CtTuple {
         Self { daddr: client.0, saddr: pod.0, dport: pod.1, sport: client.1, nexthdr, flags: Self::IN }
     }
 
+    /// The entry of a service lookup by `client:client_port` for `frontend:frontend_port`.
+    pub fn service(client: (Ipv4Addr, u16), frontend: (Ipv4Addr, u16), nexthdr: u8) -> Self {
+        Self {
+            daddr: frontend.0,
+            saddr: client.0,
+            dport: client.1,
+            sport: frontend.1,
+            nexthdr,
+            flags: Self::SERVICE,
+        }
+    }
+
     /// The egress entry of a connection `local:local_port` to `server:server_port`.
     pub fn egress(local: (Ipv4Addr, u16), server: (Ipv4Addr, u16), nexthdr: u8) -> Self {
         Self { daddr: local.0, saddr: server.0, dport: server.1, sport: local.1, nexthdr, flags: Self::OUT }
@@ -86,12 +99,7 @@ impl fmt::Display for Ipv4CtTuple {
         let protocol = crate::tuple::Protocol(self.nexthdr);
         let direction = if self.flags & Self::IN == 0 { "OUT" } else { "IN" };
         let Self { daddr, saddr, dport, sport, .. } = self;
-        // Cilium's CLI prints service tuples in this order of names as well, with its swap undone for the others only.
-        if self.flags & Self::SERVICE == 0 {
-            write!(f, "{protocol} {direction} {daddr}:{sport} -> {saddr}:{dport}")?;
-        } else {
-            write!(f, "{protocol} {direction} {daddr}:{dport} -> {saddr}:{sport}")?;
-        }
+        write!(f, "{protocol} {direction} {daddr}:{sport} -> {saddr}:{dport}")?;
         if self.flags & Self::RELATED != 0 {
             f.write_str(" related")?;
         }

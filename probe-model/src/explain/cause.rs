@@ -134,11 +134,11 @@ fn default_deny(
     };
     if let Some((original, rewritten)) = hidden_source(way).filter(|_| direction == Direction::Ingress) {
         let sentence = format!(
-            "{who}; netfilter replaced the source {original} by {rewritten} before policy ran, so Cilium judged {peer}, and no rule admits that on {port}"
+            "{who}; netfilter replaced the source {original} by {rewritten} before policy ran, so Cilium judged {peer}, which no rule admits on {port}"
         );
         return Cause::new("PLS-03", sentence);
     }
-    let sentence = format!("{who}, and no rule admits {preposition} {peer} on {port}");
+    let sentence = format!("{who}, and no rule admits traffic {preposition} {peer} on {port}");
     if way.tuple.saddr == IpAddr::from(AZURE_PROBE) && direction == Direction::Ingress {
         return Cause::new(
             "PLS-07",

@@ -1,0 +1,98 @@
+//! The command line: clap's structures and one file per subcommand, no logic.
+
+mod dump;
+mod explain;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use anyhow::Result;
+use clap::{Parser, Subcommand, ValueEnum};
+
+use crate::sources::LiveOptions;
+
+/// Why a Private Link flow reaches a pod behind Cilium, or does not.
+#[derive(Parser)]
+#[command(name = "plsprobe", version, max_term_width = 100)]
+#[command(
+    after_help = "Exit codes: 0 judged, allowed; 1 judged, dropped; 2 error, nothing judged; 3 inconclusive."
+)]
+pub struct Cli {
+    #[command(subcommand)]
+    command: Command,
+    #[command(flatten)]
+    global: Global,
+}
+
+/// Flags of every subcommand.
+#[derive(Clone, Debug, clap::Args)]
+pub struct Global {
+    /// Where the BPF file system is mounted; Cilium's pins are in tc/globals below it.
+    #[arg(long, global = true, default_value = "/sys/fs/bpf", value_name = "DIR")]
+    pub bpffs: PathBuf,
+    /// Where the agent's sockets are.
+    #[arg(long, global = true, default_value = "/var/run/cilium", value_name = "DIR")]
+    pub cilium_run: PathBuf,
+    /// Text for people, or JSON, one object a line.
+    #[arg(short, long, global = true, value_enum, default_value_t = Output::Text)]
+    pub output: Output,
+}
+
+impl Global {
+    /// Where a live node's facts are.
+    pub fn live_options(&self) -> LiveOptions {
+        LiveOptions { bpffs: self.bpffs.clone(), cilium_run: self.cilium_run.clone() }
+    }
+}
+
+/// How to print.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Output {
+    /// For people.
+    Text,
+    /// One JSON object a line, each with `"schema"`.
+    Json,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Say what happens to a packet, and why: from the maps of this node or of a recording
+    Explain(explain::Args),
+    /// Print Cilium's maps, as its own command line does
+    Dump(dump::Args),
+}
+
+/// How a run ended; the process' exit code.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// 0: judged, allowed; or done, where nothing is judged.
+    Allowed,
+    /// 1: judged, dropped.
+    Dropped,
+    /// 3: the facts at hand do not decide.
+    Inconclusive,
+}
+
+impl From<Outcome> for ExitCode {
+    fn from(outcome: Outcome) -> Self {
+        match outcome {
+            Outcome::Allowed => Self::SUCCESS,
+            Outcome::Dropped => Self::from(1),
+            Outcome::Inconclusive => Self::from(3),
+        }
+    }
+}
+
+impl Cli {
+    /// Runs the subcommand.
+    ///
+    /// # Errors
+    ///
+    /// Whatever kept it from an answer.
+    pub fn run(self) -> Result<Outcome> {
+        match self.command {
+            Command::Explain(args) => explain::run(&args, &self.global),
+            Command::Dump(args) => dump::run(&args, &self.global),
+        }
+    }
+}

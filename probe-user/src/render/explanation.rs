@@ -1,0 +1,338 @@
+//! An [`Explanation`] as text and JSON.
+
+use std::io::{self, Write};
+
+use probe_model::cilium::lb::Frontend;
+use probe_model::cilium::policy::{PolicyKey, PolicyVerdict};
+use probe_model::explain::{Explanation, FailedField, NearMiss, Verdict};
+use probe_model::simulate::{Destination, IdentityOrigin, Outcome, PolicyStep, Step, Trajectory};
+use probe_model::tuple::Protocol;
+use probe_model::world::{PolicyRef, World};
+use serde_json::{Value, json};
+
+use super::clean;
+use super::dump::port_proto;
+
+/// Version of the JSON that [`json`] writes.
+pub const SCHEMA: &str = "plsprobe.explain/1";
+
+/// Writes the answer for people: the verdict, its cause, then the evidence.
+///
+/// # Errors
+///
+/// What `out` says.
+pub fn text(world: &World, explanation: &Explanation, out: &mut impl Write) -> io::Result<()> {
+    let head = format!("{}: {}", explanation.question.tuple, verdict_text(&explanation.verdict));
+    writeln!(out, "{}", clean(&head))?;
+    let mut line = |label: &str, text: &str| writeln!(out, "  {label:<9}{}", clean(text));
+    let way = explanation.trajectory();
+    line("cause", &format!("{} [{}]", explanation.cause.sentence, explanation.cause.code))?;
+    line("path", &path(world, way))?;
+    for step in &way.steps {
+        evidence(world, step, &mut line)?;
+    }
+    if let Some(near_miss) = &explanation.near_miss {
+        line("nearest", &near_miss_text(world, explanation, near_miss))?;
+    }
+    if !explanation.policies.is_empty() {
+        line("policy", &policy_list(&explanation.policies))?;
+    }
+    for other in explanation.trajectories.iter().skip(1) {
+        line("or", &format!("{}: {}", path(world, other), outcome_text(&other.outcome)))?;
+    }
+    for caveat in &explanation.caveats {
+        line("caveat", &format!("{} [{}]", caveat.text, caveat.code))?;
+    }
+    line("rests on", &rests_on(world))
+}
+
+/// What was read, and that nothing was observed.
+fn rests_on(world: &World) -> String {
+    let version = world.version.as_ref().map(|version| format!(", Cilium {version}")).unwrap_or_default();
+    let missing = match world.missing.len() {
+        0 => String::new(),
+        1 => format!("; missing: {}", world.missing[0].what),
+        several => format!("; {several} facts missing"),
+    };
+    format!("the maps of {}{version}; no packet was observed{missing}", world.origin)
+}
+
+/// One word, and the reason of a drop.
+pub fn verdict_text(verdict: &Verdict) -> String {
+    match verdict {
+        Verdict::Allowed => "allowed".to_owned(),
+        Verdict::Dropped(reason) => format!("dropped by Cilium, {reason}"),
+        Verdict::Filtered => "dropped by the node's netfilter".to_owned(),
+        Verdict::Inconclusive(_) => "inconclusive".to_owned(),
+    }
+}
+
+fn outcome_text(outcome: &Outcome) -> String {
+    match outcome {
+        Outcome::Allowed(_) => "allowed".to_owned(),
+        Outcome::Dropped(reason) => format!("dropped by Cilium, {reason}"),
+        Outcome::Filtered { rule, .. } => format!("dropped by netfilter, {rule}"),
+        Outcome::Unknown(_) => "inconclusive".to_owned(),
+    }
+}
+
+/// The way through the node in one line.
+pub fn path(world: &World, way: &Trajectory) -> String {
+    let mut parts = Vec::new();
+    for step in &way.steps {
+        match step {
+            Step::FromNetwork { overlay: true, .. } => parts.push("Cilium's tunnel".to_owned()),
+            Step::FromNetwork { dev, .. } => {
+                parts.push(format!("in by {}", dev.as_deref().unwrap_or("the uplink")));
+            }
+            Step::FromPod(id) => parts.push(format!("from {}", endpoint_name(world, *id))),
+            Step::FromHost => parts.push("from this node".to_owned()),
+            Step::Reply(_) => parts.push("an answer by conntrack".to_owned()),
+            Step::Service { frontend, backend } => {
+                parts.push(format!("Cilium's service {} to {}", frontend_text(frontend), backend.socket()));
+            }
+            Step::Netfilter { rule, after, .. } => {
+                parts.push(format!("netfilter {} to {after}", target_of(rule)));
+            }
+            Step::Route { dev } => parts.push(format!("route {dev}")),
+            Step::Identity { .. } => {}
+            Step::Policy(step) => {
+                parts.push(format!(
+                    "{} policy of {}",
+                    step.query.direction,
+                    endpoint_name(world, step.endpoint)
+                ));
+            }
+        }
+    }
+    match &way.outcome {
+        Outcome::Allowed(Destination::Endpoint(_)) => parts.push("into the pod".to_owned()),
+        Outcome::Allowed(Destination::Host) => parts.push("to the node itself".to_owned()),
+        Outcome::Allowed(Destination::Network(dev)) => {
+            parts.push(format!("out by {}", dev.as_deref().unwrap_or("the uplink")));
+        }
+        Outcome::Allowed(Destination::Judged) => {}
+        Outcome::Dropped(_) | Outcome::Filtered { .. } => parts.push("dropped".to_owned()),
+        Outcome::Unknown(_) => parts.push("unknown".to_owned()),
+    }
+    parts.join(" > ")
+}
+
+/// The target of a rule as `iptables-save` writes it: `DNAT`, `MASQUERADE`, ….
+fn target_of(rule: &str) -> &str {
+    rule.split_once(" -j ").map_or(rule, |(_, target)| target.split(' ').next().unwrap_or(target))
+}
+
+fn frontend_text(frontend: &Frontend) -> String {
+    format!("{}:{} ({})", frontend.key.address, frontend.key.dport, frontend.service.kind())
+}
+
+fn endpoint_name(world: &World, id: probe_model::cilium::EndpointId) -> String {
+    world.endpoints.get(&id).map_or_else(|| format!("endpoint {id}"), probe_model::world::Endpoint::name)
+}
+
+/// The lines of evidence behind a step, if it needs one.
+fn evidence(
+    world: &World,
+    step: &Step,
+    line: &mut impl FnMut(&str, &str) -> io::Result<()>,
+) -> io::Result<()> {
+    match step {
+        Step::Identity { address, identity, origin } => {
+            let whose = world.identity_text(*identity);
+            line("identity", &format!("{address} is {whose}: {}", identity_origin(*origin)))
+        }
+        Step::Netfilter { rule, .. } => line("rule", rule),
+        Step::Policy(step) => line("entry", &entry_text(world, step)),
+        _ => Ok(()),
+    }
+}
+
+/// Where an identity is from, as a clause.
+pub fn identity_origin(origin: IdentityOrigin) -> String {
+    match origin {
+        IdentityOrigin::Ipcache(prefix) => format!("ipcache {prefix}"),
+        IdentityOrigin::NoPrefix => "the ipcache has no prefix for it".to_owned(),
+        IdentityOrigin::HostIgnored(prefix) => {
+            format!(
+                "ipcache {prefix} says host, which Cilium does not believe of a packet without the host's mark"
+            )
+        }
+        IdentityOrigin::HostMark => "the packet carries the host's mark".to_owned(),
+        IdentityOrigin::Endpoint(id) => format!("endpoint {id}'s own"),
+    }
+}
+
+/// The map entry that decided a policy check, or that none did.
+pub fn entry_text(world: &World, step: &PolicyStep) -> String {
+    let PolicyStep { map, query, decision, .. } = step;
+    let direction = query.direction;
+    let Some((key, entry)) = &decision.entry else {
+        let (peer, protocol) = (world.identity_text(query.identity), Protocol(query.protocol));
+        return format!("none in {map} for {direction} {peer}, {}/{protocol}", query.port);
+    };
+    let verb = if entry.deny() { "deny" } else { "allow" };
+    let (who, matched, packets) = (key_text(world, key), decision.match_type, entry.packets);
+    format!("{map}: {direction} {who} {verb} (match {matched}, {packets} packets so far)")
+}
+
+/// Peer and port of a key: `any identity, ANY`, `16777218 (cidr:10.224.0.8/32), 80/TCP`.
+pub fn key_text(world: &World, key: &PolicyKey) -> String {
+    let peer =
+        if key.sec_label.0 == 0 { "any identity".to_owned() } else { world.identity_text(key.sec_label) };
+    let ports = if key.l4_prefix() == 0 { "any port".to_owned() } else { port_proto(key) };
+    format!("{peer}, {ports}")
+}
+
+fn near_miss_text(world: &World, explanation: &Explanation, near_miss: &NearMiss) -> String {
+    let Some(step) = explanation.policy() else { return key_text(world, &near_miss.key) };
+    let asked = match near_miss.failed {
+        FailedField::Port => format!("the port is {}", step.query.port),
+        FailedField::Protocol => format!("the protocol is {}", Protocol(step.query.protocol)),
+        FailedField::Identity => format!("the peer is {}", world.identity_text(step.query.identity)),
+    };
+    let by = if near_miss.policies.is_empty() {
+        String::new()
+    } else {
+        format!(" of {}", policy_list(&near_miss.policies))
+    };
+    format!("allow {}{by}; but {asked}", key_text(world, &near_miss.key))
+}
+
+fn policy_list(policies: &[PolicyRef]) -> String {
+    policies.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
+}
+
+/// Writes the whole answer as one line of JSON.
+///
+/// # Errors
+///
+/// What `out` says.
+pub fn json(world: &World, explanation: &Explanation, out: &mut impl Write) -> io::Result<()> {
+    writeln!(out, "{}", value(world, explanation))
+}
+
+/// The whole answer as a JSON object.
+pub fn value(world: &World, explanation: &Explanation) -> Value {
+    let tuple = explanation.question.tuple;
+    json!({
+        "schema": SCHEMA,
+        "question": {
+            "saddr": tuple.saddr.to_string(), "sport": tuple.sport, "daddr": tuple.daddr.to_string(),
+            "dport": tuple.dport, "protocol": tuple.protocol.to_string(),
+            "direction": explanation.question.direction.map(|direction| direction.to_string()),
+        },
+        "verdict": verdict_word(&explanation.verdict),
+        "drop_reason": drop_reason(&explanation.verdict),
+        "undecided": match &explanation.verdict { Verdict::Inconclusive(facts) => json!(facts), _ => Value::Null },
+        "cause": { "code": explanation.cause.code, "sentence": explanation.cause.sentence },
+        "policies": explanation.policies.iter().map(policy_value).collect::<Vec<_>>(),
+        "near_miss": explanation.near_miss.as_ref().map(near_miss_value),
+        "ways": explanation.trajectories.iter().map(|way| way_value(world, way)).collect::<Vec<_>>(),
+        "caveats": explanation.caveats.iter()
+            .map(|caveat| json!({ "code": caveat.code, "text": caveat.text })).collect::<Vec<_>>(),
+        "world": {
+            "origin": world.origin, "cilium": world.version, "observed": false,
+            "missing": world.missing.iter()
+                .map(|missing| json!({ "what": missing.what, "why": missing.why })).collect::<Vec<_>>(),
+        },
+    })
+}
+
+fn verdict_word(verdict: &Verdict) -> &'static str {
+    match verdict {
+        Verdict::Allowed => "allowed",
+        Verdict::Dropped(_) | Verdict::Filtered => "dropped",
+        Verdict::Inconclusive(_) => "inconclusive",
+    }
+}
+
+fn drop_reason(verdict: &Verdict) -> Value {
+    match verdict {
+        Verdict::Dropped(reason) => {
+            json!({ "by": "cilium", "code": reason.0, "text": reason.text(), "name": reason.name() })
+        }
+        Verdict::Filtered => json!({ "by": "netfilter" }),
+        _ => Value::Null,
+    }
+}
+
+/// A policy object as JSON.
+pub fn policy_value(policy: &PolicyRef) -> Value {
+    json!({ "kind": policy.kind, "namespace": policy.namespace, "name": policy.name })
+}
+
+fn key_value(key: &PolicyKey) -> Value {
+    json!({
+        "direction": key.direction.to_string(), "identity": key.sec_label.0, "protocol": key.protocol,
+        "port": key.dport, "prefix_bits": key.l4_prefix(),
+    })
+}
+
+fn near_miss_value(near_miss: &NearMiss) -> Value {
+    let failed = match near_miss.failed {
+        FailedField::Port => "port",
+        FailedField::Protocol => "protocol",
+        FailedField::Identity => "identity",
+    };
+    json!({
+        "key": key_value(&near_miss.key), "failed": failed,
+        "policies": near_miss.policies.iter().map(policy_value).collect::<Vec<_>>(),
+    })
+}
+
+fn way_value(world: &World, way: &Trajectory) -> Value {
+    json!({
+        "outcome": outcome_text(&way.outcome),
+        "path": path(world, way),
+        "steps": way.steps.iter().map(|step| step_value(world, step)).collect::<Vec<_>>(),
+        "packet": {
+            "saddr": way.tuple.saddr.to_string(), "sport": way.tuple.sport,
+            "daddr": way.tuple.daddr.to_string(), "dport": way.tuple.dport,
+        },
+    })
+}
+
+fn step_value(world: &World, step: &Step) -> Value {
+    match step {
+        Step::FromNetwork { dev, overlay } => {
+            json!({ "step": "from-network", "dev": dev, "overlay": overlay })
+        }
+        Step::FromPod(id) => {
+            json!({ "step": "from-pod", "endpoint": id.0, "pod": endpoint_name(world, *id) })
+        }
+        Step::FromHost => json!({ "step": "from-host" }),
+        Step::Reply(entry) => json!({ "step": "reply", "conntrack": entry.to_string() }),
+        Step::Service { frontend, backend } => json!({
+            "step": "service", "frontend": format!("{}:{}", frontend.key.address, frontend.key.dport),
+            "type": frontend.service.kind(), "id": frontend.service.rev_nat_index, "backend": backend.socket().to_string(),
+        }),
+        Step::Netfilter { rule, after, .. } => {
+            json!({ "step": "netfilter", "rule": rule, "after": after.to_string() })
+        }
+        Step::Route { dev } => json!({ "step": "route", "dev": dev }),
+        Step::Identity { address, identity, origin } => json!({
+            "step": "identity", "address": address.to_string(), "identity": identity.0,
+            "text": world.identity_text(*identity), "from": identity_origin(*origin),
+        }),
+        Step::Policy(step) => policy_step_value(step),
+    }
+}
+
+/// A policy check as JSON.
+pub fn policy_step_value(step: &PolicyStep) -> Value {
+    let verdict = match step.decision.verdict {
+        PolicyVerdict::Allow { proxy_port: 0 } => json!({ "verdict": "allow" }),
+        PolicyVerdict::Allow { proxy_port } => json!({ "verdict": "redirect", "proxy_port": proxy_port }),
+        PolicyVerdict::Drop(reason) => json!({ "verdict": "drop", "reason": reason.0 }),
+    };
+    json!({
+        "step": "policy", "endpoint": step.endpoint.0, "map": step.map, "direction": step.query.direction.to_string(),
+        "identity": step.query.identity.0, "protocol": step.query.protocol, "port": step.query.port,
+        "decision": verdict, "match": step.decision.match_type.to_string(), "audited": step.audited,
+        "entry": step.decision.entry.as_ref().map(|(key, entry)| json!({
+            "key": key_value(key), "deny": entry.deny(), "packets": entry.packets, "bytes": entry.bytes,
+        })),
+        "loser": step.decision.loser.as_ref().map(|(key, _)| key_value(key)),
+    })
+}

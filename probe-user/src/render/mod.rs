@@ -1,0 +1,11 @@
+//! Answers as text and JSON: pure, values in, bytes out.
+
+pub mod dump;
+pub mod explanation;
+
+use std::borrow::Cow;
+
+/// `text` with control characters escaped, so that names from the network cannot steer a terminal.
+pub fn clean(text: &str) -> Cow<'_, str> {
+    if text.chars().any(char::is_control) { text.escape_debug().to_string().into() } else { text.into() }
+}

@@ -1,0 +1,272 @@
+//! TARGET and SRC as operators write them, resolved against a [`World`].
+
+use std::fmt::Write as _;
+use std::net::{IpAddr, Ipv4Addr};
+
+use anyhow::{Result, bail};
+use probe_model::cilium::EndpointId;
+use probe_model::explain::AZURE_PROBE;
+use probe_model::tuple::Protocol;
+use probe_model::world::{Endpoint, World};
+
+/// What a TARGET stands for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Target {
+    /// A pod of this node.
+    Endpoint(EndpointId),
+    /// A service's frontends.
+    Service(Vec<(IpAddr, u16)>),
+    /// An address that is neither.
+    Address(IpAddr),
+}
+
+/// A name with port and protocol, `pls-app:80/tcp`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Spec {
+    /// The name or address.
+    pub name: String,
+    /// Port, if given.
+    pub port: Option<u16>,
+    /// Protocol, if given.
+    pub protocol: Option<Protocol>,
+}
+
+impl Spec {
+    /// Splits `NAME[:PORT[/PROTO]]`; an address may also carry a protocol alone (`10.0.0.143/icmp`).
+    ///
+    /// # Errors
+    ///
+    /// If port or protocol cannot be read.
+    pub fn parse(text: &str) -> Result<Self> {
+        if let Ok(address) = text.parse::<IpAddr>() {
+            return Ok(Self { name: address.to_string(), port: None, protocol: None });
+        }
+        if let Some((address, protocol)) = text.split_once('/')
+            && address.parse::<IpAddr>().is_ok()
+        {
+            return Ok(Self {
+                name: address.to_owned(),
+                port: None,
+                protocol: Some(parse_protocol(protocol)?),
+            });
+        }
+        let Some((name, rest)) = text.rsplit_once(':') else {
+            return Ok(Self { name: text.to_owned(), port: None, protocol: None });
+        };
+        let (port, protocol) = match rest.split_once('/') {
+            Some((port, protocol)) => (port, Some(parse_protocol(protocol)?)),
+            None => (rest, None),
+        };
+        let Ok(port) = port.parse() else {
+            bail!(
+                "found port `{port}` in `{text}`, expected a number from 0 to 65535 as in `pls-app:80/tcp`"
+            );
+        };
+        let name = name.trim_start_matches('[').trim_end_matches(']').to_owned();
+        Ok(Self { name, port: Some(port), protocol })
+    }
+}
+
+fn parse_protocol(text: &str) -> Result<Protocol> {
+    match Protocol::parse(text) {
+        Some(protocol) => Ok(protocol),
+        None => bail!("found protocol `{text}`, expected tcp, udp, icmp, sctp or a number"),
+    }
+}
+
+/// Resolves a TARGET: pod name, `namespace/pod`, `svc/NAME`, `svc/NAMESPACE/NAME`, `key=value`, an address, or `ep/ID`.
+///
+/// A pod name may be its workload's (`pls-app` for `pls-app-7d9c5bd5f4-x2v8q`) where that is one pod.
+///
+/// # Errors
+///
+/// For an unknown or ambiguous name; the message lists the candidates.
+pub fn resolve(world: &World, name: &str) -> Result<Target> {
+    if let Ok(address) = name.parse::<IpAddr>() {
+        return Ok(of_address(world, address));
+    }
+    if let Some(id) = name.strip_prefix("ep/") {
+        let known = id.parse().ok().map(EndpointId).filter(|id| world.endpoints.contains_key(id));
+        return match known {
+            Some(id) => Ok(Target::Endpoint(id)),
+            None => bail!("unknown endpoint `{name}`; {}", candidates(world, name)),
+        };
+    }
+    if let Some(service) = name.strip_prefix("svc/") {
+        return resolve_service(world, service);
+    }
+    let found: Vec<_> = match name.split_once('=') {
+        Some(_) => pods(world).filter(|endpoint| has_label(endpoint, name)).collect(),
+        None => named(world, name),
+    };
+    match found.as_slice() {
+        [endpoint] => Ok(Target::Endpoint(endpoint.id)),
+        [] => bail!("unknown target `{name}`; {}", candidates(world, name)),
+        several => {
+            let names: Vec<_> =
+                several.iter().map(|endpoint| format!("{} (ep/{})", endpoint.name(), endpoint.id)).collect();
+            bail!("`{name}` is ambiguous: {}; give one of them", names.join(", "))
+        }
+    }
+}
+
+/// Resolves a SRC for a single question: what [`resolve`] takes, `probe` (Azure's health probe), or `host`.
+///
+/// # Errors
+///
+/// As [`resolve`]; also for a pod or host without an address.
+pub fn resolve_source(world: &World, name: &str) -> Result<IpAddr> {
+    match name {
+        "probe" => return Ok(AZURE_PROBE.into()),
+        "host" => {
+            let uplink = world.uplink().and_then(|uplink| world.primary_address(uplink)).map(IpAddr::from);
+            return match uplink.or_else(|| world.host_addresses().first().copied()) {
+                Some(address) => Ok(address),
+                None => bail!("no source knows an address of this node; give it as `--src ADDRESS`"),
+            };
+        }
+        "pls" => bail!("`pls` stands for several addresses; give the one of the NAT IPs as `--src ADDRESS`"),
+        _ => {}
+    }
+    match resolve(world, name)? {
+        Target::Address(address) => Ok(address),
+        Target::Endpoint(id) => endpoint_address(world, id),
+        Target::Service(_) => bail!("`{name}` is a service, which sends nothing; give a pod or an address"),
+    }
+}
+
+/// An endpoint's address, IPv4 first.
+///
+/// # Errors
+///
+/// If no source knows one.
+pub fn endpoint_address(world: &World, id: EndpointId) -> Result<IpAddr> {
+    let addresses =
+        world.endpoints.get(&id).map(|endpoint| endpoint.addresses.as_slice()).unwrap_or_default();
+    match addresses.iter().min_by_key(|address| address.is_ipv6()) {
+        Some(address) => Ok(*address),
+        None => bail!("no source knows an address of endpoint {id}"),
+    }
+}
+
+fn of_address(world: &World, address: IpAddr) -> Target {
+    let endpoint = world
+        .endpoints
+        .values()
+        .find(|endpoint| endpoint.addresses.contains(&address) && !endpoint.is_host());
+    endpoint.map_or(Target::Address(address), |endpoint| Target::Endpoint(endpoint.id))
+}
+
+fn pods(world: &World) -> impl Iterator<Item = &Endpoint> {
+    world.endpoints.values().filter(|endpoint| !endpoint.is_host())
+}
+
+/// Pods of this very name, else of a workload of this name; `namespace/` before it narrows.
+fn named<'w>(world: &'w World, name: &str) -> Vec<&'w Endpoint> {
+    let (namespace, name) =
+        name.split_once('/').map_or((None, name), |(namespace, name)| (Some(namespace), name));
+    let with = |fits: &dyn Fn(&str) -> bool| -> Vec<_> {
+        let fitting = |endpoint: &&Endpoint| {
+            let pod = endpoint.pod.as_ref();
+            pod.is_some_and(|pod| fits(&pod.name) && namespace.is_none_or(|wanted| wanted == pod.namespace))
+        };
+        pods(world).filter(fitting).collect()
+    };
+    let exact = with(&|pod| pod == name);
+    if exact.is_empty() { with(&|pod| is_of_workload(pod, name)) } else { exact }
+}
+
+/// `pls-app-7d9c5bd5f4-x2v8q`, `pls-app-x2v8q` or `pls-app-0` are of the workload `pls-app`; `pls-app-canary-…` is not.
+fn is_of_workload(pod: &str, workload: &str) -> bool {
+    let Some(suffix) = pod.strip_prefix(workload).and_then(|rest| rest.strip_prefix('-')) else {
+        return false;
+    };
+    // Kubernetes' generated names use these letters only, so that no words come about; ordinals are digits.
+    let generated = |part: &str| {
+        !part.is_empty() && part.chars().all(|c| c.is_ascii_digit() || "bcdfghjklmnpqrstvwxz".contains(c))
+    };
+    match suffix.split_once('-') {
+        Some((hash, id)) => (6..=10).contains(&hash.len()) && is_hash(hash) && id.len() == 5 && is_hash(id),
+        None => {
+            suffix.chars().all(|c| c.is_ascii_digit())
+                || (suffix.len() == 5 && (generated(suffix) || is_hash(suffix)))
+        }
+    }
+}
+
+fn is_hash(text: &str) -> bool {
+    !text.is_empty() && text.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit())
+}
+
+/// Whether the endpoint has the label `key=value`, with or without its source before it.
+fn has_label(endpoint: &Endpoint, wanted: &str) -> bool {
+    endpoint
+        .labels
+        .iter()
+        .any(|label| label == wanted || label.split_once(':').is_some_and(|(_, label)| label == wanted))
+}
+
+fn resolve_service(world: &World, name: &str) -> Result<Target> {
+    let (namespace, service) =
+        name.split_once('/').map_or((None, name), |(namespace, name)| (Some(namespace), name));
+    let named = world.service_names.iter().filter(|known| !known.name.is_empty());
+    let fits = |known: &&probe_model::world::ServiceName| {
+        known.name == service && namespace.is_none_or(|wanted| wanted == known.namespace)
+    };
+    let frontends: Vec<_> = named.clone().filter(fits).map(|known| (known.address, known.port)).collect();
+    if !frontends.is_empty() {
+        return Ok(Target::Service(frontends));
+    }
+    let mut known: Vec<_> = named.map(|known| format!("svc/{}/{}", known.namespace, known.name)).collect();
+    known.sort();
+    known.dedup();
+    if known.is_empty() {
+        bail!(
+            "unknown service `svc/{name}`: the agent names no services here; give the frontend's address instead"
+        )
+    }
+    bail!("unknown service `svc/{name}`; known are {}", known.join(", "))
+}
+
+/// Near names first, then how else a target can be given.
+fn candidates(world: &World, wanted: &str) -> String {
+    let short = wanted.rsplit('/').next().unwrap_or(wanted);
+    let mut known: Vec<_> = pods(world)
+        .map(|endpoint| {
+            let name = endpoint.pod.as_ref().map_or("", |pod| &pod.name);
+            (distance(short, name), endpoint)
+        })
+        .collect();
+    known.sort_by_key(|(distance, endpoint)| (*distance, endpoint.id));
+    if known.is_empty() {
+        return "no pod of this node is known; give an address".to_owned();
+    }
+    let mut text = "pods on this node: ".to_owned();
+    for (idx, (_, endpoint)) in known.iter().take(10).enumerate() {
+        let comma = if idx == 0 { "" } else { ", " };
+        let address = endpoint.addresses.first().copied().unwrap_or(Ipv4Addr::UNSPECIFIED.into());
+        // Writing to a string cannot fail.
+        let _ = write!(text, "{comma}{} (ep/{}, {address})", endpoint.name(), endpoint.id);
+    }
+    if known.len() > 10 {
+        let _ = write!(text, " and {} more", known.len() - 10);
+    }
+    text
+}
+
+/// Edits between `wanted` and the beginning of `name`: how far a typing mistake is.
+fn distance(wanted: &str, name: &str) -> usize {
+    let wanted: Vec<_> = wanted.chars().collect();
+    let mut row: Vec<usize> = (0..=wanted.len()).collect();
+    let mut best = wanted.len();
+    for (idx, c) in name.chars().enumerate() {
+        let mut next = vec![idx + 1];
+        for (at, w) in wanted.iter().enumerate() {
+            let substituted = row[at] + usize::from(*w != c);
+            next.push(substituted.min(row[at + 1] + 1).min(next[at] + 1));
+        }
+        row = next;
+        best = best.min(row[wanted.len()]);
+    }
+    best
+}
