@@ -1,6 +1,21 @@
-//! Records that cross from plsprobe's eBPF programs to user space.
+//! Records that cross from plsprobe's eBPF programs to user space, and the settings that cross the other way.
+//!
+//! Everything is `#[repr(C)]` with its padding written out and its layout asserted, so that both sides read the
+//! same bytes. Ports, sequence numbers and lengths are in host order; addresses are the bytes of the packet.
 #![no_std]
 #![forbid(unsafe_code)]
 
-/// Version of the record layouts in this crate; user space refuses an eBPF object that exports another.
-pub const WIRE_VERSION: u32 = 1;
+mod config;
+mod packet;
+mod record;
+
+pub use config::{Config, KernelOffsets, PORT_ANY, SourceKey, TargetKey, TargetMatch};
+pub use packet::{FRAGMENT, FRAGMENT_LATER, Packet, PacketFamily};
+pub use record::{
+    Counter, DropRecord, EVENT_META_MAX, EVENT_PACKET_MAX, EventRecord, HookPoint, PacketRecord, RecordHeader,
+    RecordKind,
+};
+
+/// Version of the layouts in this crate. The eBPF object exports it as `PLSPROBE_WIRE_VERSION`;
+/// user space refuses an object that exports another, before anything is attached.
+pub const WIRE_VERSION: u32 = 2;

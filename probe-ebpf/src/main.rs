@@ -1,6 +1,22 @@
-//! plsprobe's eBPF programs.
+//! plsprobe's eBPF programs: classifiers beside Cilium's, its notifications, and the kernel's drops.
+//!
+//! They only look. Every classifier passes every packet on (`TC_ACT_UNSPEC`), nothing writes to a packet, its mark or
+//! its control block, and nothing here knows more of Cilium than the bytes of a notification.
 #![no_std]
 #![no_main]
+
+mod emit;
+mod event;
+mod filter;
+mod kernel;
+mod kfree;
+mod maps;
+mod parse;
+mod tc;
+
+/// What user space compares before it attaches anything; see [`probe_common::WIRE_VERSION`].
+#[unsafe(no_mangle)]
+static PLSPROBE_WIRE_VERSION: u32 = probe_common::WIRE_VERSION;
 
 #[panic_handler]
 fn panic(_info: &core::panic::PanicInfo<'_>) -> ! {

@@ -1,0 +1,109 @@
+//! What user space tells the programs: the filter, and where the kernel keeps the fields they read.
+use core::mem::{offset_of, size_of};
+
+/// Port or protocol number in a [`TargetKey`] that stands for the address alone.
+pub const PORT_ANY: u16 = 0;
+
+/// Key of the filter's target map: an address, or an address with port and protocol.
+///
+/// Every address has an entry with port [`PORT_ANY`] and protocol 0, whose value says whether any port matches.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct TargetKey {
+    /// Address as in [`crate::Packet::src`].
+    pub addr: [u8; 16],
+    /// Port, host order; [`PORT_ANY`] in an address's own entry.
+    pub port: u16,
+    /// IP protocol number; 0 in an address's own entry.
+    pub proto: u8,
+    /// 4 or 6: the bytes 10.0.0.0 also begin an IPv6 address.
+    pub version: u8,
+}
+
+/// Value of the filter's target map.
+#[repr(u32)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum TargetMatch {
+    /// The entry matches as it stands.
+    Matches = 1,
+    /// The address's own entry: only the ports that have an entry of their own match.
+    SomePorts = 2,
+}
+
+/// Data of a key of the filter's source trie, after its prefix length (which counts `version` and the padding).
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SourceKey {
+    /// 4 or 6.
+    pub version: u8,
+    /// 0.
+    pub _pad: [u8; 3],
+    /// Address as in [`crate::Packet::src`].
+    pub addr: [u8; 16],
+}
+
+impl SourceKey {
+    /// Bits of a key before the address begins.
+    pub const HEAD_BITS: u32 = 32;
+}
+
+/// Byte offsets of kernel fields, from the running kernel's BTF.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct KernelOffsets {
+    /// `sk_buff.head`.
+    pub skb_head: u32,
+    /// `sk_buff.data`.
+    pub skb_data: u32,
+    /// `sk_buff.len`.
+    pub skb_len: u32,
+    /// `sk_buff.data_len`.
+    pub skb_data_len: u32,
+    /// `sk_buff.network_header`.
+    pub skb_network_header: u32,
+    /// `sk_buff.protocol`.
+    pub skb_protocol: u32,
+    /// `sk_buff.mark`.
+    pub skb_mark: u32,
+    /// `sk_buff.dev`.
+    pub skb_dev: u32,
+    /// `net_device.ifindex`.
+    pub dev_ifindex: u32,
+    /// `net_device.nd_net.net`.
+    pub dev_net: u32,
+    /// `net.ns.inum`.
+    pub net_inum: u32,
+    /// `bpf_map.id`.
+    pub map_id: u32,
+}
+
+/// Settings of the programs, a constant to the verifier.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Config {
+    /// Where the kernel keeps what `kfree_skb` and the event hooks read.
+    pub offsets: KernelOffsets,
+    /// Id of Cilium's `cilium_events` map; 0 keeps no event.
+    pub events_map_id: u32,
+    /// 1: only packets whose peer is in the source trie.
+    pub filter_sources: u32,
+    /// 1: `skb:kfree_skb` has a reason argument (5.17 and later).
+    pub has_drop_reason: u32,
+    /// Value of `reason` that means consumed, not dropped (`SKB_CONSUMED`).
+    pub reason_consumed: u32,
+}
+
+const _: () = {
+    assert!(size_of::<TargetKey>() == 20);
+    assert!(offset_of!(TargetKey, port) == 16);
+    assert!(offset_of!(TargetKey, proto) == 18);
+    assert!(offset_of!(TargetKey, version) == 19);
+    assert!(size_of::<SourceKey>() == 20);
+    assert!(offset_of!(SourceKey, addr) == 4);
+    assert!(size_of::<KernelOffsets>() == 48);
+    assert!(size_of::<Config>() == 64);
+    assert!(offset_of!(Config, events_map_id) == 48);
+    assert!(offset_of!(Config, filter_sources) == 52);
+    assert!(offset_of!(Config, has_drop_reason) == 56);
+    assert!(offset_of!(Config, reason_consumed) == 60);
+};

@@ -1,0 +1,109 @@
+//! What a record keeps of a packet.
+use core::mem::{offset_of, size_of};
+
+/// The packet is a fragment (the first one included).
+pub const FRAGMENT: u8 = 1;
+/// The packet is a fragment other than the first: it has no ports.
+pub const FRAGMENT_LATER: u8 = 2;
+
+/// Internet protocol version of a [`Packet`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PacketFamily {
+    /// IPv4: addresses are in the first four of the sixteen bytes.
+    V4,
+    /// IPv6.
+    V6,
+}
+
+/// The header fields of one packet that tell which flow it belongs to and which packet of the flow it is.
+///
+/// Fields that a protocol does not have are 0. For ICMP errors the `quoted_*` fields hold the tuple of the packet
+/// that the error is about.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Packet {
+    /// Source address; IPv4 in the first four bytes, the rest 0.
+    pub src: [u8; 16],
+    /// Destination address, as `src`.
+    pub dst: [u8; 16],
+    /// Destination address of the packet that an ICMP error quotes.
+    pub quoted_dst: [u8; 16],
+    /// TCP sequence number.
+    pub seq: u32,
+    /// TCP acknowledgement number.
+    pub ack: u32,
+    /// Bytes after the layer-4 header, from the IP header's length (not the captured length).
+    pub payload_len: u32,
+    /// Hash over the first bytes of the payload; NAT does not change it. 0 where there is none.
+    pub payload_hash: u32,
+    /// Layer-4 source port.
+    pub src_port: u16,
+    /// Layer-4 destination port.
+    pub dst_port: u16,
+    /// IPv4 identification.
+    pub ip_id: u16,
+    /// TCP window, unscaled.
+    pub window: u16,
+    /// ICMP echo identifier.
+    pub icmp_id: u16,
+    /// ICMP echo sequence number.
+    pub icmp_seq: u16,
+    /// Source port of the packet that an ICMP error quotes.
+    pub quoted_src_port: u16,
+    /// Destination port of the packet that an ICMP error quotes.
+    pub quoted_dst_port: u16,
+    /// 4 or 6.
+    pub version: u8,
+    /// IP protocol number of layer 4.
+    pub proto: u8,
+    /// TCP flags as in the header: FIN 1, SYN 2, RST 4, PSH 8, ACK 16, URG 32, ECE 64, CWR 128.
+    pub tcp_flags: u8,
+    /// Time to live, or hop limit.
+    pub ttl: u8,
+    /// ICMP type.
+    pub icmp_type: u8,
+    /// ICMP code.
+    pub icmp_code: u8,
+    /// [`FRAGMENT`] and [`FRAGMENT_LATER`].
+    pub fragment: u8,
+    /// IP protocol of the packet that an ICMP error quotes; 0 when none is quoted.
+    pub quoted_proto: u8,
+}
+
+impl Packet {
+    /// The version byte as a type; `None` for a packet that could not be parsed.
+    pub const fn family(&self) -> Option<PacketFamily> {
+        match self.version {
+            4 => Some(PacketFamily::V4),
+            6 => Some(PacketFamily::V6),
+            _ => None,
+        }
+    }
+}
+
+const _: () = {
+    assert!(size_of::<Packet>() == 88);
+    assert!(offset_of!(Packet, src) == 0);
+    assert!(offset_of!(Packet, dst) == 16);
+    assert!(offset_of!(Packet, quoted_dst) == 32);
+    assert!(offset_of!(Packet, seq) == 48);
+    assert!(offset_of!(Packet, ack) == 52);
+    assert!(offset_of!(Packet, payload_len) == 56);
+    assert!(offset_of!(Packet, payload_hash) == 60);
+    assert!(offset_of!(Packet, src_port) == 64);
+    assert!(offset_of!(Packet, dst_port) == 66);
+    assert!(offset_of!(Packet, ip_id) == 68);
+    assert!(offset_of!(Packet, window) == 70);
+    assert!(offset_of!(Packet, icmp_id) == 72);
+    assert!(offset_of!(Packet, icmp_seq) == 74);
+    assert!(offset_of!(Packet, quoted_src_port) == 76);
+    assert!(offset_of!(Packet, quoted_dst_port) == 78);
+    assert!(offset_of!(Packet, version) == 80);
+    assert!(offset_of!(Packet, proto) == 81);
+    assert!(offset_of!(Packet, tcp_flags) == 82);
+    assert!(offset_of!(Packet, ttl) == 83);
+    assert!(offset_of!(Packet, icmp_type) == 84);
+    assert!(offset_of!(Packet, icmp_code) == 85);
+    assert!(offset_of!(Packet, fragment) == 86);
+    assert!(offset_of!(Packet, quoted_proto) == 87);
+};

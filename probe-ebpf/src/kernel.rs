@@ -1,0 +1,73 @@
+//! Kernel memory, read at offsets that user space took from the running kernel's BTF.
+use aya_ebpf::helpers::bpf_probe_read_kernel;
+
+use crate::maps::setting;
+use crate::parse::Source;
+
+/// `network_header` of a packet whose headers were never looked at.
+const HEADER_UNSET: u16 = u16::MAX;
+
+/// A value of plain bytes at `base + offset`.
+#[inline(always)]
+pub(crate) fn read<T: Copy>(base: u64, offset: u32) -> Option<T> {
+    let address = (base + u64::from(offset)) as *const T;
+    // SAFETY: the helper checks the address and answers an error for one that cannot be read.
+    unsafe { bpf_probe_read_kernel(address) }.ok()
+}
+
+/// A `struct sk_buff` by its address.
+#[derive(Clone, Copy)]
+pub(crate) struct SkBuff(pub(crate) u64);
+
+impl SkBuff {
+    #[inline(always)]
+    pub(crate) fn len(&self) -> Option<u32> {
+        read(self.0, setting!(offsets.skb_len))
+    }
+
+    #[inline(always)]
+    pub(crate) fn mark(&self) -> Option<u32> {
+        read(self.0, setting!(offsets.skb_mark))
+    }
+
+    /// Start of the data and length of its linear part.
+    #[inline(always)]
+    pub(crate) fn linear(&self) -> Option<(u64, u32)> {
+        let data = read(self.0, setting!(offsets.skb_data))?;
+        let paged: u32 = read(self.0, setting!(offsets.skb_data_len))?;
+        Some((data, self.len()?.saturating_sub(paged)))
+    }
+
+    /// Interface and network namespace; zeros for a packet that has no device.
+    #[inline(always)]
+    pub(crate) fn device(&self) -> Option<(u32, u32)> {
+        let device: u64 = read(self.0, setting!(offsets.skb_dev))?;
+        if device == 0 {
+            return Some((0, 0));
+        }
+        // Before a socket owns it, `dev` shares its place with `dev_scratch` (UDP): an unreadable one is no device.
+        let ifindex = read(device, setting!(offsets.dev_ifindex)).unwrap_or(0);
+        let netns = read::<u64>(device, setting!(offsets.dev_net))
+            .and_then(|net| read(net, setting!(offsets.net_inum)))
+            .unwrap_or(0);
+        Some((ifindex, netns))
+    }
+
+    /// The packet from its network header on; `None` when none is set.
+    #[inline(always)]
+    pub(crate) fn network(&self) -> Option<MemorySource> {
+        let head: u64 = read(self.0, setting!(offsets.skb_head))?;
+        let network_header: u16 = read(self.0, setting!(offsets.skb_network_header))?;
+        (network_header != HEADER_UNSET).then_some(MemorySource(head + u64::from(network_header)))
+    }
+}
+
+/// Bytes at a kernel address.
+pub(crate) struct MemorySource(u64);
+
+impl Source for MemorySource {
+    #[inline(always)]
+    fn bytes<const N: usize>(&self, offset: u32) -> Option<[u8; N]> {
+        read(self.0, offset)
+    }
+}

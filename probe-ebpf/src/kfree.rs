@@ -1,0 +1,66 @@
+//! Packets that the kernel dropped: the raw tracepoint behind `skb:kfree_skb`, which needs no tracefs.
+use aya_ebpf::helpers::generated::bpf_ktime_get_ns;
+use aya_ebpf::macros::raw_tracepoint;
+use aya_ebpf::programs::RawTracePointContext;
+use probe_common::{Counter, DropRecord, RecordKind};
+
+use crate::emit::{discard, reserve};
+use crate::filter::{self, AddressMatch};
+use crate::kernel::SkBuff;
+use crate::maps::{count, setting};
+use crate::parse;
+
+/// `trace_kfree_skb(skb, location)`, with `reason` as a third argument from 5.17 on.
+#[raw_tracepoint(tracepoint = "kfree_skb")]
+pub(crate) fn plsprobe_kfree(ctx: RawTracePointContext) -> i32 {
+    if look(&ctx).is_none() {
+        count(Counter::Unreadable);
+    }
+    0
+}
+
+#[inline(always)]
+fn look(ctx: &RawTracePointContext) -> Option<()> {
+    // The verifier knows the settings: without a reason the third argument, which the tracepoint then lacks,
+    // is never touched.
+    let reason = if setting!(has_drop_reason) != 0 { ctx.arg::<u32>(2) } else { 0 };
+    if setting!(has_drop_reason) != 0 && reason == setting!(reason_consumed) {
+        return Some(());
+    }
+    count(Counter::DropSeen);
+    let skb = SkBuff(ctx.arg(0));
+    let Some(source) = skb.network() else {
+        return Some(());
+    };
+    let Some(network) = parse::network(&source) else {
+        return Some(()); // netlink messages and unix sockets are freed here too
+    };
+    let matches = filter::addresses(&network);
+    if matches == (AddressMatch::No, AddressMatch::No) && !network.may_quote() {
+        return Some(());
+    }
+    let (ifindex, netns) = skb.device()?;
+    let (skb_len, mark) = (skb.len()?, skb.mark()?);
+    let Some(mut entry) = reserve::<DropRecord>(Counter::DropLost) else {
+        return Some(());
+    };
+    // SAFETY: `reserve` zeroed the record, a valid value of plain integers.
+    let record = unsafe { entry.assume_init_mut() };
+    parse::packet(&source, &network, &mut record.packet);
+    if !filter::wanted(&record.packet, matches) {
+        discard(entry);
+        return Some(());
+    }
+    count(Counter::DropMatched);
+    record.header.kind = RecordKind::Drop as u8;
+    record.header.ifindex = ifindex;
+    // SAFETY: the helper takes no argument and returns a number.
+    record.header.ktime_ns = unsafe { bpf_ktime_get_ns() };
+    record.location = ctx.arg(1);
+    record.reason = reason;
+    record.netns = netns;
+    record.skb_len = skb_len;
+    record.mark = mark;
+    entry.submit(0);
+    Some(())
+}

@@ -1,0 +1,82 @@
+//! The maps and constants that user space fills or reads.
+use aya_ebpf::macros::map;
+use aya_ebpf::maps::{Array, HashMap, LpmTrie, PerCpuArray, RingBuf};
+use probe_common::{Config, Counter, KernelOffsets, SourceKey, TargetKey};
+
+/// Records for user space. The loader sets the size.
+#[map]
+pub(crate) static RECORDS: RingBuf = RingBuf::with_byte_size(8 << 20, 0);
+
+/// What the programs saw, kept and lost: one slot per [`Counter`].
+#[map]
+static COUNTERS: PerCpuArray<u64> = PerCpuArray::with_max_entries(Counter::COUNT, 0);
+
+/// Addresses and ports that a packet is matched against, on either side. Values are `TargetMatch`.
+#[map]
+pub(crate) static TARGETS: HashMap<TargetKey, u32> = HashMap::with_max_entries(4096, 0);
+
+/// Where a matched packet's peer must be, if `Config::filter_sources` says so.
+#[map]
+pub(crate) static SOURCES: LpmTrie<SourceKey, u32> = LpmTrie::with_max_entries(1024, 1 /* BPF_F_NO_PREALLOC */);
+
+/// Slot 0: the time until which classifiers look at packets, in nanoseconds of `CLOCK_MONOTONIC`.
+///
+/// User space moves it forward every second. A classifier that outlives it (legacy tc filters survive SIGKILL)
+/// passes packets on without looking.
+#[map]
+static LEASE: Array<u64> = Array::with_max_entries(1, 0);
+
+/// Set by the loader, constant to the verifier, which removes what it turns off.
+#[unsafe(no_mangle)]
+static CONFIG: Config = Config {
+    offsets: KernelOffsets {
+        skb_head: 0,
+        skb_data: 0,
+        skb_len: 0,
+        skb_data_len: 0,
+        skb_network_header: 0,
+        skb_protocol: 0,
+        skb_mark: 0,
+        skb_dev: 0,
+        dev_ifindex: 0,
+        dev_net: 0,
+        net_inum: 0,
+        map_id: 0,
+    },
+    events_map_id: 0,
+    filter_sources: 0,
+    has_drop_reason: 0,
+    reason_consumed: 0,
+};
+
+/// Where [`setting!`] reads.
+pub(crate) const fn config() -> *const Config {
+    &raw const CONFIG
+}
+
+/// One field of the loader's settings.
+macro_rules! setting {
+    ($($field:ident).+) => {{
+        let config = $crate::maps::config();
+        // SAFETY: `config` points to a plain static; the volatile read keeps the compiler from folding in the zeros
+        // it was declared with, which the loader replaces in .rodata.
+        unsafe { core::ptr::read_volatile(&raw const (*config).$($field).+) }
+    }};
+}
+pub(crate) use setting;
+
+/// Adds one to a counter of this CPU.
+#[inline(always)]
+pub(crate) fn count(counter: Counter) {
+    if let Some(slot) = COUNTERS.get_ptr_mut(counter as u32) {
+        // SAFETY: the slot belongs to this CPU and the verifier has checked the pointer. A program that interrupts
+        // another on this CPU can at worst lose one count of the interrupted one.
+        unsafe { *slot += 1 };
+    }
+}
+
+/// Whether user space is still there.
+#[inline(always)]
+pub(crate) fn lease_holds(now_ns: u64) -> bool {
+    LEASE.get(0).is_some_and(|until_ns| now_ns < *until_ns)
+}

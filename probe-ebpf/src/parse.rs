@@ -1,0 +1,250 @@
+//! Header fields of a packet, whatever it is read through.
+use probe_common::{FRAGMENT, FRAGMENT_LATER, Packet};
+
+const IPPROTO_ICMP: u8 = 1;
+const IPPROTO_TCP: u8 = 6;
+const IPPROTO_UDP: u8 = 17;
+const IPPROTO_SCTP: u8 = 132;
+const IPPROTO_ICMPV6: u8 = 58;
+const IPV4_HEADER_LEN: u32 = 20;
+const IPV6_HEADER_LEN: u32 = 40;
+const TCP_HEADER_LEN: u32 = 20;
+const UDP_HEADER_LEN: u32 = 8;
+const ICMP_HEADER_LEN: u32 = 8;
+/// Extension headers followed in an IPv6 packet: hop-by-hop, routing, destination options, fragment.
+const IPV6_EXTENSIONS_MAX: u32 = 4;
+
+/// Bytes of one packet, counted from its network header.
+pub(crate) trait Source {
+    /// `N` bytes at `offset`; `None` when the packet is shorter.
+    fn bytes<const N: usize>(&self, offset: u32) -> Option<[u8; N]>;
+}
+
+/// What the IP header says: all that most packets are turned away by. Small, since a program has 512 bytes of stack.
+#[derive(Clone, Copy)]
+pub(crate) struct Network {
+    pub(crate) src: [u8; 16],
+    pub(crate) dst: [u8; 16],
+    /// Where layer 4 begins.
+    offset: u32,
+    /// Bytes from there on, by the IP header.
+    len: u32,
+    ip_id: u16,
+    pub(crate) version: u8,
+    pub(crate) proto: u8,
+    ttl: u8,
+    fragment: u8,
+}
+
+impl Network {
+    /// Whether the packet may be an error that quotes another packet.
+    #[inline(always)]
+    pub(crate) fn may_quote(&self) -> bool {
+        matches!(self.proto, IPPROTO_ICMP | IPPROTO_ICMPV6)
+    }
+}
+
+/// Reads the IP header, whichever it is; `None` for anything else.
+#[inline(always)]
+pub(crate) fn network(source: &impl Source) -> Option<Network> {
+    let [first] = source.bytes::<1>(0)?;
+    match first >> 4 {
+        4 => ipv4(source),
+        6 => ipv6(source),
+        _ => None,
+    }
+}
+
+#[inline(always)]
+fn ipv4(source: &impl Source) -> Option<Network> {
+    let header: [u8; IPV4_HEADER_LEN as usize] = source.bytes(0)?;
+    let header_len = u32::from(header[0] & 0x0f) * 4;
+    let total_len = u32::from(u16::from_be_bytes([header[2], header[3]]));
+    Some(Network {
+        src: widen(header[12], header[13], header[14], header[15]),
+        dst: widen(header[16], header[17], header[18], header[19]),
+        offset: header_len,
+        len: total_len.saturating_sub(header_len),
+        ip_id: u16::from_be_bytes([header[4], header[5]]),
+        version: 4,
+        proto: header[9],
+        ttl: header[8],
+        fragment: fragment_bits(u16::from_be_bytes([header[6], header[7]]), 0x3fff, 0x1fff),
+    })
+}
+
+#[inline(always)]
+const fn widen(a: u8, b: u8, c: u8, d: u8) -> [u8; 16] {
+    [a, b, c, d, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]
+}
+
+#[inline(always)]
+const fn fragment_bits(field: u16, any: u16, offset: u16) -> u8 {
+    let bits = if field & any == 0 { 0 } else { FRAGMENT };
+    if field & offset == 0 { bits } else { bits | FRAGMENT_LATER }
+}
+
+#[inline(always)]
+fn ipv6(source: &impl Source) -> Option<Network> {
+    let header: [u8; 8] = source.bytes(0)?;
+    let mut network = Network {
+        src: source.bytes(8)?,
+        dst: source.bytes(24)?,
+        offset: IPV6_HEADER_LEN,
+        len: u32::from(u16::from_be_bytes([header[4], header[5]])),
+        ip_id: 0,
+        version: 6,
+        proto: header[6],
+        ttl: header[7],
+        fragment: 0,
+    };
+    for _ in 0..IPV6_EXTENSIONS_MAX {
+        let extension: [u8; 4] = match network.proto {
+            0 | 43 | 44 | 60 => source.bytes(network.offset)?,
+            _ => break,
+        };
+        let extension_len = if network.proto == 44 {
+            network.fragment = FRAGMENT | fragment_bits(u16::from_be_bytes([extension[2], extension[3]]), 0, 0xfff8);
+            8
+        } else {
+            u32::from(extension[1]) * 8 + 8
+        };
+        network.proto = extension[0];
+        network.offset += extension_len;
+        network.len = network.len.saturating_sub(extension_len);
+    }
+    Some(network)
+}
+
+/// Fills a zeroed packet: addresses, ports, flags and what tells one packet of a flow from another.
+/// Of a packet cut short the rest stays 0.
+#[inline(always)]
+pub(crate) fn packet(source: &impl Source, network: &Network, packet: &mut Packet) {
+    packet.src = network.src;
+    packet.dst = network.dst;
+    packet.ip_id = network.ip_id;
+    packet.version = network.version;
+    packet.proto = network.proto;
+    packet.ttl = network.ttl;
+    packet.fragment = network.fragment;
+    if packet.fragment & FRAGMENT_LATER != 0 {
+        packet.payload_len = network.len;
+        return;
+    }
+    match packet.proto {
+        IPPROTO_TCP => tcp(source, network, packet),
+        IPPROTO_UDP => udp(source, network, packet),
+        IPPROTO_SCTP => {
+            if let Some(ports) = source.bytes::<4>(network.offset) {
+                set_ports(packet, ports);
+            }
+            packet.payload_len = network.len.saturating_sub(12);
+        }
+        IPPROTO_ICMP | IPPROTO_ICMPV6 => icmp(source, network, packet),
+        _ => packet.payload_len = network.len,
+    }
+}
+
+#[inline(always)]
+fn set_ports(packet: &mut Packet, ports: [u8; 4]) {
+    packet.src_port = u16::from_be_bytes([ports[0], ports[1]]);
+    packet.dst_port = u16::from_be_bytes([ports[2], ports[3]]);
+}
+
+#[inline(always)]
+fn tcp(source: &impl Source, network: &Network, packet: &mut Packet) {
+    let Some(header) = source.bytes::<{ TCP_HEADER_LEN as usize }>(network.offset) else {
+        return;
+    };
+    set_ports(packet, [header[0], header[1], header[2], header[3]]);
+    packet.seq = u32::from_be_bytes([header[4], header[5], header[6], header[7]]);
+    packet.ack = u32::from_be_bytes([header[8], header[9], header[10], header[11]]);
+    packet.tcp_flags = header[13];
+    packet.window = u16::from_be_bytes([header[14], header[15]]);
+    packet.payload_len = network.len.saturating_sub(u32::from(header[12] >> 4) * 4);
+}
+
+#[inline(always)]
+fn udp(source: &impl Source, network: &Network, packet: &mut Packet) {
+    let Some(ports) = source.bytes::<4>(network.offset) else {
+        return;
+    };
+    set_ports(packet, ports);
+    packet.payload_len = network.len.saturating_sub(UDP_HEADER_LEN);
+    packet.payload_hash = payload_hash(source, network.offset + UDP_HEADER_LEN, packet.payload_len);
+}
+
+#[inline(always)]
+fn icmp(source: &impl Source, network: &Network, packet: &mut Packet) {
+    let Some(header) = source.bytes::<{ ICMP_HEADER_LEN as usize }>(network.offset) else {
+        return;
+    };
+    packet.icmp_type = header[0];
+    packet.icmp_code = header[1];
+    packet.payload_len = network.len.saturating_sub(ICMP_HEADER_LEN);
+    let inner = network.offset + ICMP_HEADER_LEN;
+    let (is_echo, is_error) = if packet.proto == IPPROTO_ICMP {
+        (matches!(header[0], 0 | 8), matches!(header[0], 3 | 5 | 11 | 12))
+    } else {
+        (matches!(header[0], 128 | 129), header[0] < 128)
+    };
+    if is_echo {
+        packet.icmp_id = u16::from_be_bytes([header[4], header[5]]);
+        packet.icmp_seq = u16::from_be_bytes([header[6], header[7]]);
+        packet.payload_hash = payload_hash(source, inner, packet.payload_len);
+    } else if is_error {
+        quoted(source, inner, packet);
+    }
+}
+
+/// The packet that an ICMP error is about.
+#[inline(always)]
+fn quoted(source: &impl Source, offset: u32, packet: &mut Packet) {
+    let (proto, ports_at) = if packet.proto == IPPROTO_ICMP {
+        let Some(header) = source.bytes::<{ IPV4_HEADER_LEN as usize }>(offset) else {
+            return;
+        };
+        packet.quoted_dst[0] = header[16];
+        packet.quoted_dst[1] = header[17];
+        packet.quoted_dst[2] = header[18];
+        packet.quoted_dst[3] = header[19];
+        (header[9], offset + u32::from(header[0] & 0x0f) * 4)
+    } else {
+        let (Some([proto]), Some(dst)) = (source.bytes::<1>(offset + 6), source.bytes::<16>(offset + 24)) else {
+            return;
+        };
+        packet.quoted_dst = dst;
+        (proto, offset + IPV6_HEADER_LEN)
+    };
+    packet.quoted_proto = proto;
+    if let Some(ports) = source.bytes::<4>(ports_at) {
+        packet.quoted_src_port = u16::from_be_bytes([ports[0], ports[1]]);
+        packet.quoted_dst_port = u16::from_be_bytes([ports[2], ports[3]]);
+    }
+}
+
+/// A hash over the first 16, 8 or 4 bytes of the payload (the verifier wants constant lengths).
+#[inline(always)]
+fn payload_hash(source: &impl Source, offset: u32, len: u32) -> u32 {
+    let (low, high) = if len >= 16 {
+        let Some(bytes) = source.bytes::<16>(offset) else {
+            return 0;
+        };
+        let (low, high) = bytes.split_at(8);
+        (word(low), word(high))
+    } else if len >= 8 {
+        (source.bytes::<8>(offset).map_or(0, u64::from_be_bytes), 0)
+    } else if len >= 4 {
+        (source.bytes::<4>(offset).map_or(0, |bytes| u64::from(u32::from_be_bytes(bytes))), 0)
+    } else {
+        return 0;
+    };
+    // Fibonacci hashing, twice; only equality between hooks of one node matters.
+    let mixed = (low.wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ high).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    (mixed >> 32) as u32
+}
+
+#[inline(always)]
+fn word(bytes: &[u8]) -> u64 {
+    u64::from_be_bytes([bytes[0], bytes[1], bytes[2], bytes[3], bytes[4], bytes[5], bytes[6], bytes[7]])
+}

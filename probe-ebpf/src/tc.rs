@@ -1,0 +1,115 @@
+//! The classifiers: one program per point of the node, so that each is recognised by name.
+use aya_ebpf::EbpfContext as _;
+use aya_ebpf::bindings::{TC_ACT_UNSPEC, bpf_hdr_start_off::BPF_HDR_START_NET};
+use aya_ebpf::helpers::generated::{bpf_ktime_get_ns, bpf_skb_load_bytes_relative};
+use aya_ebpf::macros::classifier;
+use aya_ebpf::programs::TcContext;
+use probe_common::{Counter, HookPoint, PacketRecord, RecordKind};
+
+use crate::emit::{discard, reserve};
+use crate::filter::{self, AddressMatch};
+use crate::maps::{count, lease_holds};
+use crate::parse::{self, Source};
+
+/// Ingress of the uplink.
+#[classifier]
+pub(crate) fn plsprobe_uplink_in(ctx: TcContext) -> i32 {
+    look(&ctx, HookPoint::UplinkIn);
+    TC_ACT_UNSPEC
+}
+
+/// Egress of the uplink.
+#[classifier]
+pub(crate) fn plsprobe_uplink_out(ctx: TcContext) -> i32 {
+    look(&ctx, HookPoint::UplinkOut);
+    TC_ACT_UNSPEC
+}
+
+/// Ingress of the host side of a pod's veth.
+#[classifier]
+pub(crate) fn plsprobe_pod_out(ctx: TcContext) -> i32 {
+    look(&ctx, HookPoint::PodOut);
+    TC_ACT_UNSPEC
+}
+
+/// Egress of the host side of a pod's veth.
+#[classifier]
+pub(crate) fn plsprobe_pod_in(ctx: TcContext) -> i32 {
+    look(&ctx, HookPoint::PodIn);
+    TC_ACT_UNSPEC
+}
+
+/// Egress of `cilium_host`.
+#[classifier]
+pub(crate) fn plsprobe_host_out(ctx: TcContext) -> i32 {
+    look(&ctx, HookPoint::HostOut);
+    TC_ACT_UNSPEC
+}
+
+/// Ingress of `cilium_host`.
+#[classifier]
+pub(crate) fn plsprobe_host_in(ctx: TcContext) -> i32 {
+    look(&ctx, HookPoint::HostIn);
+    TC_ACT_UNSPEC
+}
+
+/// The packet of a classifier, from its network header on: link layers of any length, and none, read alike.
+struct SkbSource<'a>(&'a TcContext);
+
+impl Source for SkbSource<'_> {
+    #[inline(always)]
+    fn bytes<const N: usize>(&self, offset: u32) -> Option<[u8; N]> {
+        let mut bytes = [0u8; N];
+        // SAFETY: the helper writes at most N bytes to a buffer of N bytes; it checks offset and length itself.
+        let ret = unsafe {
+            bpf_skb_load_bytes_relative(
+                self.0.as_ptr(),
+                offset,
+                bytes.as_mut_ptr().cast(),
+                N as u32,
+                BPF_HDR_START_NET,
+            )
+        };
+        (ret == 0).then_some(bytes)
+    }
+}
+
+#[inline(always)]
+fn look(ctx: &TcContext, point: HookPoint) {
+    count(Counter::PacketSeen);
+    let source = SkbSource(ctx);
+    let Some(network) = parse::network(&source) else {
+        return; // not IP, ARP for the most part
+    };
+    let matches = filter::addresses(&network);
+    if matches == (AddressMatch::No, AddressMatch::No) && !network.may_quote() {
+        return;
+    }
+    // SAFETY: the helper takes no argument and returns a number.
+    let ktime_ns = unsafe { bpf_ktime_get_ns() };
+    if !lease_holds(ktime_ns) {
+        count(Counter::LeaseExpired);
+        return;
+    }
+    let Some(mut entry) = reserve::<PacketRecord>(Counter::PacketLost) else {
+        return;
+    };
+    // SAFETY: `reserve` zeroed the record, a valid value of plain integers.
+    let record = unsafe { entry.assume_init_mut() };
+    parse::packet(&source, &network, &mut record.packet);
+    if !filter::wanted(&record.packet, matches) {
+        discard(entry);
+        return;
+    }
+    count(Counter::PacketMatched);
+    // SAFETY: the context pointer of a classifier is a valid `__sk_buff` for the whole run.
+    let skb = unsafe { &*ctx.skb.skb };
+    record.header.kind = RecordKind::Packet as u8;
+    record.header.point = point as u8;
+    record.header.ifindex = skb.ifindex;
+    record.header.ktime_ns = ktime_ns;
+    record.skb_len = skb.len;
+    record.mark = skb.mark;
+    record.hash = skb.hash;
+    entry.submit(0);
+}
