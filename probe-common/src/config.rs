@@ -37,7 +37,7 @@ pub struct SourceKey {
     /// 4 or 6.
     pub version: u8,
     /// 0.
-    pub _pad: [u8; 3],
+    pub pad: [u8; 3],
     /// Address as in [`crate::Packet::src`].
     pub addr: [u8; 16],
 }

@@ -12,8 +12,8 @@ mod record;
 pub use config::{Config, KernelOffsets, PORT_ANY, SourceKey, TargetKey, TargetMatch};
 pub use packet::{FRAGMENT, FRAGMENT_LATER, Packet, PacketFamily};
 pub use record::{
-    Counter, DropRecord, EVENT_META_MAX, EVENT_PACKET_MAX, EventRecord, HookPoint, PacketRecord, RecordHeader,
-    RecordKind,
+    Counter, DropRecord, EVENT_META_MAX, EVENT_PACKET_MAX, EventRecord, HookPoint, PacketRecord,
+    RecordHeader, RecordKind,
 };
 
 /// Version of the layouts in this crate. The eBPF object exports it as `PLSPROBE_WIRE_VERSION`;

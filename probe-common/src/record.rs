@@ -66,7 +66,7 @@ pub struct RecordHeader {
     /// A [`HookPoint`] in a [`PacketRecord`], else 0.
     pub point: u8,
     /// 0.
-    pub _pad: [u8; 2],
+    pub pad: [u8; 2],
     /// The interface of the packet; 0 when it has none.
     pub ifindex: u32,
     /// `CLOCK_MONOTONIC` in nanoseconds.
@@ -86,7 +86,7 @@ pub struct PacketRecord {
     /// `skb->hash`; 0 when not computed.
     pub hash: u32,
     /// 0.
-    pub _pad: u32,
+    pub pad: u32,
     /// The packet.
     pub packet: Packet,
 }

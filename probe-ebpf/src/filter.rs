@@ -48,7 +48,8 @@ pub(crate) fn wanted(packet: &Packet, matches: (AddressMatch, AddressMatch)) -> 
     if setting!(filter_sources) == 0 {
         return true;
     }
-    (to_target && is_source(&packet.src, packet.version)) || (from_target && is_source(&packet.dst, packet.version))
+    (to_target && is_source(&packet.src, packet.version))
+        || (from_target && is_source(&packet.dst, packet.version))
 }
 
 #[inline(always)]
@@ -58,13 +59,14 @@ fn side(matched: AddressMatch, addr: &[u8; 16], port: u16, packet: &Packet, with
         AddressMatch::Yes => true,
         AddressMatch::SomePorts => {
             without_port
-                || lookup(&TargetKey { addr: *addr, port, proto: packet.proto, version: packet.version }).is_some()
+                || lookup(&TargetKey { addr: *addr, port, proto: packet.proto, version: packet.version })
+                    .is_some()
         }
     }
 }
 
 #[inline(always)]
 fn is_source(addr: &[u8; 16], version: u8) -> bool {
-    let data = SourceKey { version, _pad: [0; 3], addr: *addr };
+    let data = SourceKey { version, pad: [0; 3], addr: *addr };
     SOURCES.get(&Key::new(SourceKey::HEAD_BITS + 128, data)).is_some()
 }

@@ -17,7 +17,8 @@ pub(crate) static TARGETS: HashMap<TargetKey, u32> = HashMap::with_max_entries(4
 
 /// Where a matched packet's peer must be, if `Config::filter_sources` says so.
 #[map]
-pub(crate) static SOURCES: LpmTrie<SourceKey, u32> = LpmTrie::with_max_entries(1024, 1 /* BPF_F_NO_PREALLOC */);
+pub(crate) static SOURCES: LpmTrie<SourceKey, u32> =
+    LpmTrie::with_max_entries(1024, 1 /* BPF_F_NO_PREALLOC */);
 
 /// Slot 0: the time until which classifiers look at packets, in nanoseconds of `CLOCK_MONOTONIC`.
 ///

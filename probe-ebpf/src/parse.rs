@@ -104,7 +104,8 @@ fn ipv6(source: &impl Source) -> Option<Network> {
             _ => break,
         };
         let extension_len = if network.proto == 44 {
-            network.fragment = FRAGMENT | fragment_bits(u16::from_be_bytes([extension[2], extension[3]]), 0, 0xfff8);
+            network.fragment =
+                FRAGMENT | fragment_bits(u16::from_be_bytes([extension[2], extension[3]]), 0, 0xfff8);
             8
         } else {
             u32::from(extension[1]) * 8 + 8
@@ -210,7 +211,8 @@ fn quoted(source: &impl Source, offset: u32, packet: &mut Packet) {
         packet.quoted_dst[3] = header[19];
         (header[9], offset + u32::from(header[0] & 0x0f) * 4)
     } else {
-        let (Some([proto]), Some(dst)) = (source.bytes::<1>(offset + 6), source.bytes::<16>(offset + 24)) else {
+        let (Some([proto]), Some(dst)) = (source.bytes::<1>(offset + 6), source.bytes::<16>(offset + 24))
+        else {
             return;
         };
         packet.quoted_dst = dst;

@@ -1,6 +1,9 @@
 //! plsprobe's user space: sources, attaching, rendering and the command line.
 
+pub mod attach;
 pub mod cli;
 pub mod render;
 pub mod sources;
+mod sys;
 pub mod target;
+pub mod trace;

@@ -1,0 +1,268 @@
+//! Our classifiers at interfaces: beside Cilium's, before it, and gone without a trace.
+use std::fmt;
+use std::io;
+
+use anyhow::{Context as _, Result, anyhow};
+use aya::Ebpf;
+use aya::programs::links::LinkOrder;
+use aya::programs::tc::{
+    NlOptions, SchedClassifierLinkId, TcAttachOptions, TcAttachType, TcError, TcHandle, qdisc_add_clsact,
+    qdisc_detach_program,
+};
+use aya::programs::{ProgramError, SchedClassifier};
+
+use super::{Hook, HookKind, HookState};
+use crate::sys::{ifindex, interface_names};
+
+/// What an interface is to the node.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Role {
+    /// It leads to the network.
+    Uplink,
+    /// It is the host side of a pod's veth.
+    Pod,
+    /// It is `cilium_host`, between the host's stack and Cilium.
+    CiliumHost,
+}
+
+impl Role {
+    /// The program for each direction of an interface in this role.
+    const fn programs(self) -> [(Direction, &'static str); 2] {
+        match self {
+            Self::Uplink => {
+                [(Direction::Ingress, "plsprobe_uplink_in"), (Direction::Egress, "plsprobe_uplink_out")]
+            }
+            Self::Pod => [(Direction::Ingress, "plsprobe_pod_out"), (Direction::Egress, "plsprobe_pod_in")],
+            Self::CiliumHost => {
+                [(Direction::Ingress, "plsprobe_host_in"), (Direction::Egress, "plsprobe_host_out")]
+            }
+        }
+    }
+
+    const ALL: [Self; 3] = [Self::Uplink, Self::Pod, Self::CiliumHost];
+}
+
+/// An interface to look at.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Interface {
+    /// Its name.
+    pub name: String,
+    /// What it is to the node.
+    pub role: Role,
+}
+
+/// Direction of a classifier, as tc says it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Direction {
+    Ingress,
+    Egress,
+}
+
+impl Direction {
+    const fn attach_type(self) -> TcAttachType {
+        match self {
+            Self::Ingress => TcAttachType::Ingress,
+            Self::Egress => TcAttachType::Egress,
+        }
+    }
+}
+
+impl fmt::Display for Direction {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Ingress => "ingress",
+            Self::Egress => "egress",
+        })
+    }
+}
+
+/// One classifier that was wanted.
+#[derive(Debug)]
+struct Attached {
+    interface: Interface,
+    ifindex: u32,
+    program: &'static str,
+    link: Option<SchedClassifierLinkId>,
+    hook: Hook,
+}
+
+/// All of them.
+#[derive(Debug, Default)]
+pub(super) struct Classifiers(Vec<Attached>);
+
+impl Classifiers {
+    pub(super) fn attach(ebpf: &mut Ebpf, interfaces: &[Interface]) -> Self {
+        let mut classifiers = Self::default();
+        for interface in interfaces {
+            classifiers.attach_interface(ebpf, interface);
+        }
+        classifiers
+    }
+
+    fn attach_interface(&mut self, ebpf: &mut Ebpf, interface: &Interface) {
+        for (direction, program) in interface.role.programs() {
+            let (link, state) = match attach(ebpf, &interface.name, direction, program) {
+                Ok((link, means)) => (Some(link), HookState::Attached(means)),
+                Err(error) => (None, HookState::Refused(format!("{error:#}"))),
+            };
+            self.0.push(Attached {
+                interface: interface.clone(),
+                ifindex: ifindex(&interface.name).unwrap_or(0),
+                program,
+                link,
+                hook: Hook {
+                    kind: HookKind::Classifier,
+                    place: format!("{} {direction}", interface.name),
+                    state,
+                },
+            });
+        }
+    }
+
+    pub(super) fn hooks(&self) -> impl Iterator<Item = &Hook> {
+        self.0.iter().map(|attached| &attached.hook)
+    }
+
+    /// An interface that goes takes its filters with it and tells nobody: seen by its index.
+    pub(super) fn recheck(&mut self, ebpf: &mut Ebpf, interfaces: &[Interface]) -> Vec<Hook> {
+        let mut changed = Vec::new();
+        for attached in &mut self.0 {
+            let now = ifindex(&attached.interface.name);
+            if attached.link.is_none() || now == Some(attached.ifindex) {
+                continue;
+            }
+            // The kernel has already removed the filter; forgetting the link must not touch a new interface that
+            // took the name. Its removal by the old index answers ENODEV, which is what we know.
+            if let (Some(link), Ok(program)) = (attached.link.take(), classifier(ebpf, attached.program)) {
+                let _ = program.detach(link);
+            }
+            attached.hook.state =
+                HookState::Lost(format!("interface `{}` has gone", attached.interface.name));
+            changed.push(attached.hook.clone());
+        }
+        for interface in interfaces {
+            let known = self.0.iter().any(|attached| {
+                attached.interface == *interface && ifindex(&interface.name) == Some(attached.ifindex)
+            });
+            if !known && ifindex(&interface.name).is_some() {
+                let before = self.0.len();
+                self.attach_interface(ebpf, interface);
+                changed.extend(self.0[before..].iter().map(|attached| attached.hook.clone()));
+            }
+        }
+        changed
+    }
+
+    /// Detaches each by its own handle, so that nothing of anybody else's can go with it.
+    pub(super) fn detach(&mut self, ebpf: &mut Ebpf) -> Vec<anyhow::Error> {
+        let mut errors = Vec::new();
+        for attached in &mut self.0 {
+            let Some(link) = attached.link.take() else { continue };
+            let detached = classifier(ebpf, attached.program)
+                .and_then(|program| program.detach(link).map_err(anyhow::Error::from));
+            let gone = ifindex(&attached.interface.name) != Some(attached.ifindex);
+            if let Err(error) = detached
+                && !gone
+            {
+                errors.push(error.context(format!("failed to detach from `{}`", attached.hook.place)));
+            }
+        }
+        errors
+    }
+}
+
+fn classifier<'a>(ebpf: &'a mut Ebpf, name: &str) -> Result<&'a mut SchedClassifier> {
+    let program = ebpf
+        .program_mut(name)
+        .ok_or_else(|| anyhow!("our eBPF object has no program `{name}`; rebuild plsprobe"))?;
+    Ok(program.try_into()?)
+}
+
+/// Attaches one program before whoever is there, by the means that neighbour uses.
+fn attach(
+    ebpf: &mut Ebpf,
+    interface: &str,
+    direction: Direction,
+    name: &str,
+) -> Result<(SchedClassifierLinkId, &'static str)> {
+    let program = classifier(ebpf, name)?;
+    match program.load() {
+        Ok(()) | Err(ProgramError::AlreadyLoaded) => {}
+        Err(error) => return Err(describe_load(error)),
+    }
+    let (options, means) = if has_tcx_neighbour(interface, direction) {
+        (TcAttachOptions::TcxOrder(LinkOrder::first()), "tcx")
+    } else {
+        add_clsact(interface)?;
+        // Cilium's filter has priority 1, handle 1 and ends the chain. Within one priority cls_bpf runs the newest
+        // first, so the same priority with a handle of the kernel's choice sees every packet before it.
+        let options = NlOptions { priority: 1, handle: TcHandle::AUTO_ASSIGN, classid: None };
+        (TcAttachOptions::Netlink(options), "legacy tc")
+    };
+    let link = program
+        .attach_with_options(interface, direction.attach_type(), options)
+        .with_context(|| format!("failed to attach `{name}` by {means}"))?;
+    Ok((link, means))
+}
+
+/// The verifier's log is long; its last line says what it objects to.
+pub(super) fn describe_load(error: ProgramError) -> anyhow::Error {
+    if let ProgramError::LoadError { io_error, verifier_log } = &error {
+        let log = verifier_log.to_string();
+        let summary = |line: &&str| line.starts_with("processed ") || line.starts_with("stack depth ");
+        let last = log.lines().rev().filter(|line| !summary(line)).find(|line| !line.is_empty());
+        return match last {
+            Some(line) => anyhow!("the kernel refused to load it: {io_error}: {line}"),
+            None => anyhow!("the kernel refused to load it: {io_error}"),
+        };
+    }
+    error.into()
+}
+
+/// Whether somebody is attached there by tcx, which runs before every legacy filter. Kernels before 6.6 have none.
+fn has_tcx_neighbour(interface: &str, direction: Direction) -> bool {
+    SchedClassifier::query_tcx(interface, direction.attach_type())
+        .is_ok_and(|(_, programs)| !programs.is_empty())
+}
+
+fn add_clsact(interface: &str) -> Result<()> {
+    match qdisc_add_clsact(interface) {
+        Ok(()) | Err(TcError::AlreadyAttached) => Ok(()),
+        Err(TcError::NetlinkError(error)) if error.raw_os_error() == Some(libc::EEXIST) => Ok(()),
+        Err(error) => Err(error).context("failed to add the clsact qdisc"),
+    }
+}
+
+/// Removes filters that a plsprobe left behind when it was killed, on every interface, by our programs' names.
+///
+/// # Errors
+///
+/// When the interfaces cannot be listed or a leftover cannot be removed.
+pub(super) fn remove_leftovers() -> Result<()> {
+    for interface in interface_names().context("failed to list the interfaces")? {
+        for (direction, program) in Role::ALL.into_iter().flat_map(Role::programs) {
+            match qdisc_detach_program(&interface, direction.attach_type(), program) {
+                Ok(()) => eprintln!(
+                    "plsprobe: removed a leftover of an earlier run, `{program}` at `{interface} {direction}`"
+                ),
+                Err(error) if is_absent(&error) => {}
+                Err(error) => {
+                    return Err(error)
+                        .with_context(|| format!("failed to remove `{program}` from `{interface}`"));
+                }
+            }
+        }
+    }
+    Ok(())
+}
+
+/// No such filter, no clsact to hold one, or no such interface any more.
+fn is_absent(error: &TcError) -> bool {
+    let code = match error {
+        TcError::IoError(error) if error.kind() == io::ErrorKind::NotFound => return true,
+        TcError::IoError(error) => error.raw_os_error(),
+        TcError::NetlinkError(error) => error.raw_os_error(),
+        _ => None,
+    };
+    matches!(code, Some(libc::ENOENT | libc::EINVAL | libc::ENODEV))
+}

@@ -1,0 +1,204 @@
+//! Our programs on this node: loaded, attached beside Cilium's, read, and taken away again. aya only.
+//!
+//! Everything happens in the network namespace of the calling thread, which on a node is the node's own.
+
+mod alone;
+mod classifiers;
+mod filter;
+mod object;
+mod records;
+mod tracing;
+
+#[cfg(test)]
+mod tests;
+
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, anyhow};
+use aya::Ebpf;
+use aya::maps::{Array, Map, MapData, MapError, PerCpuArray};
+use probe_common::{Config, Counter};
+
+pub use classifiers::{Interface, Role};
+pub use filter::{Filter, Target};
+pub use object::is_built_in;
+pub use records::{Record, Records};
+
+use crate::sys;
+
+/// How long classifiers work on after the last renewal of their lease.
+const LEASE: Duration = Duration::from_secs(5);
+
+/// What to load and where to attach it.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// Which packets are wanted.
+    pub filter: Filter,
+    /// Offsets of kernel fields, Cilium's events map, the kernel's drop reasons.
+    pub config: Config,
+    /// Size of the ring buffer in bytes, a power of two and a multiple of the page size.
+    pub ring_bytes: u32,
+    /// Interfaces to look at.
+    pub interfaces: Vec<Interface>,
+}
+
+/// Default size of the ring buffer.
+pub const RING_BYTES: u32 = 8 << 20;
+
+/// What a hook is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum HookKind {
+    /// A classifier at an interface.
+    Classifier,
+    /// The kernel's drops.
+    KernelDrops,
+    /// Cilium's notifications.
+    CiliumEvents,
+}
+
+/// One hook that was wanted, and what came of it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Hook {
+    /// What it is for.
+    pub kind: HookKind,
+    /// Its place, as an operator would say it: `eth0 ingress`, `bpf_skb_event_output`.
+    pub place: String,
+    /// How it was attached, or why not.
+    pub state: HookState,
+}
+
+/// What came of a hook.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum HookState {
+    /// Attached, and by which means: `legacy tc`, `tcx`, `kprobe`.
+    Attached(&'static str),
+    /// Was attached and is gone, and why.
+    Lost(String),
+    /// Not attached, and why.
+    Refused(String),
+}
+
+impl HookState {
+    /// Whether packets can be seen there.
+    pub fn is_attached(&self) -> bool {
+        matches!(self, Self::Attached(_))
+    }
+}
+
+/// What our programs saw, kept and lost, summed over all CPUs.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Counters([u64; Counter::COUNT as usize]);
+
+impl Counters {
+    /// One of them.
+    pub fn get(&self, counter: Counter) -> u64 {
+        self.0[counter as usize]
+    }
+
+    /// Records that found no room in the ring buffer.
+    pub fn lost(&self) -> u64 {
+        self.get(Counter::PacketLost) + self.get(Counter::DropLost) + self.get(Counter::EventLost)
+    }
+}
+
+/// Our programs, attached. Dropping it detaches them; [`Self::detach`] also says what could not be.
+#[expect(missing_debug_implementations, reason = "aya's maps have none")]
+pub struct Attachment {
+    classifiers: classifiers::Classifiers,
+    tracing: Vec<Hook>,
+    lease: Array<MapData, u64>,
+    counters: PerCpuArray<MapData, u64>,
+    ebpf: Ebpf,
+    _alone: alone::Slot,
+}
+
+impl Attachment {
+    /// Loads our programs, fills the filter and attaches; leftovers of a killed plsprobe are removed first.
+    ///
+    /// A hook that the kernel refuses is no error: it is in [`Self::hooks`] with the reason.
+    ///
+    /// # Errors
+    ///
+    /// When the object is missing, of another wire version, or does not load (no privilege, an old kernel).
+    pub fn start(settings: &Settings) -> Result<(Self, Records)> {
+        let slot = alone::Slot::take().context("failed to tell whether another plsprobe runs here")?;
+        if slot.is_alone() {
+            classifiers::remove_leftovers()?;
+        }
+        // Only kernels before 5.11 need it; there the load fails with the reason.
+        let _ = sys::lift_memlock_limit();
+        let mut ebpf = object::load(settings)?;
+        filter::fill(&mut ebpf, &settings.filter)?;
+        let records = Records::new(take(&mut ebpf, "RECORDS")?)?;
+        let mut lease = take(&mut ebpf, "LEASE")?;
+        renew(&mut lease)?;
+        let counters = take(&mut ebpf, "COUNTERS")?;
+        let tracing = tracing::attach(&mut ebpf, &settings.config);
+        let classifiers = classifiers::Classifiers::attach(&mut ebpf, &settings.interfaces);
+        Ok((Self { classifiers, tracing, lease, counters, ebpf, _alone: slot }, records))
+    }
+
+    /// Every hook that was wanted, with what came of it.
+    pub fn hooks(&self) -> impl Iterator<Item = &Hook> {
+        self.classifiers.hooks().chain(&self.tracing)
+    }
+
+    /// Where Cilium's notifications are read, if the kernel allows it.
+    pub fn cilium_events(&self) -> Option<&Hook> {
+        self.tracing.iter().find(|hook| hook.kind == HookKind::CiliumEvents && hook.state.is_attached())
+    }
+
+    /// Tells the classifiers that we are still here: once a second.
+    ///
+    /// # Errors
+    ///
+    /// When the kernel refuses the map update.
+    pub fn renew_lease(&mut self) -> Result<()> {
+        renew(&mut self.lease)
+    }
+
+    /// Looks whether interfaces have gone and attaches to those named that are new. Returns the hooks that changed.
+    pub fn recheck(&mut self, interfaces: &[Interface]) -> Vec<Hook> {
+        self.classifiers.recheck(&mut self.ebpf, interfaces)
+    }
+
+    /// What the programs counted so far.
+    ///
+    /// # Errors
+    ///
+    /// When the kernel refuses to read the map.
+    pub fn counters(&self) -> Result<Counters> {
+        let mut counters = Counters::default();
+        for (index, sum) in (0..).zip(&mut counters.0) {
+            let per_cpu = self.counters.get(&index, 0).context("failed to read our counters")?;
+            *sum = per_cpu.iter().sum();
+        }
+        Ok(counters)
+    }
+
+    /// Detaches everything, and reports what could not be.
+    pub fn detach(mut self) -> Vec<anyhow::Error> {
+        self.classifiers.detach(&mut self.ebpf)
+    }
+}
+
+fn renew(lease: &mut Array<MapData, u64>) -> Result<()> {
+    let until = sys::monotonic() + LEASE;
+    lease.set(0, until.as_nanos() as u64, 0).context("failed to renew the lease of our classifiers")
+}
+
+/// Takes a map out of the object by name and type. It must outlive the loading of every program.
+fn take<T: TryFrom<Map, Error = MapError>>(ebpf: &mut Ebpf, name: &str) -> Result<T> {
+    let map = ebpf.take_map(name).ok_or_else(|| no_map(name))?;
+    T::try_from(map).with_context(|| format!("failed to open our map `{name}`"))
+}
+
+/// Borrows a map of the object by name and type.
+fn borrow<'a, T: TryFrom<&'a mut Map, Error = MapError>>(ebpf: &'a mut Ebpf, name: &str) -> Result<T> {
+    let map = ebpf.map_mut(name).ok_or_else(|| no_map(name))?;
+    T::try_from(map).with_context(|| format!("failed to open our map `{name}`"))
+}
+
+fn no_map(name: &str) -> anyhow::Error {
+    anyhow!("our eBPF object has no map `{name}`; rebuild plsprobe")
+}

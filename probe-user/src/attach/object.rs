@@ -1,0 +1,75 @@
+//! The embedded eBPF object: checked before it is loaded.
+use anyhow::{Context as _, Result, anyhow, bail, ensure};
+use aya::{Ebpf, EbpfLoader};
+use object::{Object as _, ObjectSection as _, ObjectSymbol as _};
+use probe_common::{Config, WIRE_VERSION};
+
+use super::Settings;
+use crate::sys::Wire;
+
+static PROBE: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/probe"));
+
+/// The symbol that an object exports [`WIRE_VERSION`] under.
+const WIRE_VERSION_SYMBOL: &str = "PLSPROBE_WIRE_VERSION";
+
+/// Whether this binary was built with its eBPF object (`AYA_BUILD_SKIP=1` leaves it out).
+pub fn is_built_in() -> bool {
+    !PROBE.is_empty()
+}
+
+/// Loads the maps and parses the programs; the programs themselves are loaded when they are attached.
+pub(super) fn load(settings: &Settings) -> Result<Ebpf> {
+    ensure!(is_built_in(), "built without its eBPF object; run `cargo xtask setup` and build with it");
+    check_wire_version(PROBE)?;
+    let config = Config { filter_sources: (!settings.filter.sources.is_empty()).into(), ..settings.config };
+    EbpfLoader::new()
+        .override_global("CONFIG", &Wire(config), true)
+        .map_max_entries("RECORDS", settings.ring_bytes)
+        .load(PROBE)
+        .context("failed to load our eBPF object; CAP_BPF, CAP_PERFMON and CAP_NET_ADMIN are needed, and Linux 5.10 or later")
+}
+
+fn check_wire_version(elf: &[u8]) -> Result<()> {
+    let found = exported_wire_version(elf).context("failed to read our eBPF object")?;
+    if found != WIRE_VERSION {
+        bail!("our eBPF object has wire version {found}, expected {WIRE_VERSION}; rebuild plsprobe");
+    }
+    Ok(())
+}
+
+fn exported_wire_version(elf: &[u8]) -> Result<u32> {
+    let file = object::File::parse(elf)?;
+    let symbol = file
+        .symbol_by_name(WIRE_VERSION_SYMBOL)
+        .ok_or_else(|| anyhow!("no symbol `{WIRE_VERSION_SYMBOL}`"))?;
+    let section = symbol
+        .section_index()
+        .ok_or_else(|| anyhow!("`{WIRE_VERSION_SYMBOL}` is in no section"))
+        .and_then(|index| Ok(file.section_by_index(index)?))?;
+    let at = usize::try_from(symbol.address())?;
+    let bytes = section
+        .data()?
+        .get(at..)
+        .and_then(|rest| rest.first_chunk())
+        .ok_or_else(|| anyhow!("`{WIRE_VERSION_SYMBOL}` lies outside its section"))?;
+    Ok(u32::from_ne_bytes(*bytes))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_object_exports_our_wire_version() {
+        if !is_built_in() {
+            println!("skipped: built without its eBPF object");
+            return;
+        }
+        assert_eq!(exported_wire_version(PROBE).unwrap(), WIRE_VERSION);
+    }
+
+    #[test]
+    fn what_is_no_object_is_refused() {
+        assert!(check_wire_version(b"not an object").is_err());
+    }
+}

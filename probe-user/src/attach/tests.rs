@@ -1,0 +1,403 @@
+//! The programs in real network namespaces: needs root, iproute2 and the built object, else each test skips.
+//!
+//! A scratch namespace belongs to a thread: nothing has a name, and all of it goes when the threads end.
+use std::net::{IpAddr, TcpStream, UdpSocket};
+use std::process::Command;
+use std::sync::mpsc;
+use std::time::Duration;
+
+use probe_common::{Config, Counter, HookPoint, Packet};
+
+use super::*;
+use crate::sources::btf::Btf;
+use crate::trace::kernel;
+
+const NODE: &str = "10.99.0.1";
+const NODE_V6: &str = "fd99::1";
+const PORT: u16 = 4040;
+
+/// The far end of the veth: a thread in a network namespace of its own.
+struct Peer {
+    jobs: mpsc::Sender<Box<dyn FnOnce() + Send>>,
+}
+
+impl Peer {
+    /// Runs `job` in the peer's namespace and waits for it.
+    fn run<T: Send + 'static>(&self, job: impl FnOnce() -> T + Send + 'static) -> T {
+        let (done, result) = mpsc::channel();
+        self.jobs.send(Box::new(move || drop(done.send(job())))).unwrap();
+        result.recv().expect("the job in the peer's namespace failed")
+    }
+}
+
+/// Runs `test` in a thread with its own network namespace and a veth `v0` (10.99.0.1) to the peer's (10.99.0.2).
+fn scratch(test: impl FnOnce(&Peer) + Send + 'static) {
+    if !is_built_in() {
+        println!("skipped: built without its eBPF object");
+        return;
+    }
+    let test = std::thread::spawn(move || {
+        if let Err(error) = unshare_network() {
+            println!("skipped: no network namespace of its own ({error})");
+            return;
+        }
+        if Command::new("tc").arg("-V").output().is_err() {
+            println!("skipped: no `tc`");
+            return;
+        }
+        test(&connect_peer());
+    });
+    if let Err(panic) = test.join() {
+        std::panic::resume_unwind(panic);
+    }
+}
+
+fn unshare_network() -> std::io::Result<()> {
+    // SAFETY: changes only this thread's network namespace.
+    match unsafe { libc::unshare(libc::CLONE_NEWNET) } {
+        0 => Ok(()),
+        _ => Err(std::io::Error::last_os_error()),
+    }
+}
+
+/// Inode number of this thread's network namespace.
+fn network_namespace() -> u32 {
+    use std::os::unix::fs::MetadataExt as _;
+    std::fs::metadata("/proc/thread-self/ns/net").unwrap().ino() as u32
+}
+
+fn connect_peer() -> Peer {
+    let (jobs, queue) = mpsc::channel::<Box<dyn FnOnce() + Send>>();
+    let (ready, tid) = mpsc::channel();
+    std::thread::spawn(move || {
+        unshare_network().unwrap();
+        // SAFETY: takes no argument.
+        ready.send(unsafe { libc::gettid() }).unwrap();
+        for job in queue {
+            job();
+        }
+    });
+    let tid = tid.recv().unwrap().to_string();
+    sh("ip link set lo up");
+    sh(&format!("ip link add v0 type veth peer name v1 netns {tid}"));
+    sh("ip addr add 10.99.0.1/24 dev v0");
+    sh("ip addr add fd99::1/64 dev v0 nodad");
+    sh("ip link set v0 up");
+    let peer = Peer { jobs };
+    peer.run(|| {
+        sh("ip addr add 10.99.0.2/24 dev v1");
+        sh("ip addr add fd99::2/64 dev v1 nodad");
+        sh("ip link set v1 up");
+    });
+    peer
+}
+
+#[track_caller]
+fn sh(command: &str) -> String {
+    let output = Command::new("sh").args(["-c", command]).output().unwrap();
+    assert!(output.status.success(), "`{command}`: {}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8(output.stdout).unwrap()
+}
+
+fn filters() -> String {
+    sh("tc filter show dev v0 ingress; tc filter show dev v0 egress")
+}
+
+fn settings(filter: Filter) -> Settings {
+    let config = Btf::load().and_then(|btf| kernel::config(&btf)).unwrap();
+    let interfaces = vec![Interface { name: "v0".into(), role: Role::Uplink }];
+    Settings { filter, config, ring_bytes: RING_BYTES, interfaces }
+}
+
+/// Packets to or from `addr`.
+fn about(addr: &str) -> Filter {
+    Filter { targets: vec![Target { addr: addr.parse().unwrap(), port: None }], sources: vec![] }
+}
+
+/// Attaches, runs `traffic`, detaches, and gives what was recorded and counted.
+fn observe(settings: &Settings, traffic: impl FnOnce()) -> (Vec<Record>, Counters) {
+    in_runtime(|| {
+        let (attachment, mut records) = Attachment::start(settings).unwrap();
+        for hook in attachment.hooks().filter(|hook| hook.kind == HookKind::Classifier) {
+            assert!(hook.state.is_attached(), "{hook:?}");
+        }
+        traffic();
+        let counters = attachment.counters().unwrap();
+        assert!(attachment.detach().is_empty());
+        let mut batch = Vec::new();
+        records.drain(&mut batch);
+        assert_eq!(records.malformed(), 0);
+        (batch, counters)
+    })
+}
+
+fn in_runtime<T>(body: impl FnOnce() -> T) -> T {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let _inside = runtime.enter();
+    body()
+}
+
+fn packets(records: &[Record], point: HookPoint) -> Vec<Packet> {
+    let at = |record: &Record| match record {
+        Record::Packet(record) if record.header.point == point as u8 => Some(record.packet),
+        _ => None,
+    };
+    records.iter().filter_map(at).collect()
+}
+
+/// Sends `count` datagrams of `len` bytes from the peer to the node.
+fn send_udp(peer: &Peer, to: &str, count: usize, len: usize) {
+    let to: IpAddr = to.parse().unwrap();
+    peer.run(move || {
+        let any: IpAddr = if to.is_ipv4() { [0; 4].into() } else { [0; 16].into() };
+        let socket = UdpSocket::bind((any, 5050)).unwrap();
+        for _ in 0..count {
+            socket.send_to(&vec![7; len], (to, PORT)).unwrap();
+        }
+    });
+}
+
+/// A direct-action filter as Cilium attaches them, that returns `action`.
+fn add_foreign(direction: &str, action: u32) {
+    sh("tc qdisc replace dev v0 clsact");
+    sh(&format!("tc filter add dev v0 {direction} prio 1 handle 1 bpf da bytecode '1,6 0 0 {action}'"));
+}
+
+#[test]
+fn ours_sees_every_packet_that_a_foreign_filter_at_the_same_priority_then_judges() {
+    const SHOT: u32 = 2;
+    scratch(|peer| {
+        add_foreign("ingress", SHOT);
+        let before = filters();
+        let receiver = UdpSocket::bind((NODE, PORT)).unwrap();
+        receiver.set_read_timeout(Some(Duration::from_millis(100))).unwrap();
+        // ARP would be dropped too.
+        let link_address = sh("ip -br link show v0").split_whitespace().nth(2).unwrap().to_owned();
+        peer.run(move || sh(&format!("ip neigh replace 10.99.0.1 lladdr {link_address} dev v1")));
+        let (records, counters) = observe(&settings(about(NODE)), || {
+            send_udp(peer, NODE, 100, 32);
+            assert!(receiver.recv(&mut [0; 64]).is_err(), "the foreign filter drops every packet");
+        });
+        assert_eq!(counters.get(Counter::PacketMatched), 100);
+        assert_eq!(counters.lost(), 0);
+        let seen = packets(&records, HookPoint::UplinkIn);
+        assert_eq!(seen.len(), 100);
+        let tuple = |p: &Packet| (p.version, p.proto, p.src_port, p.dst_port, p.payload_len);
+        assert!(seen.iter().all(|packet| tuple(packet) == (4, 17, 5050, PORT, 32)), "{seen:?}");
+        assert_eq!(filters(), before, "the foreign filter is as it was");
+    });
+}
+
+#[test]
+fn packets_pass_us_and_nothing_of_ours_remains() {
+    scratch(|peer| {
+        sh("tc qdisc replace dev v0 clsact");
+        let before = filters();
+        let listener = std::net::TcpListener::bind((NODE, PORT)).unwrap();
+        let (records, _) = observe(&settings(about(NODE)), || {
+            peer.run(|| TcpStream::connect((NODE, PORT)).unwrap());
+            listener.accept().unwrap();
+        });
+        let inbound = packets(&records, HookPoint::UplinkIn);
+        let outbound = packets(&records, HookPoint::UplinkOut);
+        let (syn, syn_ack) = (inbound[0], outbound[0]);
+        assert_eq!((syn.tcp_flags, syn.dst_port, syn.ttl), (0x02, PORT, 64));
+        assert_eq!(syn_ack.tcp_flags & 0x3f, 0x12);
+        assert_eq!(syn_ack.ack, syn.seq.wrapping_add(1));
+        assert_eq!((syn_ack.src, syn_ack.dst_port), (syn.dst, syn.src_port));
+        assert_eq!(inbound[1].tcp_flags, 0x10);
+        assert_eq!(filters(), before);
+    });
+}
+
+#[test]
+fn only_the_ports_and_sources_asked_for() {
+    scratch(|peer| {
+        let _receiver = UdpSocket::bind((NODE, PORT)).unwrap();
+        let target = |port| Target { addr: NODE.parse().unwrap(), port: Some((port, 17)) };
+        let matched = |filter| {
+            let (_, counters) = observe(&settings(filter), || send_udp(peer, NODE, 10, 8));
+            counters.get(Counter::PacketMatched)
+        };
+        let from =
+            |net: &str, port| Filter { targets: vec![target(port)], sources: vec![net.parse().unwrap()] };
+        assert_eq!(matched(Filter { targets: vec![target(PORT)], sources: vec![] }), 10);
+        assert_eq!(matched(Filter { targets: vec![target(PORT + 1)], sources: vec![] }), 0);
+        assert_eq!(matched(from("10.99.0.0/24", PORT)), 10);
+        assert_eq!(matched(from("10.99.0.2/32", PORT)), 10);
+        assert_eq!(matched(from("10.99.0.3/32", PORT)), 0);
+        assert_eq!(matched(about("10.99.0.77")), 0);
+    });
+}
+
+#[test]
+fn ipv6_and_the_error_that_quotes_it() {
+    scratch(|peer| {
+        let (records, _) = observe(&settings(about(NODE_V6)), || send_udp(peer, NODE_V6, 1, 40));
+        let udp =
+            packets(&records, HookPoint::UplinkIn).into_iter().find(|packet| packet.proto == 17).unwrap();
+        assert_eq!((udp.version, udp.src_port, udp.dst_port, udp.payload_len), (6, 5050, PORT, 40));
+        assert_ne!(udp.payload_hash, 0);
+        // Nobody listens: ICMPv6 destination unreachable, port unreachable, with the datagram inside.
+        let error = packets(&records, HookPoint::UplinkOut)
+            .into_iter()
+            .find(|packet| packet.quoted_proto != 0)
+            .unwrap();
+        assert_eq!((error.icmp_type, error.icmp_code, error.quoted_proto), (1, 4, 17));
+        assert_eq!((error.quoted_src_port, error.quoted_dst_port), (5050, PORT));
+        assert_eq!(error.quoted_dst, udp.dst);
+    });
+}
+
+#[test]
+fn the_kernels_drop_has_its_reason() {
+    scratch(|peer| {
+        let names = Btf::load().unwrap().enum_names("skb_drop_reason").unwrap();
+        let (records, counters) = observe(&settings(about(NODE)), || send_udp(peer, NODE, 3, 16));
+        let drops: Vec<_> = records
+            .iter()
+            .filter_map(|record| match record {
+                // The tracepoint is the whole machine's: other tests' namespaces use the same addresses.
+                Record::Drop(drop) if drop.netns == network_namespace() && drop.packet.proto == 17 => {
+                    Some(drop)
+                }
+                _ => None,
+            })
+            .collect();
+        assert_eq!(drops.len(), 3, "{counters:?}");
+        assert_eq!(names[&drops[0].reason], "SKB_DROP_REASON_NO_SOCKET");
+        assert_eq!((drops[0].packet.src_port, drops[0].packet.dst_port), (5050, PORT));
+        assert_ne!(drops[0].location, 0);
+    });
+}
+
+#[test]
+fn records_that_find_no_room_are_counted() {
+    scratch(|peer| {
+        let _receiver = UdpSocket::bind((NODE, PORT)).unwrap();
+        let settings = Settings { ring_bytes: 4096, ..settings(about(NODE)) };
+        let (records, counters) = observe(&settings, || send_udp(peer, NODE, 200, 8));
+        let kept = packets(&records, HookPoint::UplinkIn).len() as u64;
+        let lost = counters.get(Counter::PacketLost);
+        assert!(kept > 0 && lost > 0, "{kept} kept, {lost} lost");
+        assert_eq!(counters.get(Counter::PacketMatched) + lost, 200);
+        assert_eq!(kept, counters.get(Counter::PacketMatched));
+    });
+}
+
+/// What SIGKILL leaves: filters in place, and nobody who renews the lease.
+fn orphan(settings: &Settings) -> (Ebpf, PerCpuArray<MapData, u64>) {
+    let (attachment, _records) = Attachment::start(settings).unwrap();
+    let Attachment { classifiers, mut lease, counters, ebpf, .. } = attachment;
+    std::mem::forget(classifiers);
+    lease.set(0, 0, 0).unwrap();
+    (ebpf, counters)
+}
+
+#[test]
+fn an_orphan_is_inert_and_the_next_start_removes_it() {
+    scratch(|peer| {
+        let _receiver = UdpSocket::bind((NODE, PORT)).unwrap();
+        add_foreign("ingress", 0);
+        let before = filters();
+        let settings = settings(about(NODE));
+        let (ebpf, counters) = in_runtime(|| orphan(&settings));
+        assert!(filters().contains("plsprobe_uplink_in"), "{}", filters());
+        send_udp(peer, NODE, 10, 8);
+        let sum = |counter| counters.get(&(counter as u32), 0).unwrap().iter().sum::<u64>();
+        assert_eq!((sum(Counter::PacketMatched), sum(Counter::LeaseExpired)), (0, 10));
+        std::mem::forget(ebpf);
+
+        let (records, _) = observe(&settings, || {
+            assert_eq!(filters().matches("plsprobe_uplink_in").count(), 1, "{}", filters());
+            send_udp(peer, NODE, 10, 8);
+        });
+        assert_eq!(packets(&records, HookPoint::UplinkIn).len(), 10);
+        assert_eq!(filters(), before);
+    });
+}
+
+#[test]
+fn a_second_plsprobe_leaves_the_first_alone() {
+    scratch(|peer| {
+        let _receiver = UdpSocket::bind((NODE, PORT)).unwrap();
+        let settings = settings(about(NODE));
+        let (records, _) = observe(&settings, || {
+            let (second, _) = observe(&settings, || send_udp(peer, NODE, 5, 8));
+            assert_eq!(packets(&second, HookPoint::UplinkIn).len(), 5);
+            send_udp(peer, NODE, 5, 8);
+        });
+        assert_eq!(packets(&records, HookPoint::UplinkIn).len(), 10);
+    });
+}
+
+#[test]
+fn beside_tcx_ours_is_tcx_and_first() {
+    scratch(|peer| {
+        let _receiver = UdpSocket::bind((NODE, PORT)).unwrap();
+        let settings = settings(about(NODE));
+        in_runtime(|| {
+            use aya::programs::tc::{TcAttachOptions, TcAttachType};
+            use aya::programs::{LinkOrder, SchedClassifier};
+            let mut neighbour = object::load(&settings).unwrap();
+            let program: &mut SchedClassifier =
+                neighbour.program_mut("plsprobe_pod_in").unwrap().try_into().unwrap();
+            program.load().unwrap();
+            let order = TcAttachOptions::TcxOrder(LinkOrder::last());
+            if let Err(error) = program.attach_with_options("v0", TcAttachType::Ingress, order) {
+                println!("skipped: no tcx ({error})");
+                return;
+            }
+            let (attachment, mut records) = Attachment::start(&settings).unwrap();
+            let ingress = attachment.hooks().find(|hook| hook.place == "v0 ingress").unwrap();
+            assert_eq!(ingress.state, HookState::Attached("tcx"));
+            let egress = attachment.hooks().find(|hook| hook.place == "v0 egress").unwrap();
+            assert_eq!(egress.state, HookState::Attached("legacy tc"));
+            let (_, programs) = SchedClassifier::query_tcx("v0", TcAttachType::Ingress).unwrap();
+            let names: Vec<_> = programs.iter().map(|program| program.name_as_str().unwrap()).collect();
+            assert_eq!(names, ["plsprobe_uplink", "plsprobe_pod_in"]);
+            send_udp(peer, NODE, 10, 8);
+            let neighbour_saw: PerCpuArray<_, u64> = take(&mut neighbour, "COUNTERS").unwrap();
+            let seen: u64 = neighbour_saw.get(&(Counter::PacketSeen as u32), 0).unwrap().iter().sum();
+            assert!(seen >= 10, "the neighbour saw {seen}");
+            assert!(attachment.detach().is_empty());
+            let mut batch = Vec::new();
+            records.drain(&mut batch);
+            assert_eq!(packets(&batch, HookPoint::UplinkIn).len(), 10);
+            let (_, programs) = SchedClassifier::query_tcx("v0", TcAttachType::Ingress).unwrap();
+            assert_eq!(programs.len(), 1);
+        });
+    });
+}
+
+#[test]
+fn an_interface_that_goes_and_one_that_does_not_exist() {
+    scratch(|_| {
+        let missing = Interface { name: "nosuch0".into(), role: Role::Pod };
+        let mut settings = settings(about(NODE));
+        settings.interfaces.push(missing);
+        in_runtime(|| {
+            let (mut attachment, _records) = Attachment::start(&settings).unwrap();
+            let refused: Vec<_> =
+                attachment.hooks().filter(|hook| matches!(hook.state, HookState::Refused(_))).collect();
+            assert!(refused.iter().any(|hook| hook.place == "nosuch0 ingress"), "{refused:?}");
+            assert_eq!(attachment.recheck(&settings.interfaces), []);
+            sh("ip link del v0");
+            let changed = attachment.recheck(&settings.interfaces);
+            assert_eq!(changed.len(), 2);
+            assert_eq!(changed[0].state, HookState::Lost("interface `v0` has gone".into()));
+            assert!(attachment.detach().is_empty());
+        });
+    });
+}
+
+#[test]
+fn the_kernels_offsets_are_all_there() {
+    if !std::path::Path::new(crate::sources::btf::VMLINUX).exists() {
+        println!("skipped: no kernel BTF");
+        return;
+    }
+    let config: Config = kernel::config(&Btf::load().unwrap()).unwrap();
+    assert_ne!(config.offsets.skb_dev, 0);
+    assert_ne!(config.offsets.net_inum, config.offsets.dev_net);
+}

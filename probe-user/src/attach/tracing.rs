@@ -1,0 +1,67 @@
+//! Hooks on the kernel itself: its drops, and the function that Cilium's notifications go through.
+use anyhow::{Context as _, Result, anyhow};
+use aya::programs::{FEntry, KProbe, RawTracePoint};
+use aya::{Btf, Ebpf};
+use probe_common::Config;
+
+use super::classifiers::describe_load;
+use super::{Hook, HookKind, HookState};
+
+/// The kernel function behind `bpf_perf_event_output` of a tc program.
+const EVENT_OUTPUT: &str = "bpf_skb_event_output";
+
+pub(super) fn attach(ebpf: &mut Ebpf, config: &Config) -> Vec<Hook> {
+    let drops = Hook {
+        kind: HookKind::KernelDrops,
+        place: "skb:kfree_skb".into(),
+        state: match attach_kfree(ebpf) {
+            Ok(()) => HookState::Attached("raw tracepoint"),
+            Err(error) => HookState::Refused(format!("{error:#}")),
+        },
+    };
+    let state = if config.events_map_id == 0 {
+        HookState::Refused("`cilium_events` was not found".into())
+    } else {
+        attach_events(ebpf)
+    };
+    let events = Hook { kind: HookKind::CiliumEvents, place: EVENT_OUTPUT.into(), state };
+    vec![drops, events]
+}
+
+fn attach_kfree(ebpf: &mut Ebpf) -> Result<()> {
+    let program: &mut RawTracePoint = program(ebpf, "plsprobe_kfree")?.try_into()?;
+    program.load().map_err(describe_load)?;
+    program.attach("kfree_skb").context("failed to attach")?;
+    Ok(())
+}
+
+/// fentry first: it costs less and, unlike a kprobe, is not skipped while another program runs on the CPU.
+fn attach_events(ebpf: &mut Ebpf) -> HookState {
+    let fentry = match attach_fentry(ebpf) {
+        Ok(()) => return HookState::Attached("fentry"),
+        Err(error) => error,
+    };
+    match attach_kprobe(ebpf) {
+        Ok(()) => HookState::Attached("kprobe"),
+        Err(kprobe) => HookState::Refused(format!("fentry: {fentry:#}; kprobe: {kprobe:#}")),
+    }
+}
+
+fn attach_fentry(ebpf: &mut Ebpf) -> Result<()> {
+    let btf = Btf::from_sys_fs().context("failed to read the kernel's BTF")?;
+    let program: &mut FEntry = program(ebpf, "plsprobe_event_fentry")?.try_into()?;
+    program.load(EVENT_OUTPUT, &btf).map_err(describe_load)?;
+    program.attach().context("failed to attach")?;
+    Ok(())
+}
+
+fn attach_kprobe(ebpf: &mut Ebpf) -> Result<()> {
+    let program: &mut KProbe = program(ebpf, "plsprobe_event_kprobe")?.try_into()?;
+    program.load().map_err(describe_load)?;
+    program.attach(EVENT_OUTPUT, 0).context("failed to attach")?;
+    Ok(())
+}
+
+fn program<'a>(ebpf: &'a mut Ebpf, name: &str) -> Result<&'a mut aya::programs::Program> {
+    ebpf.program_mut(name).ok_or_else(|| anyhow!("our eBPF object has no program `{name}`; rebuild plsprobe"))
+}

@@ -1,0 +1,113 @@
+//! Every `unsafe` of attaching and reading records: bytes that cross between kernel and user space.
+use std::ffi::{CStr, CString};
+use std::io;
+use std::time::Duration;
+
+use aya::maps::{MapData, RingBuf};
+use probe_common::{Config, DropRecord, EventRecord, PacketRecord, SourceKey, TargetKey};
+use tokio::io::unix::AsyncFd;
+
+/// A type of probe-common as a map key, a map value or a global of an eBPF object.
+#[repr(transparent)]
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Wire<T>(pub(crate) T);
+
+// SAFETY: `#[repr(C)]`, plain integers, padding written out and asserted in probe-common: no uninitialized byte.
+unsafe impl aya::Pod for Wire<Config> {}
+// SAFETY: as above.
+unsafe impl aya::Pod for Wire<TargetKey> {}
+// SAFETY: as above.
+unsafe impl aya::Pod for Wire<SourceKey> {}
+
+mod sealed {
+    pub(crate) trait Record {}
+}
+
+/// A record that may be read from any bytes of its size.
+///
+/// Sealed: implemented only for types whose every bit pattern is valid.
+pub(crate) trait Record: sealed::Record + Copy {}
+impl sealed::Record for PacketRecord {}
+impl Record for PacketRecord {}
+impl sealed::Record for DropRecord {}
+impl Record for DropRecord {}
+impl sealed::Record for EventRecord {}
+impl Record for EventRecord {}
+
+/// The record in `raw`; `None` unless it has exactly the record's size.
+pub(crate) fn read_record<T: Record>(raw: &[u8]) -> Option<T> {
+    // SAFETY: the size is checked, the read is unaligned, and every implementor of the sealed trait is a `#[repr(C)]`
+    // struct of integers and arrays of integers, for which every bit pattern is valid.
+    (raw.len() == size_of::<T>()).then(|| unsafe { raw.as_ptr().cast::<T>().read_unaligned() })
+}
+
+/// Has tokio tell when the ring buffer has records.
+///
+/// # Errors
+///
+/// When the kernel refuses to poll it.
+pub(crate) fn watch(ring: RingBuf<MapData>) -> io::Result<AsyncFd<RingBuf<MapData>>> {
+    // SAFETY: the ring buffer owns its file descriptor and closes it only when it is dropped itself, which the
+    // `AsyncFd` that owns it does after deregistering; no safe method of it exchanges the descriptor.
+    unsafe { AsyncFd::register(ring) }.map_err(io::Error::from)
+}
+
+/// The clock of the records' times: `CLOCK_MONOTONIC`, since the machine's start.
+pub(crate) fn monotonic() -> Duration {
+    let mut now = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: `now` is a valid timespec to write to; this clock exists on every Linux, so the call cannot fail.
+    unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC, &raw mut now) };
+    Duration::new(now.tv_sec.unsigned_abs(), now.tv_nsec.unsigned_abs() as u32)
+}
+
+/// Lifts the limit on locked memory, which kernels before 5.11 charge maps to.
+///
+/// # Errors
+///
+/// The kernel's refusal; on newer kernels it does not matter.
+pub(crate) fn lift_memlock_limit() -> io::Result<()> {
+    let limit = libc::rlimit { rlim_cur: libc::RLIM_INFINITY, rlim_max: libc::RLIM_INFINITY };
+    // SAFETY: `limit` is a valid rlimit for the duration of the call.
+    match unsafe { libc::setrlimit(libc::RLIMIT_MEMLOCK, &raw const limit) } {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
+/// The index of the interface of this name in this thread's network namespace.
+pub(crate) fn ifindex(name: &str) -> Option<u32> {
+    let name = CString::new(name).ok()?;
+    // SAFETY: a valid C string, which the function only reads.
+    let index = unsafe { libc::if_nametoindex(name.as_ptr()) };
+    (index != 0).then_some(index)
+}
+
+/// Names of all interfaces in this thread's network namespace. (`/sys/class/net` shows those of the namespace that
+/// `/sys` was mounted in, which need not be this one.)
+///
+/// # Errors
+///
+/// When the kernel refuses the list.
+pub(crate) fn interface_names() -> io::Result<Vec<String>> {
+    // SAFETY: takes no argument; returns null or an array that ends with a null name, to be freed below.
+    let list = unsafe { libc::if_nameindex() };
+    if list.is_null() {
+        return Err(io::Error::last_os_error());
+    }
+    let mut names = Vec::new();
+    let mut entry = list;
+    loop {
+        // SAFETY: `entry` stays within the array: the loop ends at its terminating entry.
+        let name = unsafe { (*entry).if_name };
+        if name.is_null() {
+            break;
+        }
+        // SAFETY: a C string of the list, alive until the list is freed.
+        names.push(unsafe { CStr::from_ptr(name) }.to_string_lossy().into_owned());
+        // SAFETY: this entry was not the terminating one, so the next one exists.
+        entry = unsafe { entry.add(1) };
+    }
+    // SAFETY: the list comes from `if_nameindex` and is not used afterwards.
+    unsafe { libc::if_freenameindex(list) };
+    Ok(names)
+}

@@ -1,0 +1,3 @@
+//! `plsprobe trace`: records in, one judged flow after another out.
+
+pub mod kernel;
