@@ -305,7 +305,8 @@ fn an_orphan_is_inert_and_the_next_start_removes_it() {
         assert!(filters().contains("plsprobe_uplink_in"), "{}", filters());
         send_udp(peer, NODE, 10, 8);
         let sum = |counter| counters.get(&(counter as u32), 0).unwrap().iter().sum::<u64>();
-        assert_eq!((sum(Counter::PacketMatched), sum(Counter::LeaseExpired)), (0, 10));
+        assert_eq!(sum(Counter::PacketMatched), 0);
+        assert!(sum(Counter::LeaseExpired) >= 10, "neighbour discovery may add to the ten");
         std::mem::forget(ebpf);
 
         let (records, _) = observe(&settings, || {
