@@ -4,6 +4,7 @@
 pub mod cilium;
 pub mod explain;
 pub mod netfilter;
+pub mod path;
 pub mod simulate;
 pub mod tuple;
 pub mod world;

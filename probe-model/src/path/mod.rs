@@ -1,0 +1,19 @@
+//! Sightings of packets, put together: which belong to one flow, which way it went, what became of it.
+//!
+//! Pure: times come with the sightings, and the order in which records arrive changes nothing.
+
+mod flow;
+mod outcome;
+mod packet;
+mod sighting;
+mod tracker;
+
+#[cfg(test)]
+mod tests;
+
+pub use flow::{CiliumEvent, Hop, Path, PathDrop, Rewrite};
+pub use outcome::{Outcome, Refusal};
+pub use packet::{Icmp, Packet, Quoted, TcpFlags};
+pub use probe_common::HookPoint;
+pub use sighting::{Seen, Sighting};
+pub use tracker::{Patience, Tracker};

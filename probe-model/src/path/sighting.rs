@@ -1,0 +1,124 @@
+//! One packet at one place at one time.
+
+use core::cmp::Ordering;
+
+use probe_common::{DropRecord, EventRecord, HookPoint, PacketRecord};
+
+use super::packet::Packet;
+use crate::cilium::DecodeError;
+use crate::cilium::events::{Notification, Sample};
+
+/// How a packet came to our notice.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Seen {
+    /// It passed one of our classifiers.
+    Hook {
+        /// Which.
+        point: HookPoint,
+        /// The interface.
+        ifindex: u32,
+        /// `skb->mark`.
+        mark: u32,
+    },
+    /// The kernel freed it as dropped.
+    KernelDrop {
+        /// `enum skb_drop_reason` of the running kernel.
+        reason: u32,
+        /// Address in the kernel that freed it.
+        location: u64,
+        /// The interface, 0 if unknown.
+        ifindex: u32,
+        /// Inode number of the interface's network namespace, 0 if unknown.
+        netns: u32,
+    },
+    /// Cilium notified of it.
+    Cilium {
+        /// What Cilium said.
+        notification: Notification,
+    },
+}
+
+/// One packet at one place at one time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Sighting {
+    /// `CLOCK_MONOTONIC` in nanoseconds. For a notification from the agent's socket, the time it was received.
+    pub ktime_ns: u64,
+    /// The packet.
+    pub packet: Packet,
+    /// How it came to our notice.
+    pub seen: Seen,
+}
+
+impl Sighting {
+    /// From a classifier's record; `None` if the packet is no IP packet or the point is unknown.
+    pub fn from_packet(record: &PacketRecord) -> Option<Self> {
+        let point = HookPoint::from_raw(record.header.point)?;
+        let (ifindex, mark) = (record.header.ifindex, record.mark);
+        Some(Self {
+            ktime_ns: record.header.ktime_ns,
+            packet: Packet::from_record(&record.packet)?,
+            seen: Seen::Hook { point, ifindex, mark },
+        })
+    }
+
+    /// From a record of a kernel drop; `None` if the packet is no IP packet.
+    pub fn from_drop(record: &DropRecord) -> Option<Self> {
+        Some(Self {
+            ktime_ns: record.header.ktime_ns,
+            packet: Packet::from_record(&record.packet)?,
+            seen: Seen::KernelDrop {
+                reason: record.reason,
+                location: record.location,
+                ifindex: record.header.ifindex,
+                netns: record.netns,
+            },
+        })
+    }
+
+    /// From a record of a notification; `None` if it carries no IP packet.
+    ///
+    /// # Errors
+    ///
+    /// [`DecodeError`] if the notification has a layout that is not known.
+    pub fn from_event(record: &EventRecord) -> Result<Option<Self>, DecodeError> {
+        let part = |bytes: &[u8], len: u32| bytes[..(len as usize).min(bytes.len())].to_vec();
+        let mut raw = part(&record.meta, record.meta_len);
+        raw.extend(part(&record.packet, record.packet_len));
+        Self::from_sample(record.header.ktime_ns, &raw)
+    }
+
+    /// From a notification's bytes with the packet behind them; `None` if it carries no IP packet.
+    ///
+    /// # Errors
+    ///
+    /// [`DecodeError`] if the notification has a layout that is not known.
+    pub fn from_sample(ktime_ns: u64, raw: &[u8]) -> Result<Option<Self>, DecodeError> {
+        let Sample { notification, packet } = Sample::decode(raw)?;
+        let sighting = |packet| Self { ktime_ns, packet, seen: Seen::Cilium { notification } };
+        Ok(Packet::from_ethernet(packet).map(sighting))
+    }
+
+    /// An order of any two sightings that does not depend on when they arrived.
+    pub(super) fn order(&self, other: &Self) -> Ordering {
+        let key = |sighting: &Self| (sighting.ktime_ns, sighting.packet, rank(&sighting.seen));
+        key(self).cmp(&key(other))
+    }
+}
+
+/// Orders what was seen in the same nanosecond: the way in, then Cilium, then the kernel, then the way out.
+fn rank(seen: &Seen) -> (u8, u64, u64) {
+    match *seen {
+        Seen::Hook { point, ifindex, mark } => (point as u8, ifindex.into(), mark.into()),
+        Seen::Cilium { notification: Notification::Trace(trace) } => {
+            (32, trace.point.0.into(), trace.reason.into())
+        }
+        Seen::Cilium { notification: Notification::PolicyVerdict(verdict) } => {
+            (33, verdict.direction as u64, u64::from(verdict.verdict.unsigned_abs()))
+        }
+        Seen::Cilium { notification: Notification::Drop(drop) } => {
+            (34, drop.reason.0.into(), drop.line.into())
+        }
+        Seen::Cilium { notification: Notification::Other { message_type } } => (35, message_type.into(), 0),
+        Seen::KernelDrop { reason, location, .. } => (36, reason.into(), location),
+    }
+}
