@@ -262,7 +262,7 @@ fn split_idle<'a>(leg: LegKey, sightings: &[&'a Sighting]) -> Vec<Segment<'a>> {
     for sighting in sightings {
         match segments.last_mut() {
             Some(segment) if sighting.ktime_ns - last_ns < DATAGRAM_IDLE_NS => {
-                segment.sightings.push(sighting)
+                segment.sightings.push(sighting);
             }
             _ => segments.push(Segment { leg, isn: None, sightings: vec![sighting] }),
         }
