@@ -14,10 +14,10 @@ use std::{
     ptr,
 };
 
-use anyhow::{Context as _, Result, anyhow, bail};
+use anyhow::{Context as _, Result, bail};
 use libbpf_rs::{ErrorKind, MapCore, MapFlags, MapHandle, MapType};
 
-use super::raw::RawMap;
+use super::{raw::RawMap, unusable::Unusable};
 
 /// Where Cilium pins its maps, under the bpffs root. Source: `pkg/defaults` and `bpf/lib/maps.h`, Cilium 1.13–1.18.
 pub const GLOBALS: &str = "tc/globals";
@@ -46,15 +46,19 @@ impl Globals {
     pub fn open(bpffs: &Path) -> Result<Self> {
         let shown = bpffs.display();
         if !is_bpffs(bpffs)? {
-            bail!(
-                "`{shown}` is no BPF file system; mount it with `mount -t bpf bpf {shown}`, or give the one Cilium uses by `--bpffs`"
-            );
+            bail!(Unusable::new(
+                format!("`{shown}` is no BPF file system"),
+                format!("mount it with `mount -t bpf bpf {shown}`, or give the one Cilium uses by `--bpffs`"),
+            ));
         }
         let path = bpffs.join(GLOBALS);
         match fs::metadata(&path) {
             Ok(_) => Ok(Self { path }),
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                bail!("no `{GLOBALS}` in BPF file system `{shown}`; is Cilium running on this node?")
+                bail!(Unusable::new(
+                    format!("no `{GLOBALS}` in BPF file system `{shown}`"),
+                    "is Cilium running on this node?",
+                ))
             }
             Err(error) => Err(no_permission(&path, error)),
         }
@@ -447,7 +451,8 @@ pub fn is_bpffs(folder: &Path) -> Result<bool> {
     let found = found.map_err(|error| match error.kind() {
         io::ErrorKind::NotFound => {
             let shown = folder.display();
-            anyhow!("no folder `{shown}`; is the BPF file system mounted elsewhere? give it by `--bpffs`")
+            let next = "is the BPF file system mounted elsewhere? give it by `--bpffs`";
+            Unusable::new(format!("no folder `{shown}`"), next).into()
         }
         _ => no_permission(folder, error),
     })?;
@@ -457,7 +462,7 @@ pub fn is_bpffs(folder: &Path) -> Result<bool> {
 fn no_permission(path: &Path, error: io::Error) -> anyhow::Error {
     let shown = path.display();
     if error.kind() == io::ErrorKind::PermissionDenied {
-        return anyhow!("no permission to read `{shown}`; run as root");
+        return Unusable::new(format!("no permission to read `{shown}`"), "run as root").into();
     }
     anyhow::Error::new(error).context(format!("failed to read `{shown}`"))
 }
@@ -468,11 +473,13 @@ fn refused(path: &Path, error: libbpf_rs::Error) -> anyhow::Error {
     let folder = path.parent().unwrap_or(path).display();
     match error.kind() {
         ErrorKind::NotFound => {
-            anyhow!("failed to open `{name}`: no such pin in `{folder}`; is Cilium running on this node?")
+            let found = format!("failed to open `{name}`: no such pin in `{folder}`");
+            Unusable::new(found, "is Cilium running on this node?").into()
         }
-        ErrorKind::PermissionDenied => anyhow!(
-            "failed to open `{name}`: no permission; run as root with CAP_BPF, or with CAP_SYS_ADMIN before kernel 5.8"
-        ),
+        ErrorKind::PermissionDenied => {
+            let next = "run as root with CAP_BPF, or with CAP_SYS_ADMIN before kernel 5.8";
+            Unusable::new(format!("failed to open `{name}`: no permission"), next).into()
+        }
         _ => anyhow::Error::new(error).context(format!("failed to open `{name}` in `{folder}`")),
     }
 }

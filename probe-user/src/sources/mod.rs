@@ -12,6 +12,7 @@ pub mod netfilter;
 pub mod network_text;
 pub mod raw;
 pub mod rest;
+pub mod unusable;
 
 #[cfg(test)]
 mod testing;

@@ -9,9 +9,11 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use anyhow::{Context as _, Result, anyhow, bail};
+use anyhow::{Context as _, Result, bail};
 use probe_model::cilium::gob::Decoder;
 use tokio::{io::AsyncReadExt as _, net::UnixStream};
+
+use super::unusable::Unusable;
 
 pub use probe_model::cilium::gob::Payload;
 
@@ -97,20 +99,18 @@ impl Monitor {
 /// Why a socket of the agent's could not be connected, with the next step.
 pub(super) fn refused(path: &Path, error: io::Error) -> anyhow::Error {
     let shown = path.display();
-    match error.kind() {
-        io::ErrorKind::NotFound => {
-            anyhow!(
-                "no socket at `{shown}`; is the cilium-agent running on this node, is `--cilium-run` right?"
-            )
-        }
+    let (found, next) = match error.kind() {
+        io::ErrorKind::NotFound => (
+            format!("no socket at `{shown}`"),
+            "is the cilium-agent running on this node, is `--cilium-run` right?",
+        ),
         io::ErrorKind::ConnectionRefused => {
-            anyhow!("nobody listens on `{shown}`; the cilium-agent has stopped, look at its pod")
+            (format!("nobody listens on `{shown}`"), "the cilium-agent has stopped, look at its pod")
         }
-        io::ErrorKind::PermissionDenied => {
-            anyhow!("no permission to connect to `{shown}`; run as root")
-        }
-        _ => anyhow::Error::new(error).context(format!("failed to connect to `{shown}`")),
-    }
+        io::ErrorKind::PermissionDenied => (format!("no permission to connect to `{shown}`"), "run as root"),
+        _ => return anyhow::Error::new(error).context(format!("failed to connect to `{shown}`")),
+    };
+    Unusable::new(found, next).into()
 }
 
 #[cfg(test)]

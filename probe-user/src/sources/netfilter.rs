@@ -15,6 +15,8 @@ use std::{
 
 use anyhow::{Context as _, Result, anyhow, bail};
 
+use super::unusable::Unusable;
+
 /// How long one program may take. 50,000 rules take about a second.
 const TIMEOUT: Duration = Duration::from_secs(10);
 /// Output beyond this is refused.
@@ -59,10 +61,10 @@ impl Reader {
         let current = self.find("iptables-nft-save").or_else(|| self.find("iptables-save"));
         let legacy = self.find("iptables-legacy-save").filter(|_| !legacy_tables.is_empty());
         let Some(first) = current.as_ref().or(legacy.as_ref()) else {
-            bail!(
-                "no `iptables-save` on this node; what kube-proxy or ip-masq-agent rewrite is not known, \
-                 run plsprobe where iptables is installed"
-            )
+            bail!(Unusable::new(
+                "no `iptables-save` on this node, so that what kube-proxy or ip-masq-agent rewrites is not known",
+                "run plsprobe where iptables is installed",
+            ));
         };
         let mut caveats = Vec::new();
         let mut rules = self.run(first, &[])?;
@@ -257,7 +259,7 @@ mod tests {
         };
         assert_eq!(
             error(&[]),
-            "no `iptables-save` on this node; what kube-proxy or ip-masq-agent rewrite is not known, \
+            "no `iptables-save` on this node, so that what kube-proxy or ip-masq-agent rewrites is not known; \
              run plsprobe where iptables is installed"
         );
         assert_eq!(

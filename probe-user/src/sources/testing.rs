@@ -1,6 +1,12 @@
 //! For tests against the running kernel: a BPF file system and maps of the test's own.
 
-use std::path::{Path, PathBuf};
+use std::{
+    collections::BTreeMap,
+    io::{BufRead as _, BufReader, Write as _},
+    os::unix::net::UnixListener,
+    path::{Path, PathBuf},
+    thread,
+};
 
 use libbpf_rs::{MapHandle, MapType};
 use rustix::{
@@ -94,4 +100,24 @@ impl Random {
     pub(crate) fn bytes(&mut self, n: usize) -> Vec<u8> {
         (0..n).map(|_| self.next().to_le_bytes()[3]).collect()
     }
+}
+
+/// Answers `GET /v1/<path>` on `socket` with these texts, by path with `/` as `-`, until the test ends.
+pub(crate) fn serve_rest(socket: &Path, answers: BTreeMap<String, String>) {
+    let listener = UnixListener::bind(socket).unwrap();
+    thread::spawn(move || {
+        for stream in listener.incoming() {
+            let mut reader = BufReader::new(stream.unwrap());
+            let mut request = String::new();
+            while !request.ends_with("\r\n\r\n") && reader.read_line(&mut request).unwrap() > 0 {}
+            let path = request.split(' ').nth(1).and_then(|path| path.strip_prefix("/v1/"));
+            // A connection that asks nothing only looks whether there is an agent.
+            let Some(path) = path else { continue };
+            let answer = match answers.get(&path.replace('/', "-")) {
+                Some(body) => format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n{body}", body.len()),
+                None => "HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\n\r\n".to_owned(),
+            };
+            reader.get_mut().write_all(answer.as_bytes()).unwrap();
+        }
+    });
 }
