@@ -2,23 +2,19 @@
 
 use std::net::IpAddr;
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::Result;
 use ipnet::IpNet;
-use netlink_packet_core::{
-    NLM_F_DUMP, NLM_F_DUMP_INTR, NLM_F_REQUEST, NetlinkHeader, NetlinkMessage, NetlinkPayload,
-};
 use netlink_packet_route::{
     RouteNetlinkMessage,
     address::{AddressAttribute, AddressMessage},
     link::{LinkAttribute, LinkMessage},
     route::{RouteAddress, RouteAttribute, RouteHeader, RouteMessage, RouteType, RouteVia},
 };
-use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_ROUTE};
 
-use super::raw::{Link, Network, Route};
-
-/// How often a list that changes while the kernel gives it is asked for.
-const ATTEMPTS: usize = 5;
+use super::{
+    netlink::Netlink,
+    raw::{Link, Network, Route},
+};
 
 /// Reads the network of the calling thread's namespace.
 ///
@@ -26,68 +22,28 @@ const ATTEMPTS: usize = 5;
 ///
 /// When the kernel answers with an error, or its answer cannot be decoded.
 pub fn network() -> Result<Network> {
-    let mut socket = Socket::new(NETLINK_ROUTE).context("failed to open a netlink socket")?;
-    socket.bind_auto().context("failed to bind a netlink socket")?;
-    socket.connect(&SocketAddr::new(0, 0)).context("failed to connect to the kernel by netlink")?;
-    let mut links = dump(&socket, "interfaces", RouteNetlinkMessage::GetLink(LinkMessage::default()))?
+    let netlink = Netlink::open()?;
+    let mut links = netlink
+        .dump("interfaces", RouteNetlinkMessage::GetLink(LinkMessage::default()))?
         .into_iter()
         .filter_map(link)
         .collect::<Vec<_>>();
-    for (ifindex, address) in
-        dump(&socket, "addresses", RouteNetlinkMessage::GetAddress(AddressMessage::default()))?
-            .into_iter()
-            .filter_map(address)
+    for (ifindex, address) in netlink
+        .dump("addresses", RouteNetlinkMessage::GetAddress(AddressMessage::default()))?
+        .into_iter()
+        .filter_map(address)
     {
         // An interface may have come between the two lists; its addresses then wait for the next look.
         if let Some(link) = links.iter_mut().find(|link| link.ifindex == ifindex) {
             link.addresses.push(address);
         }
     }
-    let routes = dump(&socket, "routes", RouteNetlinkMessage::GetRoute(RouteMessage::default()))?
+    let routes = netlink
+        .dump("routes", RouteNetlinkMessage::GetRoute(RouteMessage::default()))?
         .into_iter()
         .filter_map(|message| route(message, &links))
         .collect();
     Ok(Network { links, routes })
-}
-
-/// One whole list from the kernel; asked again when it changed under the kernel's hands.
-fn dump(socket: &Socket, what: &str, question: RouteNetlinkMessage) -> Result<Vec<RouteNetlinkMessage>> {
-    let mut header = NetlinkHeader::default();
-    header.flags = NLM_F_REQUEST | NLM_F_DUMP;
-    let mut message = NetlinkMessage::new(header, NetlinkPayload::from(question));
-    message.finalize();
-    let mut request = vec![0; message.buffer_len()];
-    message.serialize(&mut request);
-    for _ in 0..ATTEMPTS {
-        socket.send(&request, 0).with_context(|| format!("failed to ask the kernel for its {what}"))?;
-        let answer =
-            answer(socket).with_context(|| format!("failed to read the kernel's {what} by netlink"))?;
-        if let Some(found) = answer {
-            return Ok(found);
-        }
-    }
-    bail!("the kernel's {what} changed while they were read, {ATTEMPTS} times in a row; try again")
-}
-
-/// The messages up to the end of the list, or `None` if the list changed meanwhile.
-fn answer(socket: &Socket) -> Result<Option<Vec<RouteNetlinkMessage>>> {
-    let (mut found, mut interrupted) = (Vec::new(), false);
-    loop {
-        let (datagram, _) = socket.recv_from_full()?;
-        let mut rest = datagram.as_slice();
-        while !rest.is_empty() {
-            let message = NetlinkMessage::<RouteNetlinkMessage>::deserialize(rest)?;
-            interrupted |= message.header.flags & NLM_F_DUMP_INTR != 0;
-            let length = (message.header.length as usize).next_multiple_of(4);
-            match message.payload {
-                NetlinkPayload::Done(_) => return Ok((!interrupted).then_some(found)),
-                NetlinkPayload::Error(error) => return Err(error.to_io().into()),
-                NetlinkPayload::InnerMessage(inner) => found.push(inner),
-                _ => {}
-            }
-            rest = rest.get(length..).unwrap_or_default();
-        }
-    }
 }
 
 fn link(message: RouteNetlinkMessage) -> Option<Link> {

@@ -7,7 +7,7 @@ use std::{collections::BTreeMap, path::Path};
 use anyhow::{Context as _, Result, anyhow, bail};
 use libbpf_rs::btf::{
     self, BtfType, TypeId,
-    types::{Composite, Enum, MemberAttr},
+    types::{Composite, Enum, Func, MemberAttr, Typedef},
 };
 
 /// Where the kernel shows its type information.
@@ -95,9 +95,14 @@ impl Btf {
         Ok(names)
     }
 
-    /// Whether the kernel has a function of this name that fentry could attach to.
-    pub fn has_function(&self, name: &str) -> bool {
-        self.named::<btf::types::Func<'_>>(name).is_some()
+    /// The type id of a kernel function, as fentry programs are loaded for it.
+    pub fn function_id(&self, name: &str) -> Option<u32> {
+        self.named::<Func<'_>>(name).map(|function| function.type_id().into())
+    }
+
+    /// The type id of a typedef; a tracepoint `NAME` has `btf_trace_NAME`.
+    pub fn typedef_id(&self, name: &str) -> Option<u32> {
+        self.named::<Typedef<'_>>(name).map(|typedef| typedef.type_id().into())
     }
 
     fn composite(&self, name: &str) -> Option<Composite<'_>> {
@@ -202,6 +207,15 @@ mod tests {
         let names = btf.enum_names("skb_drop_reason").unwrap();
         assert!(names.len() > 50, "{names:?}");
         assert!(names.values().any(|name| name == "SKB_DROP_REASON_NO_SOCKET"), "{names:?}");
+    }
+
+    #[test]
+    fn functions_and_tracepoints_have_ids() {
+        let Some(btf) = kernel() else { return };
+        assert!(btf.typedef_id("btf_trace_kfree_skb").unwrap() > 0);
+        assert_eq!(btf.typedef_id("btf_trace_no_such"), None);
+        assert_eq!(btf.function_id("no_such_function"), None);
+        assert!(btf.function_id("tcp_v4_rcv").unwrap() > 0);
     }
 
     #[test]
