@@ -10,6 +10,7 @@ use anyhow::{Context as _, Result, bail, ensure};
 use serde::{Deserialize, Serialize};
 
 use crate::netns::{Netns, Ns};
+use crate::probe::{ClientSaw, Probe, Probed};
 use crate::shell;
 
 /// Where every lab keeps its folder.
@@ -40,7 +41,8 @@ pub(crate) struct Process {
 /// Ownership of an instance, for as long as it lives.
 #[derive(Debug)]
 pub(crate) struct Lock {
-    path: PathBuf,
+    /// The log and, last, the lock itself: all that lies outside the lab's folder.
+    paths: [PathBuf; 2],
     _file: File,
 }
 
@@ -82,25 +84,78 @@ impl Instance {
         self.dir().join("run")
     }
 
+    /// Makes one attempt inside the lab, whoever owns it, and says what the client saw.
+    ///
+    /// # Errors
+    ///
+    /// The attempt could not be made: nothing about the network between can be concluded.
+    pub fn probe(&self, probe: &Probe) -> Result<ClientSaw> {
+        self.probe_both_ends(probe).map(|probed| probed.saw)
+    }
+
+    /// Makes one attempt inside the lab and says what both ends saw.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::probe`].
+    pub fn probe_both_ends(&self, probe: &Probe) -> Result<Probed> {
+        probe.send(&self.netns(probe.from))
+    }
+
+    /// A fresh file beside the lab's folder for what a background owner has to say; it goes when the owner ends, or
+    /// by [`Self::remove_log`] if there never was one.
+    ///
+    /// # Errors
+    ///
+    /// The lab is up, so the log is its owner's; or the file cannot be created.
+    pub fn create_log(&self) -> Result<File> {
+        self.lock()?;
+        let path = self.log_path();
+        let mut options = File::options();
+        options.create(true).truncate(true).read(true).write(true);
+        options.open(&path).with_context(|| format!("failed to create `{}`", path.display()))
+    }
+
+    /// Removes the log of an owner that did not get the lab up.
+    ///
+    /// # Errors
+    ///
+    /// The lab is up.
+    pub fn remove_log(&self) -> Result<()> {
+        // Whoever gives the lock back removes what lies beside the folder.
+        self.lock().map(drop)
+    }
+
+    fn log_path(&self) -> PathBuf {
+        Path::new(RUN_ROOT).join(format!("{}.log", self.name))
+    }
+
     /// Ends the lab's owner if it lives, then removes everything of the lab. Says whether there was anything.
     ///
     /// # Errors
     ///
     /// The owner does not end, or something cannot be removed.
     pub fn down(&self) -> Result<bool> {
-        let lock = match self.try_lock()? {
-            Some(lock) => lock,
-            None => self.end_owner()?,
+        let (lock, was_up) = match self.try_lock()? {
+            Some(lock) => (lock, false),
+            None => (self.end_owner()?, true),
         };
         let found = self.sweep()?;
         drop(lock);
-        Ok(found)
+        Ok(found || was_up)
+    }
+
+    /// Takes the lock.
+    pub(crate) fn lock(&self) -> Result<Lock> {
+        let name = &self.name;
+        self.try_lock()?.with_context(|| {
+            format!("instance `{name}` is up already; run `plsprobe-lab down --instance {name}`")
+        })
     }
 
     /// Takes the lock, or `None` if another owner has it.
     pub(crate) fn try_lock(&self) -> Result<Option<Lock>> {
-        fs::create_dir_all(RUN_ROOT)
-            .with_context(|| format!("failed to create `{RUN_ROOT}`; are you root?"))?;
+        make_run_root()?;
         let path = Path::new(RUN_ROOT).join(format!("{}.lock", self.name));
         loop {
             let file = File::options()
@@ -119,7 +174,7 @@ impl Instance {
             // The last owner removes the file: a lock on a removed file guards nothing.
             let ours = file.metadata().with_context(|| format!("failed to stat `{}`", path.display()))?;
             if fs::metadata(&path).is_ok_and(|now| now.ino() == ours.ino()) {
-                return Ok(Some(Lock { path, _file: file }));
+                return Ok(Some(Lock { paths: [self.log_path(), path], _file: file }));
             }
         }
     }
@@ -218,8 +273,10 @@ impl Instance {
 
 impl Drop for Lock {
     fn drop(&mut self) {
-        // Best effort: a file that stays is found unlocked and taken over by the next owner.
-        let _ = fs::remove_file(&self.path);
+        for path in &self.paths {
+            // Best effort: a file that stays is found unlocked and taken over by the next owner.
+            let _ = fs::remove_file(path);
+        }
     }
 }
 
@@ -248,8 +305,30 @@ impl Process {
     }
 }
 
+fn make_run_root() -> Result<()> {
+    fs::create_dir_all(RUN_ROOT).with_context(|| format!("failed to create `{RUN_ROOT}`; are you root?"))
+}
+
 /// Every mount point of this mount namespace.
 fn mounts() -> Result<Vec<PathBuf>> {
     let text = fs::read_to_string("/proc/self/mountinfo").context("failed to read the mounts")?;
     Ok(text.lines().filter_map(|line| line.split(' ').nth(4)).map(PathBuf::from).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_process_is_itself_only_with_its_start_time() {
+        let mut child = Command::new("sleep").arg("60").spawn().unwrap();
+        let process = Process::of(child.id()).unwrap();
+        let later = Process { start_time: process.start_time + 1, ..process };
+        assert!(process.is_alive());
+        assert!(!later.is_alive(), "another process that was given the same number");
+        process.signal("KILL").unwrap();
+        child.wait().unwrap();
+        assert!(!process.is_alive());
+        process.signal("KILL").unwrap();
+    }
 }

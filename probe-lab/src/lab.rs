@@ -4,8 +4,9 @@ use std::fs;
 use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::str::FromStr;
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result};
 
 use crate::addresses::{APP, APP_POD, NAT_IPS, NGINX, VM};
 use crate::agent::Agent;
@@ -41,6 +42,17 @@ impl fmt::Display for Shape {
             Self::Kpr => "kpr",
             Self::KubeProxy => "kubeproxy",
         })
+    }
+}
+
+impl FromStr for Shape {
+    type Err = anyhow::Error;
+
+    fn from_str(name: &str) -> Result<Self> {
+        [Self::Aks, Self::Kpr, Self::KubeProxy]
+            .into_iter()
+            .find(|shape| shape.to_string() == name)
+            .with_context(|| format!("no shape `{name}`, expected aks, kpr or kubeproxy"))
     }
 }
 
@@ -114,10 +126,7 @@ impl Lab {
         let instance = Instance::new(&options.instance)?;
         let scenario = Scenario::named(&options.scenario)?;
         scenario.check_shape(options.shape)?;
-        let Some(lock) = instance.try_lock()? else {
-            let name = instance.name();
-            bail!("instance `{name}` is up already; run `plsprobe-lab down --instance {name}`");
-        };
+        let lock = instance.lock()?;
         instance.sweep()?;
         let mut lab = Self {
             netns: Ns::ALL.map(|ns| instance.netns(ns)),
@@ -245,13 +254,24 @@ impl Lab {
             .with_context(|| format!("failed to find the number of `{interface}` in `{line}`"))
     }
 
+    /// Has a child process ended with the lab if this process is killed first.
+    ///
+    /// # Errors
+    ///
+    /// There is no such process, or the lab's state cannot be written.
+    pub fn adopt(&mut self, pid: u32) -> Result<()> {
+        let mut state = self.instance.state()?;
+        state.children.push(Process::of(pid)?);
+        self.instance.write_state(&state)
+    }
+
     /// Makes one attempt and says what the client saw.
     ///
     /// # Errors
     ///
     /// The attempt could not be made: nothing about the network between can be concluded.
     pub fn probe(&self, probe: &Probe) -> Result<ClientSaw> {
-        self.probe_both_ends(probe).map(|probed| probed.saw)
+        self.instance.probe(probe)
     }
 
     /// Makes one attempt and says what both ends saw.
@@ -260,7 +280,7 @@ impl Lab {
     ///
     /// As [`Self::probe`].
     pub fn probe_both_ends(&self, probe: &Probe) -> Result<Probed> {
-        probe.send(self.netns(probe.from))
+        self.instance.probe_both_ends(probe)
     }
 
     /// The stand-in for Cilium's datapath, unless the lab is up without.

@@ -1,0 +1,128 @@
+//! The command line, one file per thing it does.
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use anyhow::Result;
+use clap::{Parser, Subcommand};
+use probe_lab::scenario::{SCENARIOS, Scenario};
+use probe_lab::{Instance, LabOptions, Shape};
+
+mod background;
+mod interrupt;
+mod plsprobe;
+mod run;
+
+/// The test world of plsprobe: an AKS node behind a Private Link Service, in network namespaces.
+#[derive(Debug, Parser)]
+#[command(name = "plsprobe-lab", version)]
+struct Cli {
+    #[command(subcommand)]
+    command: Cmd,
+}
+
+#[derive(Debug, Subcommand)]
+enum Cmd {
+    /// Bring a lab up; it stays until `down`.
+    Up(World),
+    /// Take a lab down, or what is left of one.
+    Down {
+        /// Which lab.
+        #[arg(long, default_value = "lab")]
+        instance: String,
+    },
+    /// Send traffic from every client through a lab that is up, and print what each saw.
+    Traffic {
+        /// Which lab.
+        #[arg(long, default_value = "lab")]
+        instance: String,
+    },
+    /// Bring a scenario up, send traffic from every client, print what each saw, take it down.
+    Run {
+        /// Which scenario; `all` for every one in every shape.
+        scenario: String,
+        /// The shape of the datapath, instead of the scenario's first.
+        #[arg(long)]
+        shape: Option<Shape>,
+        /// The lab's name.
+        #[arg(long, default_value = "lab-run")]
+        instance: String,
+        /// A plsprobe that traces meanwhile.
+        #[arg(long, env = "PLSPROBE")]
+        plsprobe: Option<PathBuf>,
+    },
+    /// Show plsprobe's main job: the `allow-nat-ip` scenario, traced.
+    Demo {
+        /// The shape of the datapath.
+        #[arg(long, default_value_t)]
+        shape: Shape,
+        /// The lab's name.
+        #[arg(long, default_value = "lab-demo")]
+        instance: String,
+        /// The plsprobe that traces.
+        #[arg(long, env = "PLSPROBE")]
+        plsprobe: PathBuf,
+    },
+    /// List the scenarios.
+    List,
+    /// Own a lab until told to end; `up` starts this.
+    #[command(hide = true)]
+    Serve(World),
+}
+
+/// What to bring up.
+#[derive(Debug, clap::Args)]
+struct World {
+    /// Which scenario; see `list`.
+    #[arg(long, default_value = "none")]
+    scenario: String,
+    /// The shape of the datapath, instead of the scenario's first.
+    #[arg(long)]
+    shape: Option<Shape>,
+    /// The lab's name: labs of different names do not meet.
+    #[arg(long, default_value = "lab")]
+    instance: String,
+}
+
+impl World {
+    fn options(&self) -> Result<LabOptions> {
+        let shape = match self.shape {
+            Some(shape) => shape,
+            None => Scenario::named(&self.scenario)?.shapes[0],
+        };
+        Ok(LabOptions { instance: self.instance.clone(), shape, scenario: self.scenario.clone() })
+    }
+}
+
+/// Parses the command line and does what it says.
+///
+/// # Errors
+///
+/// Whatever could not be done. A client that did not see what its scenario says is no error but exit code 1.
+pub(crate) fn run() -> Result<ExitCode> {
+    let as_expected = match Cli::parse().command {
+        Cmd::Up(world) => background::up(&world.options()?)?,
+        Cmd::Serve(world) => background::serve(&world.options()?)?,
+        Cmd::Down { instance } => down(&Instance::new(&instance)?)?,
+        Cmd::Traffic { instance } => run::traffic(&Instance::new(&instance)?)?,
+        Cmd::Run { scenario, shape, instance, plsprobe } => {
+            run::run(&scenario, shape, &instance, plsprobe.as_deref())?
+        }
+        Cmd::Demo { shape, instance, plsprobe } => run::demo(shape, &instance, &plsprobe)?,
+        Cmd::List => list(),
+    };
+    Ok(ExitCode::from(u8::from(!as_expected)))
+}
+
+fn down(instance: &Instance) -> Result<bool> {
+    let found = instance.down()?;
+    println!("lab `{}` {}", instance.name(), if found { "is down" } else { "was not up" });
+    Ok(true)
+}
+
+fn list() -> bool {
+    for scenario in SCENARIOS {
+        let shapes: Vec<_> = scenario.shapes.iter().map(Shape::to_string).collect();
+        println!("{:<17} {:<18} {}", scenario.name, shapes.join(" "), scenario.shows);
+    }
+    true
+}

@@ -1,0 +1,108 @@
+//! Traffic from every client, and what each saw.
+use std::path::Path;
+
+use anyhow::{Result, ensure};
+use probe_lab::scenario::{Client, SCENARIOS, Scenario};
+use probe_lab::{ClientSaw, Instance, Lab, LabOptions, Shape};
+
+use super::background::check_up;
+use super::interrupt::Interrupt;
+use super::plsprobe::Plsprobe;
+
+/// The clients whose flows end at `pls-app`, which is what `plsprobe trace --dst pls-app` sees.
+const TO_APP: [Client; 5] = [
+    Client::ConsumerFirstNatIp,
+    Client::ConsumerSecondNatIp,
+    Client::PeeredVm,
+    Client::HealthProbe,
+    Client::Nginx,
+];
+/// The clients of the demo: who reaches the node from outside.
+const FROM_OUTSIDE: [Client; 4] =
+    [Client::ConsumerFirstNatIp, Client::ConsumerSecondNatIp, Client::PeeredVm, Client::HealthProbe];
+
+/// Sends one attempt of every client through a lab that is up.
+pub(super) fn traffic(instance: &Instance) -> Result<bool> {
+    check_up(instance)?;
+    for client in Client::ALL {
+        println!("{client:<35} {}", instance.probe(&client.probe())?);
+    }
+    Ok(true)
+}
+
+/// `run SCENARIO`: says whether every client saw what the scenario says.
+pub(super) fn run(name: &str, shape: Option<Shape>, instance: &str, plsprobe: Option<&Path>) -> Result<bool> {
+    let interrupt = Interrupt::listen()?;
+    let scenarios: Vec<_> =
+        if name == "all" { SCENARIOS.iter().collect() } else { vec![Scenario::named(name)?] };
+    let mut as_expected = true;
+    for scenario in scenarios {
+        let shapes = match (shape, name) {
+            (Some(shape), _) => vec![shape],
+            (None, "all") => scenario.shapes.to_vec(),
+            (None, _) => vec![scenario.shapes[0]],
+        };
+        for shape in shapes {
+            as_expected &= run_one(scenario, shape, instance, plsprobe, &interrupt)?;
+        }
+    }
+    Ok(as_expected)
+}
+
+fn run_one(
+    scenario: &Scenario,
+    shape: Shape,
+    instance: &str,
+    plsprobe: Option<&Path>,
+    interrupt: &Interrupt,
+) -> Result<bool> {
+    println!("{} ({shape}): {}", scenario.name, scenario.shows);
+    let mut lab = up(scenario, shape, instance)?;
+    let plsprobe = plsprobe.map(|program| Plsprobe::trace(program, &mut lab, TO_APP.len())).transpose()?;
+    let saw = attempts(&lab, &Client::ALL, interrupt)?;
+    if let Some(plsprobe) = plsprobe {
+        plsprobe.finish(interrupt)?;
+    }
+    let mut as_expected = true;
+    for (client, saw) in saw {
+        let expected = scenario.expected(client);
+        let remark = if saw == expected { String::new() } else { format!("  expected {expected}") };
+        as_expected &= saw == expected;
+        println!("  {client:<35} {saw}{remark}");
+    }
+    lab.down()?;
+    Ok(as_expected)
+}
+
+/// `demo`: plsprobe's own output, then one line of what each client saw.
+pub(super) fn demo(shape: Shape, instance: &str, program: &Path) -> Result<bool> {
+    let interrupt = Interrupt::listen()?;
+    let scenario = Scenario::named("allow-nat-ip")?;
+    println!(
+        "The lab: a policy allows pls-app only from 10.224.0.8, one of two Private Link NAT IPs ({shape})."
+    );
+    println!("$ plsprobe trace --dst pls-app --count {}", FROM_OUTSIDE.len());
+    let mut lab = up(scenario, shape, instance)?;
+    let plsprobe = Plsprobe::trace(program, &mut lab, FROM_OUTSIDE.len())?;
+    let saw = attempts(&lab, &FROM_OUTSIDE, &interrupt)?;
+    plsprobe.finish(&interrupt)?;
+    println!("What the clients saw:");
+    for (client, saw) in &saw {
+        println!("  {client:<35} {saw}");
+    }
+    lab.down()?;
+    Ok(saw.iter().all(|(client, saw)| *saw == scenario.expected(*client)))
+}
+
+fn up(scenario: &Scenario, shape: Shape, instance: &str) -> Result<Lab> {
+    Lab::up(&LabOptions { instance: instance.to_owned(), shape, scenario: scenario.name.to_owned() })
+}
+
+/// One attempt of each, one after the other.
+fn attempts(lab: &Lab, clients: &[Client], interrupt: &Interrupt) -> Result<Vec<(Client, ClientSaw)>> {
+    let attempt = |client: &Client| {
+        ensure!(!interrupt.requested(), "interrupted");
+        Ok((*client, lab.probe(&client.probe())?))
+    };
+    clients.iter().map(attempt).collect()
+}
