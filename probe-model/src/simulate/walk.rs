@@ -227,12 +227,11 @@ impl Walk<'_> {
         let address = self.tuple.daddr;
         let route = self.world.route(address).map(|route| route.dev.clone());
         let Some(dev) = route else {
-            // Without routes at hand: pods are reached through Cilium, everything else leaves.
+            // Rules that rewrite the source ask for the outgoing interface.
             return match self.world.owner(address) {
+                _ if self.world.netfilter.is_some() => self.unknown(Unknown::Fact("routes".to_owned())),
                 AddressOwner::Endpoint(_) => self.local_delivery(None),
-                _ if self.world.routes.is_empty() && self.world.netfilter.is_none() => {
-                    self.unknown_frontend()
-                }
+                _ if self.came_from_network() => self.unknown_frontend(),
                 _ => self.unknown(Unknown::Fact("routes".to_owned())),
             };
         };
@@ -253,7 +252,7 @@ impl Walk<'_> {
             AddressOwner::Endpoint(_) => self.local_delivery(None),
             AddressOwner::Host => self.end(Outcome::Allowed(Destination::Host)),
             AddressOwner::Elsewhere if dev == CILIUM_HOST => self.via_cilium_host(),
-            AddressOwner::Elsewhere if self.came_enter_from_network() => self.unknown_frontend(),
+            AddressOwner::Elsewhere if self.came_from_network() => self.unknown_frontend(),
             AddressOwner::Elsewhere => self.end(Outcome::Allowed(Destination::Network(Some(dev.to_owned())))),
         }
     }
@@ -457,7 +456,7 @@ impl Walk<'_> {
             .then(|| node.into())
     }
 
-    fn came_enter_from_network(&self) -> bool {
+    fn came_from_network(&self) -> bool {
         matches!(self.steps.first(), Some(Step::FromNetwork { .. }))
     }
 
