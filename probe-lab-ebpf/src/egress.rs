@@ -1,9 +1,13 @@
 //! Out of a pod: `cil_from_container`, at the ingress of the veth's host side.
-use aya_ebpf::{bindings::TC_ACT_OK, helpers::generated::bpf_redirect_neigh, programs::TcContext};
+use aya_ebpf::{
+    bindings::{TC_ACT_OK, TC_ACT_SHOT},
+    helpers::generated::bpf_redirect_neigh,
+    programs::TcContext,
+};
 
 use crate::{
     config,
-    config::{SHAPE_AKS, SHAPE_KPR},
+    config::{SHAPE_AKS, SHAPE_KPR, SHAPE_KUBEPROXY},
     conntrack::{self, IN, NODE_PORT, NewEntry, OUT, State, Status},
     endpoint::{self, is_host},
     notify::{self, Labels, Point, Trace},
@@ -99,6 +103,13 @@ fn forward(ctx: &TcContext, packet: &Packet, state: &State, dst_label: u32) -> R
         packet::decrement_ttl(ctx)?;
         trace(ctx, Point::ToNetwork, state, dst_label, config!(uplink_ifindex));
         return Ok(to_uplink());
+    }
+    if config!(shape) == SHAPE_KUBEPROXY
+        && endpoint::remote(packet.daddr_be).is_some_and(|info| info.tunnel_endpoint_be != 0)
+    {
+        // A pod of another node, which the stand-in has none of: the tunnel ends here.
+        trace(ctx, Point::ToOverlay, state, dst_label, 0);
+        return Ok(TC_ACT_SHOT);
     }
     // With endpoint routes the stack alone routes, so the hop is its own.
     if config!(shape) != SHAPE_AKS {

@@ -243,6 +243,7 @@ unused_maps! {
     AFFINITY: LruHashMap<16, 16>, "cilium_lb4_affinity", 65536, 0;
     AFFINITY_MATCH: HashMap<8, 1>, "cilium_lb_affinity_match", 65536, BPF_F_NO_PREALLOC;
     REVERSE_SK: LruHashMap<16, 8>, "cilium_lb4_reverse_sk", 110_861, 0;
+    TUNNEL: HashMap<20, 20>, "cilium_tunnel_map", 65536, BPF_F_NO_PREALLOC;
     NODE: HashMap<20, 2>, "cilium_node_map", 16384, BPF_F_NO_PREALLOC;
     NODEPORT_NEIGH: LruHashMap<4, 8>, "cilium_nodeport_neigh4", 65536, 0;
 }

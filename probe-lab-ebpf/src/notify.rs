@@ -34,6 +34,7 @@ const AGGREGATE_ACTIVE: u32 = 3;
 pub enum Point {
     ToEndpoint = 0,
     ToStack = 3,
+    ToOverlay = 4,
     FromEndpoint = 5,
     FromHost = 7,
     FromStack = 8,
@@ -184,7 +185,7 @@ pub fn drop(ctx: &TcContext, reason: i32, labels: Labels, file: u8, ingress: boo
 pub fn trace(ctx: &TcContext, trace: &Trace) {
     match trace.point {
         Point::ToEndpoint => count(ctx, 0, INGRESS),
-        Point::ToStack | Point::ToNetwork => count(ctx, 0, EGRESS),
+        Point::ToStack | Point::ToOverlay | Point::ToNetwork => count(ctx, 0, EGRESS),
         Point::FromHost | Point::FromStack | Point::FromNetwork => count(ctx, PLAINTEXT, INGRESS),
         Point::FromEndpoint => {}
     }

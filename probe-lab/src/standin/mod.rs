@@ -22,6 +22,7 @@ mod tc;
 #[expect(unreachable_pub, reason = "the eBPF crate, which owns the file, is a binary")]
 mod config;
 
+use std::fs;
 use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -40,8 +41,20 @@ use crate::{shell, topology};
 use object::Object;
 use tc::{Direction, Filter};
 
-/// The host's endpoint in the recordings; any lab's.
+/// The host's endpoint in every lab.
 pub const HOST_ENDPOINT_ID: u16 = 512;
+
+/// Maps that Cilium has only with its kube-proxy replacement.
+const MAPS_OF_REPLACEMENT: [&str; 6] = [
+    "cilium_lb4_affinity",
+    "cilium_lb4_reverse_sk",
+    "cilium_lb4_source_range",
+    "cilium_lb_affinity_match",
+    "cilium_nodeport_neigh4",
+    "cilium_snat_v4_external",
+];
+/// Maps that Cilium has only with a tunnel, which the recordings with kube-proxy have.
+const MAPS_OF_TUNNEL: [&str; 1] = ["cilium_tunnel_map"];
 
 /// The netfilter table that marks what the node itself sends, as Cilium's `CILIUM_OUTPUT` chain does.
 const MARK_TABLE: &str = "cilium_standin";
@@ -92,6 +105,8 @@ pub struct StandinConfig {
     pub node_ip: Ipv4Addr,
     /// The address of `cilium_host`.
     pub router_ip: Ipv4Addr,
+    /// The host's endpoint.
+    pub host_endpoint_id: u16,
     /// The local pods.
     pub endpoints: Vec<EndpointConfig>,
     /// How much is traced.
@@ -133,6 +148,7 @@ impl StandinConfig {
             uplink: "eth0".to_owned(),
             node_ip: NODE,
             router_ip: topology::router(lab.shape()),
+            host_endpoint_id: HOST_ENDPOINT_ID,
             endpoints: [APP_POD, NGINX_POD].iter().map(EndpointConfig::for_pod).collect(),
             aggregation: Aggregation::default(),
             report_flags: 0x07,
@@ -213,7 +229,8 @@ impl Standin {
         let endpoint = self.config.endpoint_mut(id)?;
         (endpoint.enforce_ingress, endpoint.enforce_egress) = (ingress, egress);
         let endpoint = endpoint.clone();
-        self.load_endpoint(&endpoint)
+        self.load_endpoint(&endpoint)?;
+        self.unpin_absent()
     }
 
     /// Changes how much is traced, and regenerates everything.
@@ -267,7 +284,7 @@ impl Standin {
         for endpoint in self.config.endpoints.clone() {
             self.load_endpoint(&endpoint)?;
         }
-        Ok(())
+        self.unpin_absent()
     }
 
     /// The host's programs: one object per device, since each has its own tail-call map.
@@ -283,12 +300,12 @@ impl Standin {
         ];
         for (ifname, programs) in devices {
             let calls = if ifname == "cilium_host" {
-                format!("cilium_calls_hostns_{HOST_ENDPOINT_ID:05}")
+                format!("cilium_calls_hostns_{:05}", self.config.host_endpoint_id)
             } else {
                 format!("cilium_calls_netdev_{:05}", self.ifindex(ifname)?)
             };
-            let constants = self.constants(HOST_ENDPOINT_ID, None)?;
-            let mut object = Object::load(&self.globals(), constants, HOST_ENDPOINT_ID, &calls)?;
+            let id = self.config.host_endpoint_id;
+            let mut object = Object::load(&self.globals(), self.constants(id, None)?, id, &calls)?;
             for (program, direction) in programs {
                 self.attach(&mut object, program, ifname, direction)?;
             }
@@ -306,6 +323,17 @@ impl Standin {
             self.attach(&mut object, "cil_to_container", &endpoint.host_ifname, Direction::Egress)?;
         }
         self.attach(&mut object, "cil_from_container", &endpoint.host_ifname, Direction::Ingress)
+    }
+
+    /// The object declares every map; a node has those of its configuration.
+    fn unpin_absent(&self) -> Result<()> {
+        let absent: &[&str] =
+            if self.config.shape == Shape::KubeProxy { &MAPS_OF_REPLACEMENT } else { &MAPS_OF_TUNNEL };
+        for map in absent {
+            let pin = self.globals().join(map);
+            fs::remove_file(&pin).with_context(|| format!("failed to unpin `{}`", pin.display()))?;
+        }
+        Ok(())
     }
 
     fn attach(

@@ -12,9 +12,10 @@ use std::{fs, process};
 
 use anyhow::{Context as _, Result, ensure};
 use probe_lab::standin::{self, Aggregation, EventReader, MapContents, Standin, StandinConfig};
-use probe_lab::{Lab, LabOptions, Ns, Shape};
+use probe_lab::{ClientSaw, Lab, LabOptions, Ns, Shape};
 
 mod conntrack;
+mod kube_proxy;
 mod notification;
 mod others;
 mod recording;
@@ -26,51 +27,97 @@ use recording::{Expected, RecordedProbe, notifications};
 /// What cannot be expressed, of which scenario, and why. `*` stands for every scenario.
 const NOT_EXPRESSED: &[(&str, &str, &str)] = &[
     (
-        "*",
+        "cilium-1.14/*",
         "nginx-clusterip, app-nginxsvc: traces and conntrack",
         "recorded with socket load balancing, which the stand-in replaces by translating each packet",
     ),
     ("*", "socket traces and agent notifications", "not the datapath's at tc, which the stand-in stands for"),
     ("*", "traces of ARP packets", "who asks, and when, depends on neighbour tables"),
     ("*", "file and line of a drop", "they are places in Cilium's source"),
-    ("misc-drops", "gone-backend beyond its silence", "the stand-in has no backends on other nodes"),
-    ("misc-drops", "IPv6 beyond its first packet", "the rest is the pod's kernel repeating itself"),
+    (
+        "cilium-1.14-tunnel-kubeproxy/*",
+        "nginx-remotepod: the interface of its trace",
+        "the lab has no tunnel: the packet ends where it would enter one",
+    ),
+    (
+        "cilium-1.14/misc-drops",
+        "gone-backend beyond its silence",
+        "the stand-in has no backends on other nodes",
+    ),
+    (
+        "cilium-1.14/misc-drops",
+        "IPv6 beyond its first packet",
+        "the rest is the pod's kernel repeating itself",
+    ),
 ];
 
-/// Probes whose traces and conntrack entries are not expressed.
-const SOCKET_BALANCED: [&str; 2] = ["nginx-clusterip", "app-nginxsvc"];
+/// A recording, and what of it is not expressed.
+struct Recording {
+    name: &'static str,
+    /// Probes whose traces and conntrack entries are not.
+    socket_balanced: &'static [&'static str],
+    /// The number in the lab of an interface of the recorded node.
+    ifindex: fn(u32) -> u32,
+}
+
+const KPR: Recording = Recording {
+    name: "cilium-1.14",
+    socket_balanced: &["nginx-clusterip", "app-nginxsvc"],
+    ifindex: |ifindex| ifindex,
+};
+
+/// Its `cilium_vxlan` is number 5, before the pods' interfaces.
+const KUBE_PROXY: Recording = Recording {
+    name: "cilium-1.14-tunnel-kubeproxy",
+    socket_balanced: &[],
+    ifindex: |ifindex| match ifindex {
+        5 => 0,
+        6 | 7 => ifindex - 1,
+        _ => ifindex,
+    },
+};
 
 /// A lab with a stand-in, and its notifications. In this order: the stand-in goes first.
 struct World {
     standin: Standin,
     events: EventReader,
     lab: Lab,
+    recording: Recording,
 }
 
 impl World {
     /// Brings it up, or prints why not.
-    fn up(instance: &str) -> Result<Option<Self>> {
+    fn up(instance: &str, recording: Recording) -> Result<Option<Self>> {
         if let Some(reason) = standin::unavailable() {
             println!("skipped: {reason}");
             return Ok(None);
         }
-        let options =
-            LabOptions { instance: instance.to_owned(), shape: Shape::Kpr, ..LabOptions::default() };
+        let shape = if recording.name == KUBE_PROXY.name { Shape::KubeProxy } else { Shape::Kpr };
+        let options = LabOptions { instance: instance.to_owned(), shape, ..LabOptions::default() };
         let lab = Lab::up_without_datapath(&options)?;
         like_the_recorded_node(&lab)?;
-        let standin = Standin::start(StandinConfig::for_lab(&lab))?;
+        let mut config = StandinConfig::for_lab(&lab);
+        if shape == Shape::KubeProxy {
+            kube_proxy::like_the_recorded_node(&lab, &mut config)?;
+        }
+        let standin = Standin::start(config)?;
         let events = standin.events()?;
-        Ok(Some(Self { standin, events, lab }))
+        Ok(Some(Self { standin, events, lab, recording }))
     }
 
     /// Puts the recorded control plane in place, and forgets connections.
     fn load(&mut self, scenario: &Path) -> Result<()> {
         self.standin.fill(&MapContents::from_recording(scenario)?)?;
-        for map in ["cilium_ct4_global", "cilium_ct_any4_global", "cilium_snat_v4_external"] {
-            self.standin.map(map)?.clear()?;
-        }
+        self.standin.map("cilium_ct4_global")?.clear()?;
+        self.standin.map("cilium_ct_any4_global")?.clear()?;
         self.events.drain()?;
         Ok(())
+    }
+
+    /// What was recorded of a scenario, with the lab's interface numbers.
+    fn recorded(&self, scenario: &Path) -> Result<Vec<Notification>> {
+        let recorded = notifications(scenario)?;
+        Ok(recorded.into_iter().map(|notification| notification.moved(self.recording.ifindex)).collect())
     }
 
     fn seen(&mut self) -> Result<Vec<Notification>> {
@@ -82,25 +129,40 @@ impl World {
 
 /// What of the recorded node shows in captured packets, and the lab leaves to chance or has otherwise.
 fn like_the_recorded_node(lab: &Lab) -> Result<()> {
-    for (interface, mac) in [("cilium_host", "f2:c6:ad:05:61:82"), ("cilium_net", "6e:8f:d0:6a:cb:94")] {
-        let mut ip = process::Command::new("ip");
-        ip.args(["-n", lab.netns(Ns::Node).name(), "link", "set", interface, "address", mac]);
-        ensure!(ip.status()?.success(), "failed to set the MAC address of `{interface}`");
-    }
+    ip(lab, Ns::Node, "link set cilium_host address f2:c6:ad:05:61:82")?;
+    ip(lab, Ns::Node, "link set cilium_net address 6e:8f:d0:6a:cb:94")?;
     // The recorded load balancer's probe sat one hop behind the router; the lab's sits on it.
     lab.run_in(Ns::Fabric, || fs::write("/proc/sys/net/ipv4/ip_default_ttl", "63"))??;
     Ok(())
 }
 
+fn ip(lab: &Lab, ns: Ns, arguments: &str) -> Result<()> {
+    let mut ip = process::Command::new("ip");
+    ip.args(["-n", lab.netns(ns).name()]).args(arguments.split(' '));
+    ensure!(ip.status()?.success(), "`ip {arguments}` failed");
+    Ok(())
+}
+
 #[test]
 fn recorded_probes() -> Result<()> {
-    let Some(mut world) = World::up("fidelity")? else { return Ok(()) };
     for (scenario, what, why) in NOT_EXPRESSED {
         println!("not expressed: {scenario}: {what}: {why}");
     }
+    let Some(world) = World::up("fidelity", KPR)? else { return Ok(()) };
+    check(world, 280)
+}
+
+#[test]
+fn recorded_probes_behind_kube_proxy() -> Result<()> {
+    let Some(world) = World::up("fidelity-kp", KUBE_PROXY)? else { return Ok(()) };
+    check(world, 176)
+}
+
+/// Replays every scenario that is a list of probes; there are `n_recorded` of them in all.
+fn check(mut world: World, n_recorded: usize) -> Result<()> {
     let mut failures = String::new();
     let mut n_probes = 0;
-    for scenario in fixtures::scenarios("cilium-1.14") {
+    for scenario in fixtures::scenarios(world.recording.name) {
         if others::NAMES.contains(&scenario.name.as_str()) {
             continue;
         }
@@ -114,7 +176,7 @@ fn recorded_probes() -> Result<()> {
         }
     }
     assert!(failures.is_empty(), "the stand-in differs from the recordings:\n{failures}");
-    assert!(n_probes >= 280, "only {n_probes} probes were found in the recordings");
+    assert_eq!(n_probes, n_recorded, "probes in the recordings");
     Ok(())
 }
 
@@ -129,7 +191,7 @@ fn replay(world: &mut World, scenario: &Path, expected: &Expected) -> Result<Vec
     world.standin.set_enforcement(expected.endpoint_id, enabled("ingress"), enabled("egress"))?;
     world.load(scenario)?;
 
-    let recorded = notifications(scenario)?;
+    let recorded = world.recorded(scenario)?;
     let saw = send_all(&world.lab, &expected.probes, &recorded);
     let seen = world.seen()?;
     let mut failures = Vec::new();
@@ -138,24 +200,22 @@ fn replay(world: &mut World, scenario: &Path, expected: &Expected) -> Result<Vec
         if saw.to_string() != probe.client_saw {
             failures.push(format!("{}: the client saw {saw}, recorded {}", probe.id, probe.client_saw));
         }
-        failures.extend(differences(probe, &recorded, &seen).map(|text| format!("{}: {text}", probe.id)));
+        let found = [decided(probe, &recorded, &seen), traced(&world.recording, probe, &recorded, &seen)];
+        failures.extend(found.into_iter().flatten().map(|text| format!("{}: {text}", probe.id)));
     }
     let unknown = |of: &[Notification]| -> BTreeSet<_> {
         of.iter().filter(|n| n.is_trace() && n.flow() == Flow::Unknown && !n.is_arp()).cloned().collect()
     };
     failures.extend(set_difference(&unknown(&recorded), &unknown(&seen)));
-    let tracked = expected.probes.iter().filter(|probe| !SOCKET_BALANCED.contains(&probe.id.as_str()));
+    let tracked =
+        expected.probes.iter().filter(|probe| !world.recording.socket_balanced.contains(&probe.id.as_str()));
     let ports: Vec<_> = tracked.filter_map(|probe| probe.from_port).collect();
     failures.extend(conntrack::differences(world, scenario, &ports)?);
     Ok(failures)
 }
 
 /// Sends every probe from a thread of its own, with what the recorded packet carried.
-fn send_all(
-    lab: &Lab,
-    probes: &[RecordedProbe],
-    recorded: &[Notification],
-) -> Vec<Result<probe_lab::ClientSaw>> {
+fn send_all(lab: &Lab, probes: &[RecordedProbe], recorded: &[Notification]) -> Vec<Result<ClientSaw>> {
     std::thread::scope(|scope| {
         let send = |probe: &RecordedProbe| {
             let first = recorded.iter().find(|n| probe.owns(n) && !n.is_trace());
@@ -171,25 +231,29 @@ fn send_all(
     })
 }
 
-/// What differs between the recorded and the seen notifications of one probe.
-fn differences(
+/// What differs between the recorded and the seen verdicts and drops of one probe.
+fn decided(probe: &RecordedProbe, recorded: &[Notification], seen: &[Notification]) -> Option<String> {
+    let of = |all: &[Notification]| -> Vec<_> {
+        all.iter().filter(|n| probe.owns(n) && !n.is_trace()).cloned().collect()
+    };
+    let (recorded, seen) = (of(recorded), of(seen));
+    (recorded != seen).then(|| format!("decided\n  recorded {recorded:#?}\n  seen {seen:#?}"))
+}
+
+/// What differs between the recorded and the seen traces of one probe.
+fn traced(
+    recording: &Recording,
     probe: &RecordedProbe,
     recorded: &[Notification],
     seen: &[Notification],
-) -> impl Iterator<Item = String> {
-    let of = |all: &[Notification], traces: bool| -> Vec<Notification> {
-        all.iter().filter(|n| probe.owns(n) && n.is_trace() == traces).cloned().collect()
+) -> Option<String> {
+    if recording.socket_balanced.contains(&probe.id.as_str()) {
+        return None;
+    }
+    let of = |all: &[Notification]| -> BTreeSet<_> {
+        all.iter().filter(|n| probe.owns(n) && n.is_trace()).cloned().collect()
     };
-    let (decisions, seen_decisions) = (of(recorded, false), of(seen, false));
-    let decisions = (decisions != seen_decisions)
-        .then(|| format!("decided\n  recorded {decisions:#?}\n  seen {seen_decisions:#?}"));
-    let traces = if SOCKET_BALANCED.contains(&probe.id.as_str()) {
-        None
-    } else {
-        let set = |of: Vec<Notification>| of.into_iter().collect::<BTreeSet<_>>();
-        set_difference(&set(of(recorded, true)), &set(of(seen, true)))
-    };
-    decisions.into_iter().chain(traces)
+    set_difference(&of(recorded), &of(seen))
 }
 
 fn set_difference(recorded: &BTreeSet<Notification>, seen: &BTreeSet<Notification>) -> Option<String> {

@@ -57,6 +57,19 @@ impl Notification {
         self.meta[0] == TRACE
     }
 
+    /// The same at another place: `move_to` tells the number here of an interface there.
+    pub(crate) fn moved(mut self, move_to: impl Fn(u32) -> u32) -> Self {
+        let at = match self.meta[0] {
+            DROP => 32,
+            TRACE => 28,
+            _ => return self,
+        };
+        let field = &mut self.meta[at..at + 4];
+        let ifindex = u32::from_ne_bytes(field.try_into().expect("four bytes"));
+        field.copy_from_slice(&move_to(ifindex).to_ne_bytes());
+        self
+    }
+
     /// Whether it is an ARP packet's: who asks, and when, depends on a neighbour table.
     pub(crate) fn is_arp(&self) -> bool {
         self.ethertype() == 0x0806

@@ -4,18 +4,16 @@ use std::fs;
 use std::io::Write as _;
 use std::net::{Ipv4Addr, SocketAddrV4, TcpStream};
 use std::path::PathBuf;
-use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 use probe_lab::addresses::{APP_POD, ILB, NAT_IPS, NODE, VM};
-use probe_lab::{ClientSaw, Lab, Ns, Probe};
+use probe_lab::{ClientSaw, Ns, Probe};
 use socket2::{Domain, Protocol, Socket, Type};
 
-use crate::World;
 use crate::notification::Notification;
-use crate::recording::notifications;
 use crate::traffic;
+use crate::{KPR, World, ip};
 
 pub(crate) const NAMES: [&str; 2] = ["established-then-deny", "misc-drops"];
 
@@ -32,8 +30,8 @@ fn decided(all: &[Notification], port: u16) -> BTreeSet<Notification> {
 #[test]
 fn established_then_deny() -> Result<()> {
     const CLIENT_PORT: u16 = 29001;
-    let Some(mut world) = World::up("fidelity-deny")? else { return Ok(()) };
-    let recorded = notifications(&scenario("established-then-deny"))?;
+    let Some(mut world) = World::up("fidelity-deny", KPR)? else { return Ok(()) };
+    let recorded = world.recorded(&scenario("established-then-deny"))?;
     let expected = decided(&recorded, CLIENT_PORT);
     let payload = expected.first().context("nothing was recorded")?.payload().to_vec();
 
@@ -61,12 +59,12 @@ fn connect(from: Ipv4Addr, port: u16) -> Result<TcpStream> {
 /// Drops that no policy is behind.
 #[test]
 fn misc_drops() -> Result<()> {
-    let Some(mut world) = World::up("fidelity-misc")? else { return Ok(()) };
-    let recorded = notifications(&scenario("misc-drops"))?;
+    let Some(mut world) = World::up("fidelity-misc", KPR)? else { return Ok(()) };
+    let recorded = world.recorded(&scenario("misc-drops"))?;
     world.load(&scenario("misc-drops"))?;
     // The pod sends from an address that is not its own.
     let spoofed = Ipv4Addr::new(10, 0, 0, 66);
-    ip(&world.lab, Ns::App, &["address", "add", "10.0.0.66/32", "dev", "lo"])?;
+    ip(&world.lab, Ns::App, &format!("address add {spoofed}/32 dev lo"))?;
 
     // The ports are in the recorded packets; the one of `no-service` in an ICMP error about it.
     let probes = [
@@ -115,11 +113,5 @@ fn ipv6(world: &mut World, recorded: &[Notification]) -> Result<()> {
     std::thread::sleep(Duration::from_secs(1));
     let seen = world.seen()?;
     assert!(seen.contains(expected), "expected {expected:#?}\n  among {seen:#?}");
-    Ok(())
-}
-
-fn ip(lab: &Lab, ns: Ns, arguments: &[&str]) -> Result<()> {
-    let status = Command::new("ip").args(["-n", lab.netns(ns).name()]).args(arguments).status()?;
-    ensure!(status.success(), "`ip {}` failed", arguments.join(" "));
     Ok(())
 }
