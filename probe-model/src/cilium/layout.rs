@@ -4,11 +4,9 @@ use core::fmt;
 
 use super::policy::{PolicyEntry, PolicyKey, PolicyLayout};
 
-/// A layout that plsprobe does not know, with what was found and what is known.
+/// A layout that plsprobe does not know: what was found and what is known.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct UnknownLayout {
-    /// The map's pin name.
-    pub map: String,
     /// What was found.
     pub found: String,
     /// What is known.
@@ -17,10 +15,10 @@ pub struct UnknownLayout {
 
 impl fmt::Display for UnknownLayout {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { map, found, known } = self;
+        let Self { found, known } = self;
         write!(
             f,
-            "`{map}` matches no known layout: found {found}, known is {known}; run `plsprobe doctor` and attach its output"
+            "no known layout: found {found}, known is {known}; run `plsprobe doctor` and attach its output"
         )
     }
 }
@@ -42,11 +40,13 @@ pub fn policy_layout(
     value_size: u32,
     entries: &[(PolicyKey, PolicyEntry)],
 ) -> Result<PolicyLayout, UnknownLayout> {
-    let unknown = |found: String| UnknownLayout { map: pin.to_owned(), found, known: KNOWN_POLICY };
+    let unknown = |found: String| UnknownLayout { found, known: KNOWN_POLICY };
     let generation =
         ["cilium_policy_v2_", "cilium_policy_v3_"].into_iter().find(|prefix| pin.starts_with(prefix));
     if let Some(prefix) = generation {
-        return Err(unknown(format!("a pin of the generation `{prefix}<id>` (Cilium 1.17 or later)")));
+        return Err(unknown(format!(
+            "a pin `{prefix}<id>` with key {key_size} and value {value_size} bytes (Cilium 1.17 or later)"
+        )));
     }
     if (key_size, value_size) != (PolicyKey::SIZE as u32, PolicyEntry::SIZE as u32) {
         return Err(unknown(format!("key {key_size} and value {value_size} bytes")));

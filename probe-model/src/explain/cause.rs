@@ -13,7 +13,7 @@ use crate::cilium::policy::PolicyKey;
 use crate::netfilter::Hook;
 use crate::simulate::{Destination, Outcome, PolicyStep, Step, Trajectory, Unknown};
 use crate::tuple::{Protocol, Tuple};
-use crate::world::{PolicyRef, World};
+use crate::world::{Missing, PolicyRef, World};
 
 /// The address of Azure's health probes and DNS.
 pub const AZURE_PROBE: Ipv4Addr = Ipv4Addr::new(168, 63, 129, 16);
@@ -80,8 +80,8 @@ pub fn unknown_text(world: &World, unknown: &Unknown) -> String {
             format!("the service names backend {id}, which `cilium_lb4_backends_v3` does not have")
         }
         Unknown::Rule(rule) => format!("a netfilter rule decides by what plsprobe cannot know: {rule}"),
-        Unknown::Fact(name) => match world.missing(name) {
-            Some(missing) => format!("{missing}"),
+        Unknown::Fact(name) => match world.missing(name).or_else(|| other_generation(world, name)) {
+            Some(missing) => missing.to_string(),
             None => format!("`{name}` is not known"),
         },
         Unknown::L7Proxy { port: 0 } => "the L7 load balancer decides".to_owned(),
@@ -93,6 +93,15 @@ pub fn unknown_text(world: &World, unknown: &Unknown) -> String {
         }
         Unknown::Ipv6 => "IPv6 is not simulated yet".to_owned(),
     }
+}
+
+/// The same endpoint's policy map under a pin of another generation, which was not read.
+fn other_generation<'w>(world: &'w World, pin: &str) -> Option<&'w Missing> {
+    let id = pin.strip_prefix("cilium_policy_")?;
+    world
+        .missing
+        .iter()
+        .find(|missing| missing.what.starts_with("cilium_policy_") && missing.what.ends_with(id))
 }
 
 /// The pod's name and what it is asked for, `default/pls-app` and `TCP/80`.

@@ -16,6 +16,9 @@ use super::dump::port_proto;
 /// Version of the JSON that [`json`] writes.
 pub const SCHEMA: &str = "plsprobe.explain/1";
 
+/// Missing facts that the text names; JSON has all.
+const MISSING_SHOWN: usize = 4;
+
 /// Writes the answer for people: the verdict, its cause, then the evidence.
 ///
 /// # Errors
@@ -49,10 +52,13 @@ pub fn text(world: &World, explanation: &Explanation, out: &mut impl Write) -> i
 /// What was read, and that nothing was observed.
 fn rests_on(world: &World) -> String {
     let version = world.version.as_ref().map(|version| format!(", Cilium {version}")).unwrap_or_default();
-    let missing = match world.missing.len() {
-        0 => String::new(),
-        1 => format!("; missing: {}", world.missing[0].what),
-        several => format!("; {several} facts missing"),
+    let names: Vec<_> =
+        world.missing.iter().take(MISSING_SHOWN).map(|missing| missing.what.as_str()).collect();
+    let more = world.missing.len() - names.len();
+    let missing = match (names.is_empty(), more) {
+        (true, _) => String::new(),
+        (false, 0) => format!("; missing: {}", names.join(", ")),
+        (false, more) => format!("; missing: {} and {more} more", names.join(", ")),
     };
     format!("the maps of {}{version}; no packet was observed{missing}", world.origin)
 }

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use probe_model::cilium::ct::{CtEntry, Ipv4CtTuple};
 use probe_model::cilium::ipcache::{Ipcache, IpcacheKey, RemoteEndpointInfo};
-use probe_model::cilium::layout::{UnknownLayout, policy_layout};
+use probe_model::cilium::layout::policy_layout;
 use probe_model::cilium::lb::{Lb4Backend, Lb4Key, Lb4Service, Lb4SourceRange, LoadBalancer};
 use probe_model::cilium::lxc::{EndpointInfo, EndpointKey};
 use probe_model::cilium::policy::{PolicyEntry, PolicyKey, PolicyMap, pin_endpoint};
@@ -68,23 +68,20 @@ fn read_maps(node: &RawNode, world: &mut World) {
 }
 
 fn read_policy(name: &str, raw: &RawMap) -> Result<(EndpointId, NamedPolicyMap), String> {
-    let unknown = |found: String| {
-        let known = "`cilium_policy_<id>` with an id of five digits (Cilium 1.14 to 1.16)";
-        UnknownLayout { map: name.to_owned(), found, known }.to_string()
-    };
-    let endpoint = pin_endpoint(name).ok_or_else(|| unknown("another generation of pins".to_owned()))?;
-    if (raw.key_size, raw.value_size) == (0, 0) {
+    let text = |error: &dyn std::error::Error| error.to_string();
+    let (mut key_size, mut value_size) = (raw.key_size, raw.value_size);
+    if raw.entries.is_empty() && (key_size, value_size) == (0, 0) {
         // An empty dump without `_show.json`: whatever its layout, nothing is in it.
-        let map = PolicyMap::new(probe_model::cilium::policy::PolicyLayout::WildcardBits, []);
-        return Ok((endpoint, NamedPolicyMap { name: name.to_owned(), id: raw.id, map }));
+        (key_size, value_size) = (PolicyKey::SIZE as u32, PolicyEntry::SIZE as u32);
     }
     // Sizes first: with other sizes the entries would only fail to decode, which says less.
-    policy_layout(name, raw.key_size, raw.value_size, &[]).map_err(|error| error.to_string())?;
+    policy_layout(name, key_size, value_size, &[]).map_err(|error| text(&error))?;
+    let endpoint = pin_endpoint(name)
+        .ok_or_else(|| format!("expected five digits after `cilium_policy_` in `{name}`"))?;
     let decoded: Vec<_> =
         entries(raw, |key, value| Ok((PolicyKey::decode(key)?, PolicyEntry::decode(value)?)))
-            .map_err(|error| error.to_string())?;
-    let layout =
-        policy_layout(name, raw.key_size, raw.value_size, &decoded).map_err(|error| error.to_string())?;
+            .map_err(|error| text(&error))?;
+    let layout = policy_layout(name, key_size, value_size, &decoded).map_err(|error| text(&error))?;
     Ok((endpoint, NamedPolicyMap { name: name.to_owned(), id: raw.id, map: PolicyMap::new(layout, decoded) }))
 }
 

@@ -48,7 +48,8 @@ struct CpuValue {
 ///
 /// # Errors
 ///
-/// If the folder has no `maps/`, or a file in it is truncated or no such dump; the message names file and place.
+/// If the folder has no `maps/`, or cannot be listed. A dump that is truncated or no dump is a missing fact, whose reason
+/// names file and place.
 pub fn read(folder: &Path) -> Result<RawNode> {
     let maps_folder = folder.join("maps");
     if !maps_folder.is_dir() {
@@ -65,44 +66,57 @@ pub fn read(folder: &Path) -> Result<RawNode> {
 }
 
 fn read_maps(folder: &Path, node: &mut RawNode) -> Result<()> {
-    let mut shown = BTreeMap::new();
-    let show = folder.join("_show.json");
-    if show.exists() {
-        let maps: Vec<ShownMap> = read_json(&show)?;
-        for map in maps {
-            for name in pin_names(map.pinned.as_ref()) {
-                let ShownMap { id, bytes_key: key_size, bytes_value: value_size, max_entries, .. } = map;
-                let map_type = map.map_type.clone();
-                shown.insert(
-                    name,
-                    RawMap { id, map_type, key_size, value_size, max_entries, entries: Vec::new() },
-                );
-            }
+    let mut shown = match read_show(&folder.join("_show.json")) {
+        Ok(shown) => shown,
+        Err(error) => {
+            let why = format!("{error:#}; key and value sizes are taken from the entries");
+            node.missing.push(Missing { what: "maps/_show.json".to_owned(), why });
+            BTreeMap::new()
         }
-    } else {
-        let why = "not in the folder; key and value sizes are taken from the entries".to_owned();
-        node.missing.push(Missing { what: "maps/_show.json".to_owned(), why });
-    }
+    };
     for path in json_files(folder)? {
         let name = stem(&path);
         if name == "_show" {
             continue;
         }
-        let entries: Vec<DumpedEntry> = read_json(&path)?;
-        let entries = entries.iter().enumerate().map(|(idx, entry)| {
-            decode_entry(entry).with_context(|| format!("failed to read entry {idx} of `{}`", path.display()))
-        });
-        let entries: Vec<_> = entries.collect::<Result<_>>()?;
-        let mut map = shown.remove(&name).unwrap_or_else(|| unshown(&entries));
-        check_sizes(&path, &map, &entries)?;
-        map.entries = entries;
-        node.maps.insert(name, map);
+        // One unreadable dump is a missing fact, not the end of the others.
+        match read_map(&path, shown.remove(&name)) {
+            Ok(map) => {
+                node.maps.insert(name, map);
+            }
+            Err(error) => node.missing.push(Missing { what: name, why: format!("{error:#}") }),
+        }
     }
     for name in shown.into_keys().filter(|name| is_dumpable(name)) {
         let why = "listed in _show.json, but its dump is not in the folder".to_owned();
         node.missing.push(Missing { what: name, why });
     }
     Ok(())
+}
+
+/// Facts of maps by pin name, without entries.
+fn read_show(path: &Path) -> Result<BTreeMap<String, RawMap>> {
+    let maps: Vec<ShownMap> = read_json(path)?;
+    let by_pin = maps.into_iter().flat_map(|map| {
+        let pins = pin_names(map.pinned.as_ref());
+        let ShownMap { id, map_type, bytes_key: key_size, bytes_value: value_size, max_entries, .. } = map;
+        let facts = RawMap { id, map_type, key_size, value_size, max_entries, entries: Vec::new() };
+        pins.into_iter().map(move |pin| (pin, facts.clone()))
+    });
+    Ok(by_pin.collect())
+}
+
+/// One dump, with what `_show.json` says of the map, if it does.
+fn read_map(path: &Path, shown: Option<RawMap>) -> Result<RawMap> {
+    let entries: Vec<DumpedEntry> = read_json(path)?;
+    let entries = entries.iter().enumerate().map(|(idx, entry)| {
+        decode_entry(entry).with_context(|| format!("failed to read entry {idx} of `{}`", path.display()))
+    });
+    let entries: Vec<_> = entries.collect::<Result<_>>()?;
+    let mut map = shown.unwrap_or_else(|| unshown(&entries));
+    check_sizes(path, &map, &entries)?;
+    map.entries = entries;
+    Ok(map)
 }
 
 /// Perf event arrays and the like have no entries to dump.
