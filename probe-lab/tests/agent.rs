@@ -4,8 +4,13 @@ use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::Duration;
 
+use probe_lab::addresses::{APP_POD, NAT_IPS};
 use probe_lab::agent::rest::Source;
-use probe_lab::{Lab, LabOptions};
+use probe_lab::scenario::Client;
+use probe_lab::{ClientSaw, Lab, LabOptions};
+use probe_model::cilium::EndpointId;
+use probe_model::cilium::drop_reason::DropReason;
+use probe_model::cilium::events::{Notification, Sample};
 use probe_model::cilium::gob::{Decoder, Payload};
 use serde_json::Value;
 
@@ -77,4 +82,43 @@ fn the_monitor_socket_ends_with_the_agent() {
     assert!(UnixStream::connect(&socket).is_err());
     lab.start_agent().unwrap();
     UnixStream::connect(&socket).unwrap();
+}
+
+/// What the stand-in for the datapath notifies comes out of the monitor socket.
+#[test]
+fn the_datapaths_events_reach_a_listener() {
+    if let Some(why) = probe_lab::standin::unavailable() {
+        return println!("skipped: {why}");
+    }
+    let instance = format!("t{}-events", std::process::id());
+    let options = LabOptions { instance, scenario: "allow-nat-ip".to_owned(), ..LabOptions::default() };
+    let lab = Lab::up(&options).unwrap();
+    let mut listener = UnixStream::connect(lab.run_dir().join("monitor1_2.sock")).unwrap();
+    listener.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
+    // As on a node, the perf buffers are opened for the first listener: what passes before is nobody's.
+    std::thread::sleep(Duration::from_millis(200));
+    assert_eq!(lab.probe(&Client::ConsumerSecondNatIp.probe()).unwrap(), ClientSaw::Timeout);
+
+    let mut decoder = Decoder::new();
+    let mut buffer = [0; 4096];
+    let mut seen = (false, false);
+    while seen != (true, true) {
+        let n = listener.read(&mut buffer).expect("both notifications come in time");
+        assert_ne!(n, 0, "the stream ended");
+        decoder.feed(&buffer[..n]);
+        while let Some(payload) = decoder.next().unwrap() {
+            let Payload::Sample { data, .. } = payload else { panic!("{payload:?}") };
+            let sample = Sample::decode(&data).unwrap();
+            let from_nat_ip = sample.packet.get(26..30) == Some(&NAT_IPS[1].octets()[..]);
+            let policy = DropReason(133);
+            match sample.notification {
+                Notification::PolicyVerdict(verdict) if from_nat_ip => {
+                    seen.0 |= verdict.drop_reason() == Some(policy)
+                        && verdict.header.source == EndpointId(APP_POD.endpoint_id);
+                }
+                Notification::Drop(drop) if from_nat_ip => seen.1 |= drop.reason == policy,
+                _ => {}
+            }
+        }
+    }
 }
