@@ -76,6 +76,8 @@ pub struct Lab {
     bpffs: PathBuf,
     run_dir: PathBuf,
     scenario: &'static Scenario,
+    /// How many scenarios there have been, which is the agent's policy revision.
+    revision: u64,
     standin: Option<Standin>,
     agent: Option<Agent>,
     background: Option<Background>,
@@ -134,6 +136,7 @@ impl Lab {
             run_dir: instance.run_dir(),
             shape: options.shape,
             scenario,
+            revision: 1,
             standin: None,
             agent: None,
             background: None,
@@ -184,6 +187,29 @@ impl Lab {
         self.scenario
     }
 
+    /// Replaces the policy while packets pass, as the agent does: identities, policy map, the programs' idea of what
+    /// is enforced, REST answers. Who listens in the pod stays as it is.
+    ///
+    /// # Errors
+    ///
+    /// The scenario makes no sense in the lab's shape, or the stand-in refuses something.
+    pub fn change_policy(&mut self, scenario: &str) -> Result<()> {
+        let scenario = Scenario::named(scenario)?;
+        scenario.check_shape(self.shape)?;
+        (self.scenario, self.revision) = (scenario, self.revision + 1);
+        let realized = Realized::new(scenario.policy.as_ref())?;
+        let maps = map_entries(&realized, self.shape, topology::router(self.shape))?;
+        if let Some(standin) = &mut self.standin {
+            standin.set_enforcement(APP_POD.endpoint_id, realized.ingress, realized.egress)?;
+            standin.fill(&maps)?;
+        }
+        let source = self.computed_answers()?;
+        if let Some(agent) = &self.agent {
+            agent.rest().set_source(source);
+        }
+        Ok(())
+    }
+
     /// Ends the stand-in for the agent: both sockets close and their files go, as when the agent's pod is deleted.
     pub fn stop_agent(&mut self) {
         self.agent = None;
@@ -195,8 +221,8 @@ impl Lab {
     ///
     /// A socket cannot be bound.
     pub fn start_agent(&mut self) -> Result<()> {
-        let answers = Answers::new(self.scenario, self.shape, topology::router(self.shape))?;
-        self.start_agent_with(Source::Computed(answers))
+        let source = self.computed_answers()?;
+        self.start_agent_with(source)
     }
 
     /// Starts it with REST answers of the caller's choice, such as a recording's.
@@ -301,6 +327,11 @@ impl Lab {
         standin.fill(&map_entries(&realized, self.shape, topology::router(self.shape))?)?;
         self.standin = Some(standin);
         Ok(())
+    }
+
+    fn computed_answers(&self) -> Result<Source> {
+        let router = topology::router(self.shape);
+        Answers::new(self.scenario, self.shape, router, self.revision).map(Source::Computed)
     }
 
     fn make_dirs(&self) -> Result<()> {

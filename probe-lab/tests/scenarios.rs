@@ -50,6 +50,21 @@ fn clients_see_what_the_scenarios_say_behind_kube_proxy() {
     check(Shape::KubeProxy);
 }
 
+/// A policy that changes while the lab is up: the same client, another answer.
+#[test]
+fn a_changed_policy_decides_the_next_packet() {
+    for shape in [Shape::Aks, Shape::Kpr] {
+        let Some(mut lab) = up(Scenario::named("allow-nat-ip").unwrap(), shape) else { return };
+        let saw = |lab: &Lab| lab.probe(&Client::ConsumerFirstNatIp.probe()).unwrap();
+        assert_eq!(saw(&lab), ClientSaw::Ok, "{shape}");
+        lab.change_policy("seed-deny").unwrap();
+        assert_eq!(saw(&lab), ClientSaw::Timeout, "{shape}");
+        lab.change_policy("none").unwrap();
+        assert_eq!(saw(&lab), ClientSaw::Ok, "{shape}");
+        assert!(lab.change_policy("kube-proxy").is_err());
+    }
+}
+
 /// The pod sees the NAT IP, or behind kube-proxy the node; never the consumer.
 #[test]
 fn the_pod_sees_whom_the_shape_lets_it_see() {

@@ -20,7 +20,7 @@ use rest::{Rest, Source};
 #[derive(Debug)]
 pub struct Agent {
     monitor: Monitor,
-    _rest: Rest,
+    rest: Rest,
     forwarding: AbortHandle,
 }
 
@@ -36,7 +36,12 @@ impl Agent {
         let rest = Rest::start(runtime, &run_dir.join("cilium.sock"), source)?;
         let forwarding =
             runtime.spawn(forward(bpffs.join("tc/globals/cilium_events"), monitor.publisher().clone()));
-        Ok(Self { monitor, _rest: rest, forwarding: forwarding.abort_handle() })
+        Ok(Self { monitor, rest, forwarding: forwarding.abort_handle() })
+    }
+
+    /// The REST socket.
+    pub fn rest(&self) -> &Rest {
+        &self.rest
     }
 
     /// Sends events of the caller's choice to every listener of the monitor socket.

@@ -3,7 +3,7 @@ use std::fs;
 use std::io;
 use std::os::unix::net::UnixListener as StdUnixListener;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError, RwLock};
 
 use anyhow::Result;
 use serde_json::Value;
@@ -31,8 +31,11 @@ pub enum Source {
 #[derive(Debug)]
 pub struct Rest {
     path: PathBuf,
+    source: SharedSource,
     accepting: AbortHandle,
 }
+
+type SharedSource = Arc<RwLock<Source>>;
 
 impl Rest {
     /// Opens the socket at `path` and serves it on `runtime`.
@@ -42,8 +45,15 @@ impl Rest {
     /// The socket cannot be bound.
     pub fn start(runtime: &Handle, path: &Path, source: Source) -> Result<Self> {
         let listener = bind(path)?;
-        let accepting = runtime.spawn(accept(listener, Arc::new(source))).abort_handle();
-        Ok(Self { path: path.to_owned(), accepting })
+        let source = Arc::new(RwLock::new(source));
+        let accepting = runtime.spawn(accept(listener, Arc::clone(&source))).abort_handle();
+        Ok(Self { path: path.to_owned(), source, accepting })
+    }
+
+    /// Answers from `source` from now on, on open connections too.
+    pub fn set_source(&self, source: Source) {
+        // A source is replaced whole: whoever panicked left none half-written.
+        *self.source.write().unwrap_or_else(PoisonError::into_inner) = source;
     }
 }
 
@@ -78,7 +88,7 @@ fn recorded(dir: &Path, path: &str) -> Option<Vec<u8>> {
     fs::read(dir.join(format!("{name}.json"))).ok()
 }
 
-async fn accept(listener: StdUnixListener, source: Arc<Source>) {
+async fn accept(listener: StdUnixListener, source: SharedSource) {
     let listener = match UnixListener::from_std(listener) {
         Ok(listener) => listener,
         Err(err) => return eprintln!("plsprobe-lab: the REST socket failed: {err}"),
@@ -98,11 +108,11 @@ async fn accept(listener: StdUnixListener, source: Arc<Source>) {
 }
 
 /// Requests one after the other, until the client ends or says `Connection: close`.
-async fn serve(stream: UnixStream, source: &Source) -> io::Result<()> {
+async fn serve(stream: UnixStream, source: &RwLock<Source>) -> io::Result<()> {
     let mut stream = BufReader::new(stream);
     while let Some(request) = read_head(&mut stream).await? {
         let close = request.lines().any(|line| line.eq_ignore_ascii_case("connection: close"));
-        let answer = answer(&request, source);
+        let answer = answer(&request, &source.read().unwrap_or_else(PoisonError::into_inner));
         stream.write_all(&answer).await?;
         if close {
             break;

@@ -1,5 +1,6 @@
 //! Traffic from every client, and what each saw.
 use std::path::Path;
+use std::time::Duration;
 
 use anyhow::{Result, ensure};
 use probe_lab::scenario::{Client, SCENARIOS, Scenario};
@@ -20,6 +21,8 @@ const TO_APP: [Client; 5] = [
 /// The clients of the demo: who reaches the node from outside.
 const FROM_OUTSIDE: [Client; 4] =
     [Client::ConsumerFirstNatIp, Client::ConsumerSecondNatIp, Client::PeeredVm, Client::HealthProbe];
+/// Between the starts of two attempts, so that flows begin in the order of their table.
+const STAGGER: Duration = Duration::from_millis(100);
 
 /// Sends one attempt of every client through a lab that is up.
 pub(super) fn traffic(instance: &Instance) -> Result<bool> {
@@ -98,11 +101,22 @@ fn up(scenario: &Scenario, shape: Shape, instance: &str) -> Result<Lab> {
     Lab::up(&LabOptions { instance: instance.to_owned(), shape, scenario: scenario.name.to_owned() })
 }
 
-/// One attempt of each, one after the other.
+/// One attempt of each, begun one shortly after the other: most of the time goes by waiting for answers that do not
+/// come.
 fn attempts(lab: &Lab, clients: &[Client], interrupt: &Interrupt) -> Result<Vec<(Client, ClientSaw)>> {
-    let attempt = |client: &Client| {
-        ensure!(!interrupt.requested(), "interrupted");
-        Ok((*client, lab.probe(&client.probe())?))
-    };
-    clients.iter().map(attempt).collect()
+    std::thread::scope(|scope| {
+        let mut running = Vec::new();
+        for client in clients {
+            ensure!(!interrupt.requested(), "interrupted");
+            running.push((*client, scope.spawn(|| lab.probe(&client.probe()))));
+            std::thread::sleep(STAGGER);
+        }
+        running
+            .into_iter()
+            .map(|(client, attempt)| match attempt.join() {
+                Ok(saw) => Ok((client, saw?)),
+                Err(panic) => std::panic::resume_unwind(panic),
+            })
+            .collect()
+    })
 }
