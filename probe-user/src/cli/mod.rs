@@ -1,5 +1,6 @@
 //! The command line: clap's structures and one file per subcommand, no logic.
 
+mod doctor;
 mod dump;
 mod explain;
 
@@ -60,6 +61,8 @@ enum Command {
     Explain(explain::Args),
     /// Print Cilium's maps, as its own command line does
     Dump(dump::Args),
+    /// Say what this kernel, these privileges and this Cilium allow, and what to do about the rest
+    Doctor,
 }
 
 /// How a run ended; the process' exit code.
@@ -93,6 +96,7 @@ impl Cli {
         match self.command {
             Command::Explain(args) => explain::run(&args, &self.global),
             Command::Dump(args) => dump::run(&args, &self.global),
+            Command::Doctor => doctor::run(&self.global),
         }
     }
 }
