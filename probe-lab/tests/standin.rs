@@ -27,7 +27,11 @@ impl World {
             println!("skipped: {reason}");
             return Ok(None);
         }
-        let options = LabOptions { instance: instance.to_owned(), shape, ..LabOptions::default() };
+        let options = LabOptions {
+            instance: format!("{instance}-{}", std::process::id()),
+            shape,
+            ..LabOptions::default()
+        };
         let lab = Lab::up_without_datapath(&options)?;
         let mut config = StandinConfig { aggregation: Aggregation::None, ..StandinConfig::for_lab(&lab) };
         config.endpoints[0].enforce_ingress = true;
