@@ -228,18 +228,23 @@ fn pod_interfaces(world: &World) -> Check {
 
 fn rules(live: &LiveNode) -> Check {
     let what = "netfilter rules";
-    let missing = live.node.missing.iter().find(|missing| missing.what == "iptables-save");
-    match (&live.node.iptables_save, missing) {
-        (Some(text), None) => {
-            let rules = text.lines().filter(|line| line.starts_with("-A ")).count();
-            Check::ok(Node, what, format!("{rules} read by iptables-save"))
-        }
-        (_, missing) => {
-            let why = missing.map(|missing| missing.why.clone()).unwrap_or_default();
-            let next = "what they rewrite or drop is not in answers";
-            Check::degraded(Node, what, why, next)
-        }
+    let is_about_rules =
+        |what: &str| what.contains("iptables") || what.contains("netfilter") || what.contains("nftables");
+    let missing: Vec<String> = live
+        .node
+        .missing
+        .iter()
+        .filter(|missing| is_about_rules(&missing.what))
+        .map(ToString::to_string)
+        .collect();
+    let read = live.node.iptables_save.as_deref().unwrap_or_default();
+    let found =
+        format!("{} read by iptables-save", read.lines().filter(|line| line.starts_with("-A ")).count());
+    if missing.is_empty() {
+        return Check::ok(Node, what, found);
     }
+    let next = "what these rewrite or drop is not in answers";
+    Check::degraded(Node, what, format!("{found}, not {}", missing.join(", ")), next)
 }
 
 #[cfg(test)]
