@@ -2,7 +2,6 @@
 
 pub mod attach;
 pub mod cli;
-pub mod doctor;
 pub mod render;
 pub mod sources;
 mod sys;

@@ -111,3 +111,25 @@ pub(crate) fn interface_names() -> io::Result<Vec<String>> {
     unsafe { libc::if_freenameindex(list) };
     Ok(names)
 }
+
+/// The name of the interface with this index in this thread's network namespace.
+pub(crate) fn interface_name(ifindex: u32) -> Option<String> {
+    let mut name = [0u8; libc::IF_NAMESIZE];
+    // SAFETY: the buffer has the IF_NAMESIZE bytes that the function may write.
+    let found = unsafe { libc::if_indextoname(ifindex, name.as_mut_ptr().cast()) };
+    if found.is_null() {
+        return None;
+    }
+    let name = CStr::from_bytes_until_nul(&name).ok()?;
+    Some(name.to_string_lossy().into_owned())
+}
+
+/// Inode number of this thread's network namespace, as drop records carry it.
+///
+/// # Errors
+///
+/// When `/proc` does not show it.
+pub(crate) fn network_namespace() -> io::Result<u32> {
+    use std::os::unix::fs::MetadataExt as _;
+    Ok(std::fs::metadata("/proc/thread-self/ns/net")?.ino() as u32)
+}

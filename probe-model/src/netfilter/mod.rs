@@ -132,4 +132,32 @@ impl Ruleset {
             matches.any(|condition| !condition.negated && condition.test == exact)
         })
     }
+
+    /// Destination ports that rules of the nat table name, with their exact address if they name one too: what can be
+    /// a service frontend in kube-proxy's manner. A node port has no address.
+    pub fn frontends(&self) -> impl Iterator<Item = (Option<Ipv4Addr>, u16, Protocol)> {
+        let rules =
+            self.tables.get("nat").into_iter().flat_map(BTreeMap::values).flat_map(|chain| &chain.rules);
+        rules.filter_map(|rule| {
+            let tests = || {
+                rule.matches.iter().filter(|condition| !condition.negated).map(|condition| &condition.test)
+            };
+            let port = tests().find_map(|test| match test {
+                Test::DestinationPort(ranges) => match ranges.as_slice() {
+                    [(first, last)] if first == last => Some(*first),
+                    _ => None,
+                },
+                _ => None,
+            })?;
+            let address = tests().find_map(|test| match test {
+                Test::Destination(net) if net.prefix_len() == 32 => Some(net.addr()),
+                _ => None,
+            });
+            let protocol = tests().find_map(|test| match test {
+                Test::Protocol(protocol) => Some(*protocol),
+                _ => None,
+            });
+            Some((address, port, protocol.unwrap_or(Protocol::TCP)))
+        })
+    }
 }

@@ -126,6 +126,13 @@ impl Path {
         self.rewrites.last().map_or(self.tuple, |rewrite| rewrite.to)
     }
 
+    /// Whether anything of it was seen on the node itself, whose network namespace is `netns`: not only packets that
+    /// the kernel freed in some other namespace of the machine.
+    pub fn is_of_node(&self, netns: u32) -> bool {
+        let hooked = !self.hops.is_empty() || !self.replies.is_empty() || !self.cilium.is_empty();
+        hooked || self.drops.iter().any(|drop| drop.netns == netns)
+    }
+
     /// Whether the answer was seen leaving by the side that the flow came in on.
     pub fn is_answer_complete(&self) -> bool {
         let back = match self.hops.first().map(|hop| hop.point) {

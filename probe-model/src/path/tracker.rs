@@ -2,6 +2,8 @@
 
 use std::collections::HashMap;
 
+use probe_common::HookPoint;
+
 use super::flow::{self, LegKey, Path};
 use super::outcome::{self, Outcome};
 use super::packet::TcpFlags;
@@ -13,7 +15,7 @@ use crate::cilium::events::Notification;
 pub struct Patience {
     /// After an answer left by the side the flow came in on, or a drop: for Cilium's notifications to arrive.
     pub settle_ns: u64,
-    /// After an answer that was not seen leaving.
+    /// After an answer that was not seen leaving, or a drop that only the kernel reports.
     pub answer_ns: u64,
     /// After the first packet, when nothing tells what became of it.
     pub grace_ns: u64,
@@ -37,6 +39,8 @@ struct Decided {
     isn: Option<u32>,
     was_answered: bool,
     last_ns: u64,
+    /// Where its first packet was seen first: there it is counted when it comes again.
+    first_hop: Option<(HookPoint, u32)>,
 }
 
 /// Keeps the sightings of undecided flows.
@@ -65,7 +69,11 @@ impl Tracker {
             decided.last_ns = decided.last_ns.max(sighting.ktime_ns);
             if !is_news(decided, &sighting) {
                 self.later_packets += 1;
-                let again = sighting.packet.flags.opens() && matches!(sighting.seen, Seen::Hook { .. });
+                let place = match sighting.seen {
+                    Seen::Hook { point, ifindex, .. } => Some((point, ifindex)),
+                    _ => None,
+                };
+                let again = sighting.packet.flags.opens() && place.is_some() && place == decided.first_hop;
                 self.retransmissions += u64::from(again);
                 return;
             }
@@ -120,7 +128,9 @@ impl Tracker {
                 let newer_ns = self.newer(*leg, *isn, path.first_ns);
                 if newer_ns.is_none() {
                     let was_answered = path.outcome == Outcome::Answered;
-                    self.decided.insert(*leg, Decided { isn: *isn, was_answered, last_ns: path.last_ns });
+                    let first_hop = path.hops.first().map(|hop| (hop.point, hop.ifindex));
+                    self.decided
+                        .insert(*leg, Decided { isn: *isn, was_answered, last_ns: path.last_ns, first_hop });
                 }
                 taken.insert(*leg, newer_ns);
             }
@@ -182,11 +192,13 @@ fn is_decided(path: &Path, patience: &Patience, now_ns: u64) -> bool {
             let wait = if path.is_answer_complete() { patience.settle_ns } else { patience.answer_ns };
             since(answered_ns) >= wait
         }
-        (Outcome::DroppedByCilium { .. } | Outcome::DroppedByKernel { .. }, _) => {
-            // The first drop decides; SYNs that come again are counted afterwards.
-            let dropped_ns = path.cilium.iter().map(|event| event.ktime_ns);
-            let freed_ns = path.drops.iter().map(|drop| drop.ktime_ns);
-            dropped_ns.chain(freed_ns).min().is_some_and(|first_ns| since(first_ns) >= patience.settle_ns)
+        // The first drop decides; SYNs that come again are counted afterwards.
+        (Outcome::DroppedByCilium { .. }, _) => {
+            path.cilium.first().is_some_and(|event| since(event.ktime_ns) >= patience.settle_ns)
+        }
+        // The kernel may have freed it because Cilium told it to: Cilium's own word is worth waiting for.
+        (Outcome::DroppedByKernel { .. }, _) => {
+            path.drops.first().is_some_and(|drop| since(drop.ktime_ns) >= patience.answer_ns)
         }
         _ => since(path.first_ns) >= patience.grace_ns,
     }

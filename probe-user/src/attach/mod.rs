@@ -176,8 +176,8 @@ impl Attachment {
         Ok(counters)
     }
 
-    /// Detaches everything, and reports what could not be.
-    pub fn detach(mut self) -> Vec<anyhow::Error> {
+    /// Detaches every classifier, and reports what could not be. The other hooks go when this is dropped.
+    pub fn detach(&mut self) -> Vec<anyhow::Error> {
         self.classifiers.detach(&mut self.ebpf)
     }
 }

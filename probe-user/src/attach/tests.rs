@@ -117,7 +117,7 @@ fn about(addr: &str) -> Filter {
 /// Attaches, runs `traffic`, detaches, and gives what was recorded and counted.
 fn observe(settings: &Settings, traffic: impl FnOnce()) -> (Vec<Record>, Counters) {
     in_runtime(|| {
-        let (attachment, mut records) = Attachment::start(settings).unwrap();
+        let (mut attachment, mut records) = Attachment::start(settings).unwrap();
         for hook in attachment.hooks().filter(|hook| hook.kind == HookKind::Classifier) {
             assert!(hook.state.is_attached(), "{hook:?}");
         }
@@ -349,7 +349,7 @@ fn beside_tcx_ours_is_tcx_and_first() {
                 println!("skipped: no tcx ({error})");
                 return;
             }
-            let (attachment, mut records) = Attachment::start(&settings).unwrap();
+            let (mut attachment, mut records) = Attachment::start(&settings).unwrap();
             let ingress = attachment.hooks().find(|hook| hook.place == "v0 ingress").unwrap();
             assert_eq!(ingress.state, HookState::Attached("tcx"));
             let egress = attachment.hooks().find(|hook| hook.place == "v0 egress").unwrap();

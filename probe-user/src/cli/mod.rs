@@ -1,8 +1,8 @@
 //! The command line: clap's structures and one file per subcommand, no logic.
 
-mod doctor;
 mod dump;
 mod explain;
+mod trace;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -16,7 +16,7 @@ use crate::sources::LiveOptions;
 #[derive(Parser)]
 #[command(name = "plsprobe", version, max_term_width = 100)]
 #[command(
-    after_help = "Exit codes: 0 judged, allowed; 1 judged, dropped; 2 error, nothing judged; 3 inconclusive."
+    after_help = "Exit codes: 0 judged, allowed; 1 judged, dropped; 2 error, nothing judged; 3 inconclusive; 130 interrupted before any answer."
 )]
 pub struct Cli {
     #[command(subcommand)]
@@ -61,8 +61,8 @@ enum Command {
     Explain(explain::Args),
     /// Print Cilium's maps, as its own command line does
     Dump(dump::Args),
-    /// Say what this kernel, these privileges and this Cilium allow, and what to do about the rest
-    Doctor,
+    /// Watch packets to a target on this node and say of each flow what became of it, and why
+    Trace(trace::Args),
 }
 
 /// How a run ended; the process' exit code.
@@ -74,6 +74,8 @@ pub enum Outcome {
     Dropped,
     /// 3: the facts at hand do not decide.
     Inconclusive,
+    /// 130: ended by a signal before any answer.
+    Interrupted,
 }
 
 impl From<Outcome> for ExitCode {
@@ -82,6 +84,7 @@ impl From<Outcome> for ExitCode {
             Outcome::Allowed => Self::SUCCESS,
             Outcome::Dropped => Self::from(1),
             Outcome::Inconclusive => Self::from(3),
+            Outcome::Interrupted => Self::from(130),
         }
     }
 }
@@ -96,7 +99,7 @@ impl Cli {
         match self.command {
             Command::Explain(args) => explain::run(&args, &self.global),
             Command::Dump(args) => dump::run(&args, &self.global),
-            Command::Doctor => doctor::run(&self.global),
+            Command::Trace(args) => trace::run(args, &self.global),
         }
     }
 }

@@ -60,8 +60,7 @@ fn rests_on(world: &World) -> String {
         (false, 0) => format!("; missing: {}", names.join(", ")),
         (false, more) => format!("; missing: {} and {more} more", names.join(", ")),
     };
-    let origin = if world.origin == "live" { "this node" } else { &world.origin };
-    format!("the maps of {origin}{version}; no packet was observed{missing}")
+    format!("the maps of {}{version}; no packet was observed{missing}", world.origin)
 }
 
 /// One word, and the reason of a drop.
@@ -191,7 +190,8 @@ pub fn key_text(world: &World, key: &PolicyKey) -> String {
     format!("{peer}, {ports}")
 }
 
-fn near_miss_text(world: &World, explanation: &Explanation, near_miss: &NearMiss) -> String {
+/// The entry that came nearest, and what it lacked.
+pub fn near_miss_text(world: &World, explanation: &Explanation, near_miss: &NearMiss) -> String {
     let Some(step) = explanation.policy() else { return key_text(world, &near_miss.key) };
     let asked = match near_miss.failed {
         FailedField::Port => format!("the port is {}", step.query.port),

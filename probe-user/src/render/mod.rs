@@ -2,6 +2,8 @@
 
 pub mod dump;
 pub mod explanation;
+pub mod trace;
+pub mod trace_json;
 
 use std::borrow::Cow;
 

@@ -3,8 +3,10 @@ use std::collections::BTreeMap;
 
 use anyhow::{Context as _, Result};
 use probe_common::{Config, KernelOffsets};
+use probe_model::path::Path;
 
 use crate::sources::btf::Btf;
+use crate::sys;
 
 /// `SKB_CONSUMED` of `enum skb_drop_reason`: the packet was used up, not dropped.
 const SKB_CONSUMED: &str = "SKB_CONSUMED";
@@ -53,4 +55,50 @@ pub fn drop_reasons(btf: &Btf) -> BTreeMap<u32, String> {
             (value, short.unwrap_or(name))
         })
         .collect()
+}
+
+/// Names for numbers that only this node knows.
+#[derive(Clone, Debug, Default)]
+pub struct Names {
+    drop_reasons: BTreeMap<u32, String>,
+    interfaces: BTreeMap<u32, String>,
+}
+
+impl Names {
+    /// The kernel's drop reasons; interfaces are learnt as they occur.
+    pub fn new(btf: &Btf) -> Self {
+        Self { drop_reasons: drop_reasons(btf), interfaces: BTreeMap::new() }
+    }
+
+    /// From what is known already, for tests and recordings.
+    pub fn from_parts(drop_reasons: BTreeMap<u32, String>, interfaces: BTreeMap<u32, String>) -> Self {
+        Self { drop_reasons, interfaces }
+    }
+
+    /// Asks the kernel for the names of a path's interfaces, while they exist.
+    pub(crate) fn learn_interfaces(&mut self, path: &Path) {
+        for hop in path.hops.iter().chain(&path.replies) {
+            if !self.interfaces.contains_key(&hop.ifindex)
+                && let Some(name) = sys::interface_name(hop.ifindex)
+            {
+                self.interfaces.insert(hop.ifindex, name);
+            }
+        }
+    }
+
+    /// An interface's name, else `interface 7`.
+    pub fn interface(&self, ifindex: u32) -> String {
+        self.interfaces.get(&ifindex).cloned().unwrap_or_else(|| format!("interface {ifindex}"))
+    }
+
+    /// A drop reason's name, else its subsystem and number.
+    ///
+    /// Source: `include/net/dropreason.h`: the high 16 bits are the subsystem, 0 the core.
+    pub fn drop_reason(&self, reason: u32) -> String {
+        match self.drop_reasons.get(&reason) {
+            Some(name) => name.clone(),
+            None if reason == 0 => "no reason given".to_owned(),
+            None => format!("subsystem {} reason {}", reason >> 16, reason & 0xffff),
+        }
+    }
 }

@@ -1,3 +1,57 @@
 //! `plsprobe trace`: records in, one judged flow after another out.
 
+pub mod judge;
 pub mod kernel;
+pub mod scope;
+mod session;
+mod verdicts;
+
+use std::net::IpAddr;
+use std::time::Duration;
+
+use anyhow::{Context as _, Result};
+use probe_model::tuple::Protocol;
+
+use crate::cli::{Outcome, Output};
+use crate::sources::LiveOptions;
+
+pub use session::Summary;
+
+/// What the operator asked for.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// TARGET.
+    pub dst: String,
+    /// SRCs; empty is any.
+    pub src: Vec<String>,
+    /// Port and protocol at the target or its service.
+    pub port: Option<(u16, Protocol)>,
+    /// When to end.
+    pub duration: Duration,
+    /// After how many flows to end.
+    pub count: Option<u64>,
+    /// NAT IPs of the Private Link service.
+    pub pls_nat_ips: Vec<IpAddr>,
+    /// The uplink, instead of the default route's interface.
+    pub interface: Option<String>,
+    /// Size of the ring buffer in bytes.
+    pub ring_bytes: u32,
+    /// Where Cilium is.
+    pub live: LiveOptions,
+    /// How to print.
+    pub output: Output,
+}
+
+/// Traces until time, count or a signal ends it. Whatever ends it, our programs are detached.
+///
+/// # Errors
+///
+/// When there is no Cilium, no such target, no privilege, or output fails.
+pub fn run(options: &Options) -> Result<Outcome> {
+    // One thread: network namespaces belong to threads, and everything must happen in the caller's.
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .context("failed to start the event loop")?;
+    runtime.block_on(session::run(options))
+}

@@ -8,7 +8,9 @@ use super::{Answers, number, options, pod_labels};
 use crate::addresses::{APP_POD, NGINX_POD, Pod};
 use crate::agent::realize::Realized;
 use crate::scenario::Policy;
-use crate::standin::HOST_ENDPOINT_ID;
+
+/// The host's endpoint id in the recordings.
+const HOST_ENDPOINT: u16 = 512;
 
 impl Answers {
     pub(super) fn endpoints(&self) -> Vec<Value> {
@@ -101,7 +103,7 @@ fn host_endpoint(revision: u64) -> Value {
         "policy-revision": revision,
     });
     json!({
-        "id": HOST_ENDPOINT_ID,
+        "id": HOST_ENDPOINT,
         "spec": { "label-configuration": {}, "options": endpoint_options() },
         "status": {
             "external-identifiers": { "pod-name": "/" },

@@ -1,0 +1,190 @@
+//! A judged flow as one JSON object a line: everything that is known of it.
+
+use std::io::{self, Write};
+
+use probe_common::Counter;
+use probe_model::cilium::events::Notification;
+use probe_model::path::{CiliumEvent, Hop, Outcome, PathDrop, Refusal};
+use probe_model::tuple::Tuple;
+use probe_model::world::World;
+use serde_json::{Value, json};
+
+use super::explanation;
+use super::trace::verdict_word;
+use crate::attach::{Hook, HookState};
+use crate::trace::Summary;
+use crate::trace::judge::{EventSource, Evidence, Judgement, Origin};
+use crate::trace::kernel::Names;
+
+/// Version of a flow's JSON.
+pub const FLOW_SCHEMA: &str = "plsprobe.trace.flow/1";
+/// Version of the summary's JSON.
+pub const SUMMARY_SCHEMA: &str = "plsprobe.trace.summary/1";
+
+/// Writes one flow.
+///
+/// # Errors
+///
+/// What `out` says.
+pub fn flow(world: &World, judgement: &Judgement, names: &Names, out: &mut impl Write) -> io::Result<()> {
+    let path = &judgement.path;
+    let value = json!({
+        "schema": FLOW_SCHEMA,
+        "tuple": tuple_value(&path.tuple),
+        "verdict": verdict_word(judgement.verdict),
+        "evidence": evidence_value(&judgement.evidence),
+        "outcome": outcome_value(&path.outcome, names),
+        "origin": origin_value(&judgement.origin),
+        "identity": judgement.identity.map(|identity| json!({
+            "id": identity.0, "text": world.identity_text(identity),
+        })),
+        "rewrites": path.rewrites.iter().map(|rewrite| json!({
+            "from": tuple_value(&rewrite.from), "to": tuple_value(&rewrite.to),
+            "dnat": rewrite.is_dnat(), "snat": rewrite.is_snat(),
+        })).collect::<Vec<_>>(),
+        "hops": path.hops.iter().map(|hop| hop_value(hop, names)).collect::<Vec<_>>(),
+        "replies": path.replies.iter().map(|hop| hop_value(hop, names)).collect::<Vec<_>>(),
+        "cilium": path.cilium.iter().map(event_value).collect::<Vec<_>>(),
+        "kernel_drops": path.drops.iter().map(|drop| drop_value(drop, names)).collect::<Vec<_>>(),
+        "retransmissions": path.retransmissions,
+        "first_ns": path.first_ns, "last_ns": path.last_ns, "answered_ns": path.answered_ns,
+        "findings": judgement.findings,
+        "explanation": explanation::value(world, &judgement.explanation),
+    });
+    writeln!(out, "{value}")
+}
+
+fn tuple_value(tuple: &Tuple) -> Value {
+    json!({
+        "saddr": tuple.saddr.to_string(), "sport": tuple.sport,
+        "daddr": tuple.daddr.to_string(), "dport": tuple.dport, "protocol": tuple.protocol.to_string(),
+    })
+}
+
+fn evidence_value(evidence: &Evidence) -> Value {
+    match evidence {
+        Evidence::Cilium(source) => json!({ "from": "cilium", "source": source_value(source) }),
+        Evidence::Packets => json!({ "from": "packets" }),
+        Evidence::Maps => json!({ "from": "maps" }),
+    }
+}
+
+fn source_value(source: &EventSource) -> Value {
+    match source {
+        EventSource::Probe(means) => json!({ "by": means }),
+        EventSource::MonitorSocket => json!({ "by": "monitor-socket" }),
+        EventSource::None(why) => json!({ "by": null, "why": why }),
+    }
+}
+
+fn outcome_value(outcome: &Outcome, names: &Names) -> Value {
+    match outcome {
+        Outcome::Answered => json!({ "outcome": "answered" }),
+        Outcome::Refused { refusal, from } => {
+            let by = match refusal {
+                Refusal::Reset => json!({ "tcp": "reset" }),
+                Refusal::Icmp { icmp_type, code } => json!({ "icmp_type": icmp_type, "icmp_code": code }),
+            };
+            json!({ "outcome": "refused", "from": from.to_string(), "by": by })
+        }
+        Outcome::DroppedByCilium { reason, established } => json!({
+            "outcome": "dropped-by-cilium", "code": reason.0, "name": reason.name(), "text": reason.text(),
+            "established": established,
+        }),
+        Outcome::DroppedByKernel { reason, reply } => json!({
+            "outcome": "dropped-by-kernel", "code": reason, "name": names.drop_reason(*reason), "reply": reply,
+        }),
+        Outcome::NoAnswer => json!({ "outcome": "no-answer" }),
+        Outcome::Silent => json!({ "outcome": "silent" }),
+    }
+}
+
+fn origin_value(origin: &Origin) -> Value {
+    match origin {
+        Origin::PlsNatIp => json!({ "kind": "pls-nat-ip" }),
+        Origin::AzureProbe => json!({ "kind": "azure-probe" }),
+        Origin::Pod(name) => json!({ "kind": "pod", "name": name }),
+        Origin::Node => json!({ "kind": "node" }),
+        Origin::Subnet(net) => json!({ "kind": "subnet", "subnet": net.to_string() }),
+        Origin::Routed => json!({ "kind": "routed" }),
+    }
+}
+
+fn hop_value(hop: &Hop, names: &Names) -> Value {
+    json!({
+        "point": format!("{:?}", hop.point), "interface": names.interface(hop.ifindex), "ifindex": hop.ifindex,
+        "ktime_ns": hop.ktime_ns, "mark": hop.mark, "tuple": tuple_value(&hop.tuple),
+    })
+}
+
+fn event_value(event: &CiliumEvent) -> Value {
+    let what = match &event.notification {
+        Notification::Drop(drop) => json!({
+            "type": "drop", "reason": drop.reason.0, "text": drop.reason.text(), "endpoint": drop.header.source.0,
+            "src_identity": drop.src_label.0, "dst_identity": drop.dst_label.0, "dst_endpoint": drop.dst_id,
+            "file": drop.file, "line": drop.line, "ext_error": drop.ext_error, "ifindex": drop.ifindex,
+        }),
+        Notification::Trace(trace) => json!({
+            "type": "trace", "point": trace.point.to_string(), "reason": trace.reason,
+            "src_identity": trace.src_label.0, "dst_identity": trace.dst_label.0, "dst_endpoint": trace.dst_id,
+            "ifindex": trace.ifindex,
+        }),
+        Notification::PolicyVerdict(verdict) => json!({
+            "type": "policy-verdict", "verdict": verdict.verdict, "endpoint": verdict.header.source.0,
+            "identity": verdict.remote_label.0, "direction": verdict.direction.to_string(),
+            "match": verdict.match_type.to_string(), "dst_port": verdict.dst_port, "protocol": verdict.proto,
+            "audited": verdict.audited,
+        }),
+        Notification::Other { message_type } => json!({ "type": "other", "message_type": message_type }),
+    };
+    json!({ "ktime_ns": event.ktime_ns, "count": event.count, "tuple": tuple_value(&event.tuple), "event": what })
+}
+
+fn drop_value(drop: &PathDrop, names: &Names) -> Value {
+    json!({
+        "ktime_ns": drop.ktime_ns, "reason": drop.reason, "name": names.drop_reason(drop.reason),
+        "location": format!("{:#x}", drop.location), "ifindex": drop.ifindex, "netns": drop.netns,
+        "reply": drop.reply, "count": drop.count, "tuple": tuple_value(&drop.tuple),
+    })
+}
+
+/// Writes how the trace went.
+///
+/// # Errors
+///
+/// What `out` says.
+pub fn summary(summary: &Summary, out: &mut impl Write) -> io::Result<()> {
+    let [allowed, dropped, inconclusive] = summary.flows;
+    let counters = &summary.counters;
+    let (received, lost, undecoded) = summary.notifications;
+    let value = json!({
+        "schema": SUMMARY_SCHEMA,
+        "flows": {
+            "total": allowed + dropped + inconclusive, "allowed": allowed, "dropped": dropped,
+            "inconclusive": inconclusive, "refused": summary.refused,
+        },
+        "records": {
+            "read": summary.records, "lost": counters.lost(), "malformed": summary.malformed,
+            "overflowed": summary.overflowed, "unreadable": counters.get(Counter::Unreadable),
+        },
+        "packets": {
+            "seen": counters.get(Counter::PacketSeen), "matched": counters.get(Counter::PacketMatched),
+            "after_decision": summary.later_packets, "syn_again_after_decision": summary.later_retransmissions,
+        },
+        "cilium_events": {
+            "source": source_value(&summary.events), "received": received, "lost": lost, "undecoded": undecoded,
+        },
+        "hooks": summary.hooks.iter().map(hook_value).collect::<Vec<_>>(),
+        "elapsed_ms": summary.elapsed.as_millis() as u64,
+    });
+    writeln!(out, "{value}")
+}
+
+fn hook_value(hook: &Hook) -> Value {
+    let (state, detail) = match &hook.state {
+        HookState::Attached(means) => ("attached", *means),
+        HookState::Lost(why) => ("lost", why.as_str()),
+        HookState::Refused(why) => ("refused", why.as_str()),
+    };
+    json!({ "place": hook.place, "state": state, "detail": detail })
+}

@@ -1,0 +1,229 @@
+//! One flow's judgement: what was observed and what the maps say, joined. Pure.
+use std::net::IpAddr;
+
+use ipnet::IpNet;
+use probe_model::cilium::drop_reason::DropReason;
+use probe_model::cilium::events::Notification;
+use probe_model::cilium::identity::Identity;
+use probe_model::cilium::{Direction, EndpointId};
+use probe_model::explain::{self, AZURE_PROBE, Explanation, Verdict};
+use probe_model::path::{CiliumEvent, Outcome, Path, Refusal};
+use probe_model::simulate::{Question, Step};
+use probe_model::tuple::Tuple;
+use probe_model::world::{AddressOwner, World};
+
+/// Where Cilium's notifications are read in this run.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum EventSource {
+    /// At `bpf_skb_event_output`, by this means.
+    Probe(&'static str),
+    /// From the agent's monitor socket.
+    MonitorSocket,
+    /// Nowhere, and why.
+    None(String),
+}
+
+/// What the verdict rests on.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Evidence {
+    /// Cilium said so, read here.
+    Cilium(EventSource),
+    /// The packets tell: an answer came, or the kernel freed the packet.
+    Packets,
+    /// The maps alone: nothing was observed that decides.
+    Maps,
+}
+
+/// The verdict on a flow.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FlowVerdict {
+    /// Nothing on this node stopped it.
+    Allowed,
+    /// It was dropped here.
+    Dropped,
+    /// It cannot be said.
+    Inconclusive,
+}
+
+/// Who sends.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Origin {
+    /// A NAT IP of the Private Link service.
+    PlsNatIp,
+    /// Azure's health probe.
+    AzureProbe,
+    /// A pod of this node, by name.
+    Pod(String),
+    /// The node itself.
+    Node,
+    /// Another address in the uplink's subnet.
+    Subnet(IpNet),
+    /// Somewhere behind a router.
+    Routed,
+}
+
+/// One flow, judged.
+#[derive(Clone, Debug)]
+pub struct Judgement {
+    /// The flow.
+    pub path: Path,
+    /// What the maps say of it.
+    pub explanation: Explanation,
+    /// The verdict.
+    pub verdict: FlowVerdict,
+    /// What it rests on.
+    pub evidence: Evidence,
+    /// Who sends.
+    pub origin: Origin,
+    /// The identity Cilium gives the sender, from its own notification if there is one, else from the maps.
+    pub identity: Option<Identity>,
+    /// Where views disagree.
+    pub findings: Vec<String>,
+}
+
+/// Judges one flow.
+pub fn judge(world: &World, path: Path, events: &EventSource, pls_nat_ips: &[IpAddr]) -> Judgement {
+    let explanation = explain(world, &path);
+    let observed = observed(&path);
+    let (verdict, evidence) = verdict(&path, &explanation, observed, events);
+    let findings = disagreement(&path, &explanation, observed).into_iter().collect();
+    let origin = origin(world, path.tuple.saddr, pls_nat_ips);
+    let identity = observed_identity(&path).or_else(|| simulated_identity(&explanation));
+    Judgement { path, explanation, verdict, evidence, origin, identity, findings }
+}
+
+/// Asks the maps about the packet as it came; where they leave the backend open, about the one that was observed.
+fn explain(world: &World, path: &Path) -> Explanation {
+    let ask = |tuple: Tuple| explain::explain(world, &Question::new(tuple));
+    let whole = ask(path.tuple);
+    let after = path.final_tuple();
+    let backend_open = matches!(whole.verdict, Verdict::Inconclusive(_))
+        || !whole.trajectories.iter().any(|way| way.tuple.daddr == after.daddr);
+    let only_dnat = (after.saddr, after.sport) == (path.tuple.saddr, path.tuple.sport) && after != path.tuple;
+    if backend_open && only_dnat { ask(after) } else { whole }
+}
+
+/// What Cilium did with the flow, as far as its notifications and the packets tell.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Observed {
+    /// Its notification says dropped.
+    Dropped(DropReason),
+    /// Its notification says allowed.
+    Allowed,
+    /// Somebody behind it answered.
+    Answered,
+}
+
+fn observed(path: &Path) -> Option<Observed> {
+    match path.outcome {
+        Outcome::DroppedByCilium { reason, .. } => return Some(Observed::Dropped(reason)),
+        Outcome::DroppedByKernel { .. } => return None,
+        Outcome::Answered | Outcome::Refused { .. } | Outcome::NoAnswer | Outcome::Silent => {}
+    }
+    let allows = |event: &CiliumEvent| match event.notification {
+        Notification::PolicyVerdict(verdict) => verdict.drop_reason().is_none(),
+        _ => false,
+    };
+    if path.cilium.iter().any(allows) {
+        return Some(Observed::Allowed);
+    }
+    let answered = match path.outcome {
+        Outcome::Answered => true,
+        // A rule of the node that rejects answers too: only the target's own address speaks for the pod.
+        Outcome::Refused { refusal, from } => refusal == Refusal::Reset || from == path.final_tuple().daddr,
+        _ => false,
+    };
+    answered.then_some(Observed::Answered)
+}
+
+fn verdict(
+    path: &Path,
+    explanation: &Explanation,
+    observed: Option<Observed>,
+    events: &EventSource,
+) -> (FlowVerdict, Evidence) {
+    match observed {
+        Some(Observed::Dropped(_)) => return (FlowVerdict::Dropped, Evidence::Cilium(events.clone())),
+        Some(Observed::Allowed) => return (FlowVerdict::Allowed, Evidence::Cilium(events.clone())),
+        Some(Observed::Answered) => return (FlowVerdict::Allowed, Evidence::Packets),
+        None => {}
+    }
+    match (path.outcome, &explanation.verdict) {
+        (Outcome::DroppedByKernel { .. }, _) | (Outcome::Refused { .. }, Verdict::Filtered) => {
+            (FlowVerdict::Dropped, Evidence::Packets)
+        }
+        (_, Verdict::Dropped(_) | Verdict::Filtered) => (FlowVerdict::Dropped, Evidence::Maps),
+        // The maps would let it through, and yet nothing came back: the reason is not on this node, or not seen.
+        _ => (FlowVerdict::Inconclusive, Evidence::Maps),
+    }
+}
+
+/// Where Cilium did other than its maps say.
+fn disagreement(path: &Path, explanation: &Explanation, observed: Option<Observed>) -> Option<String> {
+    let did = match observed? {
+        Observed::Dropped(reason) => format!("Cilium dropped it ({reason})"),
+        Observed::Allowed => "Cilium let it through".to_owned(),
+        Observed::Answered => "it was answered".to_owned(),
+    };
+    let said = match (&explanation.verdict, observed?) {
+        (Verdict::Dropped(said), Observed::Dropped(reason)) if *said == reason => return None,
+        (Verdict::Allowed, Observed::Allowed | Observed::Answered) | (Verdict::Inconclusive(_), _) => {
+            return None;
+        }
+        (Verdict::Dropped(said), _) => format!("the maps say dropped ({said})"),
+        (Verdict::Filtered, _) => "the node's netfilter rules say dropped".to_owned(),
+        (Verdict::Allowed, Observed::Dropped(_)) => "the maps say allowed".to_owned(),
+    };
+    let since = if matches!(path.outcome, Outcome::DroppedByCilium { established: true, .. }) {
+        " of an open connection"
+    } else {
+        ""
+    };
+    Some(format!(
+        "{said}, but {did}{since}: the maps changed in between, or Cilium or plsprobe is wrong; run it again"
+    ))
+}
+
+fn origin(world: &World, address: IpAddr, pls_nat_ips: &[IpAddr]) -> Origin {
+    if pls_nat_ips.contains(&address) {
+        return Origin::PlsNatIp;
+    }
+    if address == IpAddr::from(AZURE_PROBE) {
+        return Origin::AzureProbe;
+    }
+    match world.owner(address) {
+        AddressOwner::Endpoint(id) if !world.is_host_endpoint(id) => Origin::Pod(endpoint_name(world, id)),
+        AddressOwner::Endpoint(_) | AddressOwner::Host => Origin::Node,
+        AddressOwner::Elsewhere => {
+            let on_link = world.links.iter().flatten().flat_map(|link| &link.addresses);
+            let subnet = on_link.map(IpNet::trunc).find(|net| {
+                net.prefix_len() > 0 && net.prefix_len() < net.max_prefix_len() && net.contains(&address)
+            });
+            subnet.map_or(Origin::Routed, Origin::Subnet)
+        }
+    }
+}
+
+fn endpoint_name(world: &World, id: EndpointId) -> String {
+    world.endpoints.get(&id).map_or_else(|| format!("endpoint {id}"), probe_model::world::Endpoint::name)
+}
+
+/// The peer's identity in Cilium's own notification.
+fn observed_identity(path: &Path) -> Option<Identity> {
+    path.cilium.iter().find_map(|event| match event.notification {
+        Notification::PolicyVerdict(verdict) if verdict.direction == Direction::Ingress => {
+            Some(verdict.remote_label)
+        }
+        Notification::Drop(drop) => Some(drop.src_label),
+        Notification::Trace(trace) => Some(trace.src_label),
+        _ => None,
+    })
+}
+
+fn simulated_identity(explanation: &Explanation) -> Option<Identity> {
+    explanation.trajectory().steps.iter().find_map(|step| match step {
+        Step::Identity { identity, .. } => Some(*identity),
+        Step::Policy(step) if step.query.direction == Direction::Ingress => Some(step.query.identity),
+        _ => None,
+    })
+}

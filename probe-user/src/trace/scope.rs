@@ -1,0 +1,235 @@
+//! What TARGET and SRC mean on this node: addresses to match, interfaces to look at.
+use std::collections::BTreeSet;
+use std::net::IpAddr;
+
+use anyhow::{Context as _, Result, bail};
+use ipnet::IpNet;
+use probe_model::cilium::EndpointId;
+use probe_model::explain::AZURE_PROBE;
+use probe_model::path::Path;
+use probe_model::simulate::{Question, simulate};
+use probe_model::tuple::{Protocol, Tuple};
+use probe_model::world::World;
+
+use super::Options;
+use crate::attach::{Filter, Interface, Role, Target};
+use crate::sys;
+use crate::target;
+
+/// The interface between the host's stack and Cilium, where pods have no route of their own.
+const CILIUM_HOST: &str = "cilium_host";
+
+/// An address and port that leads to the target.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Frontend {
+    /// Address.
+    pub address: IpAddr,
+    /// Port.
+    pub port: u16,
+    /// Protocol.
+    pub protocol: Protocol,
+}
+
+/// What is traced.
+#[derive(Clone, Debug, Default)]
+pub struct Scope {
+    /// Pods of this node that are traced.
+    pub endpoints: Vec<EndpointId>,
+    /// Their addresses, or the address that was given.
+    pub addresses: Vec<IpAddr>,
+    /// Frontends that lead to them.
+    pub frontends: Vec<Frontend>,
+    /// Where packets must come from; empty is anywhere.
+    pub sources: Vec<IpNet>,
+    /// Port and protocol at the target, if only one is wanted.
+    pub port: Option<(u16, Protocol)>,
+    /// Interfaces to look at.
+    pub interfaces: Vec<Interface>,
+    /// The node's own addresses.
+    host_addresses: Vec<IpAddr>,
+}
+
+impl Scope {
+    /// Resolves what was asked for.
+    ///
+    /// # Errors
+    ///
+    /// For a target or source that is unknown, or when no source knows the uplink.
+    pub fn new(world: &World, options: &Options) -> Result<Self> {
+        let mut scope =
+            Self { port: options.port, host_addresses: world.host_addresses(), ..Self::default() };
+        match target::resolve(world, &options.dst)? {
+            target::Target::Endpoint(id) => scope.add_endpoint(world, id)?,
+            target::Target::Address(address) => scope.addresses.push(address),
+            target::Target::Service(frontends) => scope.add_service(world, &frontends)?,
+        }
+        scope.add_frontends(world);
+        scope.sources = sources(world, options)?;
+        scope.interfaces = interfaces(world, options, &scope.endpoints)?;
+        Ok(scope)
+    }
+
+    fn add_endpoint(&mut self, world: &World, id: EndpointId) -> Result<()> {
+        self.endpoints.push(id);
+        let known = world.endpoints.get(&id).map(|endpoint| endpoint.addresses.clone()).unwrap_or_default();
+        if known.is_empty() {
+            bail!("no source knows an address of endpoint {id}; give the pod's address as `--dst`");
+        }
+        self.addresses.extend(known);
+        Ok(())
+    }
+
+    /// A service is traced by its frontends and by the pods of this node behind them.
+    fn add_service(&mut self, world: &World, frontends: &[(IpAddr, u16)]) -> Result<()> {
+        for (address, port) in frontends {
+            self.frontends.push(Frontend { address: *address, port: *port, protocol: Protocol::TCP });
+            for behind in leads_to(world, *address, *port, Protocol::TCP) {
+                if let Ok(target::Target::Endpoint(id)) = target::resolve(world, &behind.to_string())
+                    && !self.endpoints.contains(&id)
+                {
+                    self.add_endpoint(world, id)?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Every frontend of the node that leads to a traced address, by Cilium's services or kube-proxy's rules.
+    fn add_frontends(&mut self, world: &World) {
+        for frontend in candidates(world) {
+            let Frontend { address, port, protocol } = frontend;
+            let behind = leads_to(world, address, port, protocol);
+            if behind.iter().any(|to| self.addresses.contains(to)) && !self.frontends.contains(&frontend) {
+                self.frontends.push(frontend);
+            }
+        }
+    }
+
+    /// What our programs keep: more than [`Self::covers`], since one packet cannot tell its flow.
+    pub fn filter(&self) -> Filter {
+        let port = self.port.map(|(port, protocol)| (port, protocol.0));
+        let pods = self.addresses.iter().map(|addr| Target { addr: *addr, port: self.pod_port(port) });
+        let frontends = self
+            .frontends
+            .iter()
+            .map(|known| Target { addr: known.address, port: Some((known.port, known.protocol.0)) });
+        // Packets that were masqueraded on their way come from the node.
+        let own =
+            self.host_addresses.iter().filter(|_| !self.sources.is_empty()).map(|own| IpNet::from(*own));
+        Filter {
+            targets: pods.chain(frontends).collect(),
+            sources: self.sources.iter().copied().chain(own).collect(),
+        }
+    }
+
+    /// The port to match at the pod: with frontends in between, theirs need not be the pod's.
+    fn pod_port(&self, port: Option<(u16, u8)>) -> Option<(u16, u8)> {
+        if self.frontends.is_empty() { port } else { None }
+    }
+
+    /// Whether a flow is one that was asked for: towards the target, on its port, from the sources.
+    pub fn covers(&self, path: &Path) -> bool {
+        let tuples = || std::iter::once(path.tuple).chain(path.rewrites.iter().map(|rewrite| rewrite.to));
+        let to_target = tuples().any(|tuple| self.is_towards(&tuple));
+        let on_port = self.port.is_none_or(|(port, protocol)| {
+            tuples().any(|tuple| tuple.dport == port && tuple.protocol == protocol)
+        });
+        let from = path.tuple.saddr;
+        to_target
+            && on_port
+            && (self.sources.is_empty() || self.sources.iter().any(|net| net.contains(&from)))
+    }
+
+    fn is_towards(&self, tuple: &Tuple) -> bool {
+        let frontend = Frontend { address: tuple.daddr, port: tuple.dport, protocol: tuple.protocol };
+        self.addresses.contains(&tuple.daddr) || self.frontends.contains(&frontend)
+    }
+}
+
+/// Addresses that a packet from outside to this frontend can end at.
+fn leads_to(world: &World, address: IpAddr, port: u16, protocol: Protocol) -> BTreeSet<IpAddr> {
+    let tuple = Tuple { saddr: AZURE_PROBE.into(), daddr: address, sport: 0, dport: port, protocol };
+    let ways = simulate(world, &Question::new(tuple));
+    ways.into_iter().map(|way| way.tuple.daddr).filter(|end| *end != address).collect()
+}
+
+/// Frontends that any source names; node ports at each of the node's addresses.
+fn candidates(world: &World) -> BTreeSet<Frontend> {
+    let mut all = BTreeSet::new();
+    let mut add = |address: IpAddr, port: u16, protocol: Protocol| {
+        if address.is_unspecified() {
+            all.extend(world.host_addresses().into_iter().map(|address| Frontend {
+                address,
+                port,
+                protocol,
+            }));
+        } else {
+            all.insert(Frontend { address, port, protocol });
+        }
+    };
+    for frontend in world.lb.iter().flat_map(probe_model::cilium::lb::LoadBalancer::frontends) {
+        // 1.14's keys leave the protocol open, its backends name it.
+        let protocols =
+            frontend.backends.iter().filter_map(|(_, _, backend)| backend.map(|known| known.proto));
+        let protocols: BTreeSet<u8> = protocols.filter(|proto| *proto != 0).collect();
+        let protocols = if protocols.is_empty() { BTreeSet::from([Protocol::TCP.0]) } else { protocols };
+        for protocol in protocols {
+            add(frontend.key.address.into(), frontend.key.dport, Protocol(protocol));
+        }
+    }
+    for service in &world.service_names {
+        add(service.address, service.port, Protocol::TCP);
+    }
+    for (address, port, protocol) in
+        world.netfilter.iter().flat_map(probe_model::netfilter::Ruleset::frontends)
+    {
+        let unspecified = std::net::Ipv4Addr::UNSPECIFIED;
+        add(address.unwrap_or(unspecified).into(), port, protocol);
+    }
+    all
+}
+
+fn sources(world: &World, options: &Options) -> Result<Vec<IpNet>> {
+    let mut nets = Vec::new();
+    for source in &options.src {
+        match source.as_str() {
+            "any" => return Ok(Vec::new()),
+            "pls" if options.pls_nat_ips.is_empty() => {
+                bail!("`--src pls` needs the Private Link service's NAT IPs; give each by `--pls-nat-ip IP`")
+            }
+            "pls" => nets.extend(options.pls_nat_ips.iter().map(|ip| IpNet::from(*ip))),
+            net => match net.parse() {
+                Ok(net) => nets.push(net),
+                Err(_) => {
+                    nets.push(
+                        target::resolve_source(world, source).context("failed to read `--src`")?.into(),
+                    );
+                }
+            },
+        }
+    }
+    Ok(nets)
+}
+
+fn interfaces(world: &World, options: &Options, endpoints: &[EndpointId]) -> Result<Vec<Interface>> {
+    let uplink = options.interface.as_deref().or_else(|| world.uplink());
+    let Some(uplink) = uplink else {
+        bail!("no default route tells the node's uplink; give it by `--interface`");
+    };
+    if sys::ifindex(uplink).is_none() {
+        bail!("no interface `{uplink}` in this network namespace; run plsprobe in the node's own");
+    }
+    let mut all = vec![Interface { name: uplink.to_owned(), role: Role::Uplink }];
+    for id in endpoints {
+        let interface = world.endpoints.get(id).and_then(|endpoint| endpoint.interface.as_ref());
+        let name =
+            interface.and_then(|known| known.name.clone().or_else(|| sys::interface_name(known.ifindex)));
+        if let Some(name) = name {
+            all.push(Interface { name, role: Role::Pod });
+        }
+    }
+    if sys::ifindex(CILIUM_HOST).is_some() {
+        all.push(Interface { name: CILIUM_HOST.to_owned(), role: Role::CiliumHost });
+    }
+    Ok(all)
+}
