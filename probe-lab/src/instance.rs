@@ -331,4 +331,23 @@ mod tests {
         assert!(!process.is_alive());
         process.signal("KILL").unwrap();
     }
+
+    #[test]
+    fn down_ends_the_children_of_a_killed_owner_and_nobody_else() {
+        if let Some(why) = crate::unavailable() {
+            return println!("skipped: {why}");
+        }
+        let instance = Instance::new(&format!("t{}-children", std::process::id())).unwrap();
+        let sleep = || Command::new("sleep").arg("60").spawn().unwrap();
+        let (mut child, mut other) = (sleep(), sleep());
+        let process = Process::of(child.id()).unwrap();
+        let stranger = Process { start_time: 1, ..Process::of(other.id()).unwrap() };
+        fs::create_dir_all(instance.dir()).unwrap();
+        instance.write_state(&State { owner: None, children: vec![process, stranger] }).unwrap();
+        assert!(instance.down().unwrap());
+        assert!(!child.wait().unwrap().success());
+        assert_eq!(other.try_wait().unwrap(), None, "it only has the number of one of ours");
+        other.kill().unwrap();
+        other.wait().unwrap();
+    }
 }

@@ -98,7 +98,7 @@ pub fn unavailable() -> Option<String> {
     if euid != Some("0") {
         return Some("a lab needs root".to_owned());
     }
-    let tools = [("ip", "-V"), ("nft", "--version"), ("mount", "--version"), ("umount", "--version")];
+    let tools = [("ip", "-V"), ("nft", "-v"), ("iptables-restore", "-V"), ("mount", "-V"), ("umount", "-V")];
     if let Some((tool, _)) = tools.iter().find(|(tool, flag)| Command::new(tool).arg(flag).output().is_err())
     {
         return Some(format!("a lab needs `{tool}`"));
