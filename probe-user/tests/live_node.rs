@@ -1,0 +1,153 @@
+//! The binary on a live node: a lab with stand-ins for Cilium's datapath and agent, whole and broken.
+
+use std::{collections::BTreeMap, fs, os::unix::process::CommandExt as _, process::Command};
+
+use probe_lab::{Lab, LabOptions, Ns, Shape};
+use probe_user::sources::{LiveOptions, addresses, classifiers, live, raw::RawMap};
+
+/// A node with a pod `default/pls-app` that admits the NAT IP 10.224.0.8 alone.
+struct Node {
+    lab: Lab,
+}
+
+/// What a run printed, and its exit code.
+struct Ran {
+    code: i32,
+    stdout: String,
+    stderr: String,
+}
+
+impl Node {
+    fn up(test: &str, shape: Shape) -> Option<Self> {
+        if let Some(why) = probe_lab::standin::unavailable() {
+            println!("skipped: {why}");
+            return None;
+        }
+        let instance = format!("n{}-{test}", std::process::id());
+        let options = LabOptions { instance, shape, scenario: "allow-nat-ip".to_owned() };
+        Some(Self { lab: Lab::up(&options).unwrap_or_else(|error| panic!("{test}: {error:#}")) })
+    }
+
+    fn options(&self) -> LiveOptions {
+        LiveOptions { bpffs: self.lab.bpffs().to_owned(), cilium_run: self.lab.run_dir().to_owned() }
+    }
+
+    fn command(&self, args: &str) -> Command {
+        let mut command = self.lab.netns(Ns::Node).command(env!("CARGO_BIN_EXE_plsprobe")).unwrap();
+        let LiveOptions { bpffs, cilium_run } = self.options();
+        command.args(args.split(' ')).arg("--bpffs").arg(bpffs).arg("--cilium-run").arg(cilium_run);
+        command
+    }
+
+    fn run(&self, args: &str) -> Ran {
+        ran(&mut self.command(args))
+    }
+
+    /// doctor's findings by what was looked at: status and what was found.
+    fn doctor(&self) -> (i32, BTreeMap<String, (String, String)>) {
+        let Ran { code, stdout, .. } = self.run("doctor -o json");
+        let finding = |line: &str| {
+            let line: serde_json::Value = serde_json::from_str(line).unwrap();
+            let text = |key: &str| line[key].as_str().unwrap().to_owned();
+            assert_eq!(text("schema"), "plsprobe.doctor/1");
+            (text("what"), (text("status"), text("found")))
+        };
+        (code, stdout.lines().map(finding).collect())
+    }
+
+    /// Maps and attached programs, as plsprobe itself reads them.
+    fn state(&self) -> (BTreeMap<String, RawMap>, Vec<classifiers::Classifier>) {
+        let read = || {
+            let links = addresses::network().unwrap().links;
+            (live::read(&self.options()).unwrap().node.maps, classifiers::classifiers(&links).unwrap())
+        };
+        self.lab.run_in(Ns::Node, read).unwrap()
+    }
+}
+
+fn ran(command: &mut Command) -> Ran {
+    let output = command.output().expect("plsprobe runs");
+    let text = |bytes| String::from_utf8(bytes).expect("UTF-8");
+    Ran {
+        code: output.status.code().expect("an exit code"),
+        stdout: text(output.stdout),
+        stderr: text(output.stderr),
+    }
+}
+
+#[test]
+fn doctor_finds_all_of_it() {
+    for (name, shape) in [("d-aks", Shape::Aks), ("d-kpr", Shape::Kpr)] {
+        let Some(node) = Node::up(name, shape) else { return };
+        let (code, found) = node.doctor();
+        assert_eq!(code, 0, "{found:#?}");
+        let missing: Vec<_> = found.iter().filter(|(_, (status, _))| status == "missing").collect();
+        assert!(missing.is_empty(), "{missing:#?}");
+        let finding =
+            |what: &str| found.get(what).unwrap_or_else(|| panic!("no {what} in {found:#?}")).1.as_str();
+        assert!(finding("agent").starts_with("answers, Cilium 1.14."), "{}", finding("agent"));
+        assert!(finding("attached programs").contains("of Cilium's by tc prio 1 handle 0x1 on "));
+        assert!(finding("cilium_policy_*").starts_with("3 maps, lpm_trie, key 12, value 24"));
+        assert_eq!(finding("pod interfaces"), "2 of 2 are in this network namespace");
+    }
+}
+
+#[test]
+fn reading_changes_nothing() {
+    let Some(node) = Node::up("still", Shape::Aks) else { return };
+    let before = node.state();
+    for args in ["doctor", "dump policy", "dump ipcache", "explain --src 10.224.0.8 --dst pls-app:80"] {
+        let ran = node.run(args);
+        assert_eq!((ran.code, ran.stderr.as_str()), (0, ""), "{args}: {}", ran.stdout);
+    }
+    assert_eq!(node.state(), before);
+}
+
+#[test]
+fn without_the_agent_maps_still_answer() {
+    let Some(mut node) = Node::up("silent", Shape::Aks) else { return };
+    node.lab.stop_agent();
+    let ran = node.run("explain --src 10.221.1.4 --dst 10.0.0.143:80");
+    assert_eq!(ran.code, 1, "{}{}", ran.stdout, ran.stderr);
+    assert!(ran.stdout.contains("Policy denied") && ran.stdout.contains("cilium.sock"), "{}", ran.stdout);
+    let (code, found) = node.doctor();
+    assert_eq!((code, found["agent cilium.sock"].0.as_str()), (0, "degraded"), "{found:#?}");
+    assert_eq!(found["monitor socket"].0, "degraded");
+}
+
+#[test]
+fn a_map_that_is_missing_is_named() {
+    let Some(node) = Node::up("gone", Shape::Aks) else { return };
+    fs::remove_file(node.lab.bpffs().join("tc/globals/cilium_ipcache")).unwrap();
+    let ran = node.run("explain --src 10.221.1.4 --dst 10.0.0.143:80");
+    assert_eq!(ran.code, 3, "{}{}", ran.stdout, ran.stderr);
+    assert!(ran.stdout.contains("cilium_ipcache"), "{}", ran.stdout);
+    let (code, found) = node.doctor();
+    assert_eq!(code, 2);
+    assert_eq!(found["cilium_ipcache"], ("missing".to_owned(), "no such map".to_owned()));
+    assert_eq!(found["explain, dump"], ("missing".to_owned(), "needs cilium_ipcache".to_owned()));
+}
+
+#[test]
+fn a_user_without_privileges() {
+    let Some(node) = Node::up("nobody", Shape::Aks) else { return };
+    // The binary's own folder may be closed to that user, and the lab's is.
+    let folder = tempfile::tempdir_in("/tmp").unwrap();
+    let binary = folder.path().join("plsprobe");
+    fs::copy(env!("CARGO_BIN_EXE_plsprobe"), &binary).unwrap();
+    let open = <fs::Permissions as std::os::unix::fs::PermissionsExt>::from_mode(0o755);
+    fs::set_permissions(folder.path(), open.clone()).unwrap();
+    fs::set_permissions(&binary, open).unwrap();
+    let ran = ran(Command::new(&binary)
+        .args(["dump", "policy", "--bpffs"])
+        .arg(node.lab.bpffs())
+        .uid(65_534)
+        .gid(65_534));
+    assert_eq!((ran.code, ran.stdout.as_str()), (2, ""));
+    assert!(
+        ran.stderr.contains("no permission") || ran.stderr.contains("Permission denied"),
+        "{}",
+        ran.stderr
+    );
+    assert_eq!(ran.stderr.lines().count(), 1, "{}", ran.stderr);
+}
