@@ -1,6 +1,6 @@
 //! The scenarios: what each shows, its policy, and what every client then sees. Data, in one place.
 use std::fmt;
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, SocketAddrV4};
 use std::sync::atomic::{AtomicU16, Ordering};
 use std::time::SystemTime;
 
@@ -261,6 +261,14 @@ impl Client {
             Self::Nginx => Probe::tcp(Ns::Nginx, NGINX, APP, SERVICE_PORT),
             Self::AppToVm => Probe::tcp(Ns::App, APP, VM, SERVICE_PORT),
             Self::AppToNatIp => Probe::tcp(Ns::App, APP, NAT_IPS[0], SERVICE_PORT),
+        }
+    }
+
+    /// Where the provider's side sees it go: a consumer's private endpoint is the load balancer's frontend there.
+    pub fn destination(self) -> SocketAddrV4 {
+        match self {
+            Self::ConsumerFirstNatIp | Self::ConsumerSecondNatIp => SocketAddrV4::new(ILB, SERVICE_PORT),
+            _ => SocketAddrV4::new(self.probe().dst, self.probe().port),
         }
     }
 

@@ -2,6 +2,7 @@
 
 pub mod attach;
 pub mod cli;
+pub mod doctor;
 pub mod render;
 pub mod sources;
 mod sys;

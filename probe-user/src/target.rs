@@ -176,26 +176,26 @@ fn named<'w>(world: &'w World, name: &str) -> Vec<&'w Endpoint> {
     if exact.is_empty() { with(&|pod| is_of_workload(pod, name)) } else { exact }
 }
 
-/// `pls-app-7d9c5bd5f4-x2v8q`, `pls-app-x2v8q` or `pls-app-0` are of the workload `pls-app`; `pls-app-canary-…` is not.
+/// `pls-app-7d9c5bd5f4-x2v8q`, `pls-app-x2v8q` or `pls-app-0` are of the workload `pls-app`; `pls-app-canary-…` and
+/// `pls-app-proxy` are not.
 fn is_of_workload(pod: &str, workload: &str) -> bool {
     let Some(suffix) = pod.strip_prefix(workload).and_then(|rest| rest.strip_prefix('-')) else {
         return false;
     };
-    // Kubernetes' generated names use these letters only, so that no words come about; ordinals are digits.
-    let generated = |part: &str| {
-        !part.is_empty() && part.chars().all(|c| c.is_ascii_digit() || "bcdfghjklmnpqrstvwxz".contains(c))
-    };
     match suffix.split_once('-') {
-        Some((hash, id)) => (6..=10).contains(&hash.len()) && is_hash(hash) && id.len() == 5 && is_hash(id),
-        None => {
-            suffix.chars().all(|c| c.is_ascii_digit())
-                || (suffix.len() == 5 && (generated(suffix) || is_hash(suffix)))
+        Some((hash, id)) => {
+            (1..=10).contains(&hash.len()) && is_generated(hash) && id.len() == 5 && is_generated(id)
         }
+        None if suffix.len() == 5 && is_generated(suffix) => true,
+        None => !suffix.is_empty() && suffix.chars().all(|c| c.is_ascii_digit()),
     }
 }
 
-fn is_hash(text: &str) -> bool {
-    !text.is_empty() && text.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit())
+/// Whether Kubernetes could have made it up: its names use these letters only, so that no words come about.
+///
+/// Source: `SafeEncodeString`, Kubernetes `k8s.io/apimachinery/pkg/util/rand`.
+fn is_generated(text: &str) -> bool {
+    !text.is_empty() && text.chars().all(|c| "bcdfghjklmnpqrstvwxz2456789".contains(c))
 }
 
 /// Whether the endpoint has the label `key=value`, with or without its source before it.
@@ -269,4 +269,50 @@ fn distance(wanted: &str, name: &str) -> usize {
         best = best.min(row[wanted.len()]);
     }
     best
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn specs() {
+        let spec = |text: &str| {
+            let spec = Spec::parse(text).expect("a spec");
+            (spec.name, spec.port, spec.protocol)
+        };
+        assert_eq!(spec("pls-app"), ("pls-app".to_owned(), None, None));
+        assert_eq!(spec("default/pls-app:80"), ("default/pls-app".to_owned(), Some(80), None));
+        assert_eq!(
+            spec("svc/default/pls-app:80/udp"),
+            ("svc/default/pls-app".to_owned(), Some(80), Some(Protocol::UDP))
+        );
+        assert_eq!(spec("10.0.0.143/icmp"), ("10.0.0.143".to_owned(), None, Some(Protocol::ICMP)));
+        assert_eq!(spec("10.0.0.143:0/icmp"), ("10.0.0.143".to_owned(), Some(0), Some(Protocol::ICMP)));
+        assert_eq!(spec("fd00::1"), ("fd00::1".to_owned(), None, None));
+        assert_eq!(spec("[fd00::1]:80/tcp"), ("fd00::1".to_owned(), Some(80), Some(Protocol::TCP)));
+        assert_eq!(spec("app=pls-app:80"), ("app=pls-app".to_owned(), Some(80), None));
+        for wrong in ["pls-app:http", "pls-app:70000", "pls-app:80/tpc", "10.0.0.143/256"] {
+            assert!(Spec::parse(wrong).is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn pods_of_a_workload() {
+        for pod in ["pls-app-7d9c5bd5f4-x2v8q", "pls-app-x2v8q", "pls-app-0", "pls-app-12"] {
+            assert!(is_of_workload(pod, "pls-app"), "{pod}");
+        }
+        for pod in
+            ["pls-app", "pls-app-proxy", "pls-app-canary-7d9c5bd5f4-x2v8q", "pls-application-0", "pls-app-"]
+        {
+            assert!(!is_of_workload(pod, "pls-app"), "{pod}");
+        }
+    }
+
+    #[test]
+    fn near_names_come_first() {
+        assert_eq!(distance("pls-ap", "pls-app-7d9c5bd5f4-x2v8q"), 0);
+        assert_eq!(distance("pls-aap", "pls-app-7d9c5bd5f4-x2v8q"), 1);
+        assert!(distance("pls-ap", "my-nginx-684dd4dcd4-9p6rw") > 3);
+    }
 }

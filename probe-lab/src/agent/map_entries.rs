@@ -14,7 +14,7 @@ use crate::addresses::{
     APP_CLUSTER_IP, APP_POD, ILB, NGINX_CLUSTER_IP, NGINX_POD, NODE, NODE_PORT, Pod, SERVICE_PORT,
 };
 use crate::lab::Shape;
-use crate::standin::{Entries, MapContents, policy_map};
+use crate::standin::{Entries, HOST_ENDPOINT_ID, MapContents, policy_map};
 
 /// A service as the agent knows it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -91,6 +91,9 @@ pub fn map_entries(app: &Realized, shape: Shape, router: Ipv4Addr) -> Result<Map
         [(APP_POD, app), (NGINX_POD, &open)]
             .map(|(pod, realized)| (policy_map(pod.endpoint_id), policy_entries(realized))),
     );
+    // Nothing is enforced at the host, and being the host earns no entry there.
+    let host = Realized::new(None)?.without_host();
+    maps.push((policy_map(HOST_ENDPOINT_ID), policy_entries(&host)));
     maps.extend(load_balancer(&services(shape)));
     Ok(maps.into_iter().collect())
 }
@@ -211,6 +214,14 @@ mod tests {
                 theirs.into_iter().map(|(key, value)| (renumber(key), renumber(value))).collect();
             assert_eq!(ours, theirs, "{name}");
         }
+    }
+
+    #[test]
+    fn the_hosts_policy_map_equals_the_recorded_agents() {
+        let maps = map_entries(&Realized::new(None).unwrap(), Shape::Kpr, ROUTER).unwrap();
+        let dump = fixtures::recording("cilium-1.14").join("none/maps/cilium_policy_00512.json");
+        let ours: BTreeSet<_> = maps.get("cilium_policy_00512").unwrap().iter().cloned().collect();
+        assert_eq!(ours, map_dump(&dump).into_iter().collect());
     }
 
     /// 30080, the recorded `NodePort`, as the lab's own.

@@ -62,6 +62,13 @@ impl Realized {
         Ok(realized)
     }
 
+    /// The same for the host's own endpoint, which needs no entry for the host.
+    #[must_use]
+    pub fn without_host(mut self) -> Self {
+        self.entries.retain(|key, _| key.sec_label != Identity::HOST);
+        self
+    }
+
     /// The agent's word for which directions are enforced.
     pub fn policy_enabled(&self) -> &'static str {
         match (self.ingress, self.egress) {

@@ -46,9 +46,12 @@ enum Cmd {
         /// The lab's name.
         #[arg(long, default_value = "lab-run")]
         instance: String,
-        /// A plsprobe that traces meanwhile.
+        /// A plsprobe to ask about every flow; its verdict is printed beside what the client saw.
         #[arg(long, env = "PLSPROBE")]
         plsprobe: Option<PathBuf>,
+        /// Have that plsprobe trace meanwhile, too, and print what it says.
+        #[arg(long, requires = "plsprobe")]
+        trace: bool,
     },
     /// Show plsprobe's main job: the `allow-nat-ip` scenario, traced.
     Demo {
@@ -104,8 +107,9 @@ pub(crate) fn run() -> Result<ExitCode> {
         Cmd::Serve(world) => background::serve(&world.options()?)?,
         Cmd::Down { instance } => down(&Instance::new(&instance)?)?,
         Cmd::Traffic { instance } => run::traffic(&Instance::new(&instance)?)?,
-        Cmd::Run { scenario, shape, instance, plsprobe } => {
-            run::run(&scenario, shape, &instance, plsprobe.as_deref())?
+        Cmd::Run { scenario, shape, instance, plsprobe, trace } => {
+            let asked = plsprobe.as_deref().map(|program| run::Asked { program, trace });
+            run::run(&scenario, shape, &instance, asked.as_ref())?
         }
         Cmd::Demo { shape, instance, plsprobe } => run::demo(shape, &instance, &plsprobe)?,
         Cmd::List => list(),

@@ -8,7 +8,7 @@ use probe_lab::{ClientSaw, Instance, Lab, LabOptions, Shape};
 
 use super::background::check_up;
 use super::interrupt::Interrupt;
-use super::plsprobe::Plsprobe;
+use super::plsprobe::{self, Plsprobe};
 
 /// The clients whose flows end at `pls-app`, which is what `plsprobe trace --dst pls-app` sees.
 const TO_APP: [Client; 5] = [
@@ -24,6 +24,13 @@ const FROM_OUTSIDE: [Client; 4] =
 /// Between the starts of two attempts, so that flows begin in the order of their table.
 const STAGGER: Duration = Duration::from_millis(100);
 
+/// A plsprobe that is asked for its verdict on every flow.
+pub(super) struct Asked<'a> {
+    pub(super) program: &'a Path,
+    /// Whether it also traces meanwhile.
+    pub(super) trace: bool,
+}
+
 /// Sends one attempt of every client through a lab that is up.
 pub(super) fn traffic(instance: &Instance) -> Result<bool> {
     check_up(instance)?;
@@ -33,8 +40,13 @@ pub(super) fn traffic(instance: &Instance) -> Result<bool> {
     Ok(true)
 }
 
-/// `run SCENARIO`: says whether every client saw what the scenario says.
-pub(super) fn run(name: &str, shape: Option<Shape>, instance: &str, plsprobe: Option<&Path>) -> Result<bool> {
+/// `run SCENARIO`: says whether every client saw what the scenario says, and whether plsprobe says so too.
+pub(super) fn run(
+    name: &str,
+    shape: Option<Shape>,
+    instance: &str,
+    plsprobe: Option<&Asked<'_>>,
+) -> Result<bool> {
     let interrupt = Interrupt::listen()?;
     let scenarios: Vec<_> =
         if name == "all" { SCENARIOS.iter().collect() } else { vec![Scenario::named(name)?] };
@@ -56,22 +68,36 @@ fn run_one(
     scenario: &Scenario,
     shape: Shape,
     instance: &str,
-    plsprobe: Option<&Path>,
+    plsprobe: Option<&Asked<'_>>,
     interrupt: &Interrupt,
 ) -> Result<bool> {
     println!("{} ({shape}): {}", scenario.name, scenario.shows);
     let mut lab = up(scenario, shape, instance)?;
-    let plsprobe = plsprobe.map(|program| Plsprobe::trace(program, &mut lab, TO_APP.len())).transpose()?;
+    let tracing = match plsprobe {
+        Some(Asked { program, trace: true }) => Some(Plsprobe::trace(program, &mut lab, TO_APP.len())?),
+        _ => None,
+    };
     let saw = attempts(&lab, &Client::ALL, interrupt)?;
-    if let Some(plsprobe) = plsprobe {
-        plsprobe.finish(interrupt)?;
+    if let Some(tracing) = tracing {
+        tracing.finish(interrupt)?;
     }
     let mut as_expected = true;
     for (client, saw) in saw {
+        let mut words = vec![format!("  {client:<35} {saw:<8}")];
         let expected = scenario.expected(client);
-        let remark = if saw == expected { String::new() } else { format!("  expected {expected}") };
-        as_expected &= saw == expected;
-        println!("  {client:<35} {saw}{remark}");
+        if saw != expected {
+            words.push(format!("(expected {expected})"));
+            as_expected = false;
+        }
+        if let Some(Asked { program, .. }) = plsprobe {
+            let said = plsprobe::explain(program, &lab, client)?;
+            words.push(said.verdict);
+            if said.allowed != Some(saw != ClientSaw::Timeout) {
+                words.push("(plsprobe disagrees)".to_owned());
+                as_expected = false;
+            }
+        }
+        println!("{}", words.join(" ").trim_end());
     }
     lab.down()?;
     Ok(as_expected)

@@ -37,7 +37,7 @@ pub use raw_map::RawMap;
 use crate::addresses::{APP_POD, NGINX_POD, NODE, Pod};
 use crate::lab::{Lab, Shape};
 use crate::netns::{Netns, Ns};
-use crate::{shell, topology};
+use crate::shell;
 use object::Object;
 use tc::{Direction, Filter};
 
@@ -78,12 +78,8 @@ pub struct EndpointConfig {
     pub identity: u32,
     /// Its address.
     pub ip: Ipv4Addr,
-    /// MAC of the pod's interface.
-    pub mac: String,
     /// Host side of its veth.
     pub host_ifname: String,
-    /// MAC of the host side.
-    pub host_mac: String,
     /// Whether a policy selects it for ingress: only then are ingress verdicts notified.
     pub enforce_ingress: bool,
     /// Whether a policy selects it for egress.
@@ -103,8 +99,6 @@ pub struct StandinConfig {
     pub uplink: String,
     /// The node's address on it.
     pub node_ip: Ipv4Addr,
-    /// The address of `cilium_host`.
-    pub router_ip: Ipv4Addr,
     /// The host's endpoint.
     pub host_endpoint_id: u16,
     /// The local pods.
@@ -129,9 +123,7 @@ impl EndpointConfig {
             id: pod.endpoint_id,
             identity: pod.identity,
             ip: pod.address,
-            mac: pod.mac.to_owned(),
             host_ifname: pod.host_interface.to_owned(),
-            host_mac: pod.host_mac.to_owned(),
             enforce_ingress: false,
             enforce_egress: false,
         }
@@ -147,7 +139,6 @@ impl StandinConfig {
             bpffs: lab.bpffs().to_owned(),
             uplink: "eth0".to_owned(),
             node_ip: NODE,
-            router_ip: topology::router(lab.shape()),
             host_endpoint_id: HOST_ENDPOINT_ID,
             endpoints: [APP_POD, NGINX_POD].iter().map(EndpointConfig::for_pod).collect(),
             aggregation: Aggregation::default(),

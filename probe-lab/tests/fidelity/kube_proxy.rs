@@ -36,7 +36,6 @@ pub(crate) fn like_the_recorded_node(lab: &Lab, config: &mut StandinConfig) -> R
     let status = lab.netns(Ns::Node).command("iptables-restore")?.stdin(file).status()?;
     ensure!(status.success(), "failed to restore the recorded iptables rules");
 
-    config.router_ip = RECORDED_ROUTER;
     config.host_endpoint_id = HOST_ENDPOINT_ID;
     for (host_ifname, id, identity) in ENDPOINTS {
         let endpoint = config.endpoints.iter_mut().find(|endpoint| endpoint.host_ifname == host_ifname);

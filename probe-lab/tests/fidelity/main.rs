@@ -93,7 +93,8 @@ impl World {
             return Ok(None);
         }
         let shape = if recording.name == KUBE_PROXY.name { Shape::KubeProxy } else { Shape::Kpr };
-        let options = LabOptions { instance: instance.to_owned(), shape, ..LabOptions::default() };
+        let options =
+            LabOptions { instance: format!("{instance}-{}", process::id()), shape, ..LabOptions::default() };
         let lab = Lab::up_without_datapath(&options)?;
         like_the_recorded_node(&lab)?;
         let mut config = StandinConfig::for_lab(&lab);

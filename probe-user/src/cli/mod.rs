@@ -1,5 +1,6 @@
 //! The command line: clap's structures and one file per subcommand, no logic.
 
+mod doctor;
 mod dump;
 mod explain;
 mod trace;
@@ -61,6 +62,8 @@ enum Command {
     Explain(explain::Args),
     /// Print Cilium's maps, as its own command line does
     Dump(dump::Args),
+    /// Say what this kernel, these privileges and this Cilium allow, and what to do about the rest
+    Doctor,
     /// Watch packets to a target on this node and say of each flow what became of it, and why
     Trace(trace::Args),
 }
@@ -99,6 +102,7 @@ impl Cli {
         match self.command {
             Command::Explain(args) => explain::run(&args, &self.global),
             Command::Dump(args) => dump::run(&args, &self.global),
+            Command::Doctor => doctor::run(&self.global),
             Command::Trace(args) => trace::run(args, &self.global),
         }
     }

@@ -60,7 +60,8 @@ fn rests_on(world: &World) -> String {
         (false, 0) => format!("; missing: {}", names.join(", ")),
         (false, more) => format!("; missing: {} and {more} more", names.join(", ")),
     };
-    format!("the maps of {}{version}; no packet was observed{missing}", world.origin)
+    let origin = if world.origin == "live" { "this node" } else { &world.origin };
+    format!("the maps of {origin}{version}; no packet was observed{missing}")
 }
 
 /// One word, and the reason of a drop.

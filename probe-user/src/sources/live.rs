@@ -141,13 +141,15 @@ impl LiveNode {
     }
 
     fn add_rules(&mut self, rules: Result<netfilter::Rules>) {
-        let missing = |why| Missing { what: "iptables-save".to_owned(), why };
         match rules {
             Ok(rules) => {
                 self.node.iptables_save = Some(rules.text);
-                self.node.missing.extend(rules.caveat.map(missing));
+                self.node.missing.extend(rules.missing);
             }
-            Err(error) => self.node.missing.push(missing(format!("{error:#}"))),
+            Err(error) => {
+                let (what, why) = ("iptables-save".to_owned(), format!("{error:#}"));
+                self.node.missing.push(Missing { what, why });
+            }
         }
     }
 

@@ -97,7 +97,7 @@ impl Monitor {
 }
 
 /// Why a socket of the agent's could not be connected, with the next step.
-pub(super) fn refused(path: &Path, error: io::Error) -> anyhow::Error {
+pub(crate) fn refused(path: &Path, error: io::Error) -> anyhow::Error {
     let shown = path.display();
     let (found, next) = match error.kind() {
         io::ErrorKind::NotFound => (

@@ -15,7 +15,7 @@ use std::{
 
 use anyhow::{Context as _, Result, anyhow, bail};
 
-use super::unusable::Unusable;
+use super::{raw::Missing, unusable::Unusable};
 
 /// How long one program may take. 50,000 rules take about a second.
 const TIMEOUT: Duration = Duration::from_secs(10);
@@ -33,8 +33,8 @@ const IPTABLES_TABLES: [&str; 5] = ["filter", "mangle", "nat", "raw", "security"
 pub struct Rules {
     /// `iptables-save`'s output, all tables.
     pub text: String,
-    /// Which rules are not in the text, if any.
-    pub caveat: Option<String>,
+    /// Rules of the kernel's that are not in the text.
+    pub missing: Vec<Missing>,
 }
 
 /// Reads the rules with the programs installed here.
@@ -66,31 +66,33 @@ impl Reader {
                 "run plsprobe where iptables is installed",
             ));
         };
-        let mut caveats = Vec::new();
-        let mut rules = self.run(first, &[])?;
-        if rules.contains("is incompatible, use 'nft' tool") {
-            caveats.push("rules that only nft can show are not read".to_owned());
+        let mut missing = Vec::new();
+        let mut add = |what: &str, why: String| missing.push(Missing { what: what.to_owned(), why });
+        let mut text = self.run(first, &[])?;
+        if text.contains("is incompatible, use 'nft' tool") {
+            add("nftables rules in iptables' tables", "only nft can show them".to_owned());
         }
         if current.is_some() && !legacy_tables.is_empty() {
             match legacy {
                 Some(legacy) => {
-                    rules += &self.run(&legacy, &[])?;
-                    if has_rules(&rules) {
-                        caveats.push(
-                            "rules of both back ends, nft and legacy, whose order is not known".to_owned(),
-                        );
+                    let other = self.run(&legacy, &[])?;
+                    if has_rules(&text) && has_rules(&other) {
+                        let why = "rules of both back ends, nft and legacy, whose order is not known";
+                        add("order of netfilter rules", why.to_owned());
                     }
+                    text += &other;
                 }
                 None if current.is_some_and(|program| program.ends_with("iptables-nft-save")) => {
                     let tables = legacy_tables.join(", ");
-                    caveats
-                        .push(format!("legacy tables {tables} are not read: no `iptables-legacy-save` here"));
+                    add("legacy iptables", format!("no `iptables-legacy-save` here to read tables {tables}"));
                 }
                 None => {}
             }
         }
-        caveats.extend(self.other_nft_tables()?);
-        Ok(Rules { text: rules, caveat: (!caveats.is_empty()).then(|| caveats.join("; ")) })
+        for table in self.other_nft_tables()? {
+            add(&format!("nftables table {table}"), "iptables-save does not show it".to_owned());
+        }
+        Ok(Rules { text, missing })
     }
 
     /// Tables of the legacy back end. A kernel without it has no such file.
@@ -104,18 +106,17 @@ impl Reader {
         }
     }
 
-    /// Says which nftables tables iptables does not know, where nft is there to ask.
-    fn other_nft_tables(&self) -> Result<Option<String>> {
-        let Some(nft) = self.find("nft") else { return Ok(None) };
+    /// Tables of nftables that IPv4 packets pass and iptables does not know, where nft is there to ask.
+    fn other_nft_tables(&self) -> Result<Vec<String>> {
+        let Some(nft) = self.find("nft") else { return Ok(Vec::new()) };
         let tables = self.run(&nft, &["list", "tables"])?;
-        // `table ip kube-proxy`: the families that IPv4 packets pass.
+        // `table ip kube-proxy`: a family and a name.
         let others = tables.lines().filter_map(|line| {
             let (family, name) = line.strip_prefix("table ")?.split_once(' ')?;
             let known = family == "ip" && IPTABLES_TABLES.contains(&name);
-            (matches!(family, "ip" | "inet") && !known).then(|| format!("`{family} {name}`"))
+            (matches!(family, "ip" | "inet") && !known).then(|| format!("{family} {name}"))
         });
-        let others: Vec<String> = others.collect();
-        Ok((!others.is_empty()).then(|| format!("nftables tables are not read: {}", others.join(", "))))
+        Ok(others.collect())
     }
 
     fn find(&self, program: &str) -> Option<PathBuf> {
@@ -204,50 +205,61 @@ mod tests {
     }
 
     #[track_caller]
-    fn check(programs: &[(&str, &str)], legacy_tables: Option<&str>, text: &str, caveat: Option<&str>) {
+    fn check(programs: &[(&str, &str)], legacy_tables: Option<&str>, text: &str, missing: &[(&str, &str)]) {
         let (_folder, reader) = node(programs, legacy_tables);
         let rules = reader.read().unwrap();
-        assert_eq!((rules.text.as_str(), rules.caveat.as_deref()), (text, caveat));
+        let found: Vec<(&str, &str)> =
+            rules.missing.iter().map(|missing| (missing.what.as_str(), missing.why.as_str())).collect();
+        assert_eq!((rules.text.as_str(), found.as_slice()), (text, missing));
     }
 
     #[test]
     fn one_back_end() {
         let nft = format!("printf '{}'", NFT.replace('\n', "\\n"));
-        check(&[("iptables-nft-save", &nft), ("iptables-save", "exit 1")], None, NFT, None);
-        check(&[("iptables-save", &nft)], Some(""), NFT, None);
+        check(&[("iptables-nft-save", &nft), ("iptables-save", "exit 1")], None, NFT, &[]);
+        check(&[("iptables-save", &nft)], Some(""), NFT, &[]);
         // Not asked: nothing is there, and asking might load modules.
-        check(&[("iptables-nft-save", &nft), ("iptables-legacy-save", "exit 1")], Some(""), NFT, None);
-        check(&[("iptables-legacy-save", &nft)], Some("nat\n"), NFT, None);
+        check(&[("iptables-nft-save", &nft), ("iptables-legacy-save", "exit 1")], Some(""), NFT, &[]);
+        check(&[("iptables-legacy-save", &nft)], Some("nat\n"), NFT, &[]);
     }
 
     #[test]
     fn what_is_not_read_is_said() {
         let nft = format!("printf '{}'", NFT.replace('\n', "\\n"));
-        let both = format!("{NFT}*raw\nCOMMIT\n");
+        let both = format!("{NFT}*raw\n-A OUTPUT -j ACCEPT\nCOMMIT\n");
         check(
-            &[("iptables-nft-save", &nft), ("iptables-legacy-save", "printf '*raw\\nCOMMIT\\n'")],
+            &[
+                ("iptables-nft-save", &nft),
+                ("iptables-legacy-save", "printf '*raw\\n-A OUTPUT -j ACCEPT\\nCOMMIT\\n'"),
+            ],
             Some("raw\n"),
             &both,
-            Some("rules of both back ends, nft and legacy, whose order is not known"),
+            &[(
+                "order of netfilter rules",
+                "rules of both back ends, nft and legacy, whose order is not known",
+            )],
         );
         check(
             &[("iptables-nft-save", &nft)],
             Some("nat\nfilter\n"),
             NFT,
-            Some("legacy tables nat, filter are not read: no `iptables-legacy-save` here"),
+            &[("legacy iptables", "no `iptables-legacy-save` here to read tables nat, filter")],
         );
         let tables = "printf 'table ip nat\\ntable ip6 x\\ntable ip kube-proxy\\ntable inet firewalld\\n'";
         check(
             &[("iptables-nft-save", &nft), ("nft", &format!("[ \"$*\" = 'list tables' ] && {tables}"))],
             None,
             NFT,
-            Some("nftables tables are not read: `ip kube-proxy`, `inet firewalld`"),
+            &[
+                ("nftables table ip kube-proxy", "iptables-save does not show it"),
+                ("nftables table inet firewalld", "iptables-save does not show it"),
+            ],
         );
         check(
             &[("iptables-nft-save", "echo \"# Table \\`filter' is incompatible, use 'nft' tool.\"")],
             None,
             "# Table `filter' is incompatible, use 'nft' tool.\n",
-            Some("rules that only nft can show are not read"),
+            &[("nftables rules in iptables' tables", "only nft can show them")],
         );
     }
 

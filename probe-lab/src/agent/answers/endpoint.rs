@@ -8,9 +8,7 @@ use super::{Answers, number, options, pod_labels};
 use crate::addresses::{APP_POD, NGINX_POD, Pod};
 use crate::agent::realize::Realized;
 use crate::scenario::Policy;
-
-/// The host's endpoint id in the recordings.
-const HOST_ENDPOINT: u16 = 512;
+use crate::standin::HOST_ENDPOINT_ID;
 
 impl Answers {
     pub(super) fn endpoints(&self) -> Vec<Value> {
@@ -103,7 +101,7 @@ fn host_endpoint(revision: u64) -> Value {
         "policy-revision": revision,
     });
     json!({
-        "id": HOST_ENDPOINT,
+        "id": HOST_ENDPOINT_ID,
         "spec": { "label-configuration": {}, "options": endpoint_options() },
         "status": {
             "external-identifiers": { "pod-name": "/" },

@@ -1,0 +1,300 @@
+//! Ways through the node that no recording has: small worlds, one fact each.
+
+use std::collections::BTreeMap;
+use std::net::{IpAddr, Ipv4Addr};
+
+use probe_model::cilium::ct::{CtEntry, Ipv4CtTuple};
+use probe_model::cilium::drop_reason::DropReason;
+use probe_model::cilium::identity::Identity;
+use probe_model::cilium::ipcache::{Ipcache, IpcacheKey, RemoteEndpointInfo};
+use probe_model::cilium::lb::{Lb4Backend, Lb4Key, Lb4Service, Lb4SourceRange, LoadBalancer};
+use probe_model::cilium::lxc::{EndpointInfo, Mac};
+use probe_model::cilium::policy::{PolicyEntry, PolicyKey, PolicyLayout, PolicyMap, pin_name};
+use probe_model::cilium::{Direction, EndpointId};
+use probe_model::explain::{Verdict, explain};
+use probe_model::netfilter::Ruleset;
+use probe_model::simulate::{Question, simulate};
+use probe_model::tuple::{Protocol, Tuple};
+use probe_model::world::{Link, NamedPolicyMap, Route, World};
+
+const APP: EndpointId = EndpointId(2686);
+const OTHER: EndpointId = EndpointId(340);
+const APP_IP: Ipv4Addr = Ipv4Addr::new(10, 0, 0, 143);
+const OTHER_IP: Ipv4Addr = Ipv4Addr::new(10, 0, 1, 124);
+const NODE_IP: Ipv4Addr = Ipv4Addr::new(10, 224, 0, 4);
+const FRONTEND: Ipv4Addr = Ipv4Addr::new(10, 224, 0, 7);
+const NAT_IP: Ipv4Addr = Ipv4Addr::new(10, 224, 0, 8);
+
+fn key(identity: u32, direction: Direction, protocol: u8, dport: u16) -> PolicyKey {
+    let prefixlen = if protocol == 0 { 40 } else { 64 };
+    PolicyKey { prefixlen, sec_label: Identity(identity), direction, protocol, dport }
+}
+
+fn policy(id: EndpointId, keys: &[PolicyKey]) -> (EndpointId, NamedPolicyMap) {
+    let entries = keys.iter().map(|key| (*key, PolicyEntry::for_key(key, false)));
+    (
+        id,
+        NamedPolicyMap {
+            name: pin_name(id),
+            id: 1,
+            map: PolicyMap::new(PolicyLayout::WildcardBits, entries),
+        },
+    )
+}
+
+fn endpoint(id: EndpointId, identity: u32) -> EndpointInfo {
+    let mac = Mac([0; 6]);
+    EndpointInfo { ifindex: 5, lxc_id: id, flags: 0, mac, node_mac: mac, sec_id: Identity(identity) }
+}
+
+/// A node with kube-proxy replacement: two open pods, one frontend with the app behind it.
+fn world() -> World {
+    let host = EndpointInfo { flags: EndpointInfo::HOST, ..endpoint(EndpointId(0), 0) };
+    let lxc: [(IpAddr, EndpointInfo); 3] = [
+        (APP_IP.into(), endpoint(APP, 63921)),
+        (OTHER_IP.into(), endpoint(OTHER, 42305)),
+        (NODE_IP.into(), host),
+    ];
+    let open = [key(0, Direction::Ingress, 0, 0), key(0, Direction::Egress, 0, 0)];
+    let mut world = World {
+        lxc: Some(lxc.into()),
+        policy: [policy(APP, &open), policy(OTHER, &open)].into(),
+        ipcache: Some(ipcache(&[("0.0.0.0/0", 2), ("10.224.0.4/32", 1), ("10.0.0.143/32", 63921)])),
+        lb: Some(load_balancer(Lb4Service::ROUTABLE | Lb4Service::LOADBALANCER, &[APP_IP], &[])),
+        conntrack: Some(BTreeMap::new()),
+        ..World::default()
+    };
+    world.config.node_port = true;
+    world
+}
+
+fn ipcache(entries: &[(&str, u32)]) -> Ipcache {
+    Ipcache::new(entries.iter().map(|(prefix, identity)| {
+        let info = RemoteEndpointInfo {
+            sec_identity: Identity(*identity),
+            tunnel_endpoint: Ipv4Addr::UNSPECIFIED,
+            node_id: 0,
+            key: 0,
+            flags: 0,
+        };
+        (IpcacheKey { prefix: prefix.parse().expect("a prefix"), cluster_id: 0 }, info)
+    }))
+}
+
+fn load_balancer(flags: u8, backends: &[Ipv4Addr], ranges: &[&str]) -> LoadBalancer {
+    let at = |backend_slot| Lb4Key { address: FRONTEND, dport: 80, backend_slot, proto: 0, scope: 0 };
+    let count = backends.len() as u16;
+    let master = Lb4Service { backend_id: 0, count, rev_nat_index: 2, flags, flags2: 0 };
+    let slots =
+        (1..=count).map(|slot| (at(slot), Lb4Service { backend_id: slot.into(), count: 0, ..master }));
+    let services = std::iter::once((at(0), master)).chain(slots).collect();
+    let backend =
+        |address: &Ipv4Addr| Lb4Backend { address: *address, port: 8080, proto: 0, flags: 0, cluster_id: 0 };
+    let backends =
+        backends.iter().enumerate().map(|(idx, address)| (idx as u32 + 1, backend(address))).collect();
+    let range = |prefix: &&str| Lb4SourceRange { rev_nat_id: 2, prefix: prefix.parse().expect("a prefix") };
+    LoadBalancer::new(services, backends, ranges.iter().map(range).collect())
+}
+
+fn tcp(saddr: Ipv4Addr, daddr: Ipv4Addr, dport: u16) -> Question {
+    Question::new(Tuple {
+        saddr: saddr.into(),
+        daddr: daddr.into(),
+        sport: 40000,
+        dport,
+        protocol: Protocol::TCP,
+    })
+}
+
+fn verdict(world: &World, question: &Question) -> Verdict {
+    explain(world, question).verdict
+}
+
+#[test]
+fn source_ranges_are_checked_on_the_nat_ip() {
+    let mut world = world();
+    let flags = Lb4Service::ROUTABLE | Lb4Service::LOADBALANCER | Lb4Service::SOURCE_RANGE;
+    world.lb = Some(load_balancer(flags, &[APP_IP], &["10.221.1.0/24"]));
+    let question = tcp(NAT_IP, FRONTEND, 80);
+    assert_eq!(verdict(&world, &question), Verdict::Dropped(DropReason::NOT_IN_SRC_RANGE));
+    assert_eq!(explain(&world, &question).cause.code, "PLS-23");
+    world.lb = Some(load_balancer(flags, &[APP_IP], &["10.224.0.8/32"]));
+    assert_eq!(verdict(&world, &question), Verdict::Allowed);
+}
+
+#[test]
+fn backends_that_fare_differently_are_inconclusive() {
+    let mut world = world();
+    world.lb = Some(load_balancer(Lb4Service::ROUTABLE, &[APP_IP, OTHER_IP], &[]));
+    let question = tcp(NAT_IP, FRONTEND, 80);
+    assert_eq!(verdict(&world, &question), Verdict::Allowed);
+    assert_eq!(simulate(&world, &question).len(), 2);
+    world.policy.extend([policy(OTHER, &[key(1, Direction::Ingress, 0, 0)])]);
+    let Verdict::Inconclusive(facts) = verdict(&world, &question) else { panic!("one backend drops") };
+    assert_eq!(
+        facts,
+        ["backend 10.0.0.143:8080 is allowed", "backend 10.0.1.124:8080 is dropped: Policy denied (133)"]
+    );
+}
+
+#[test]
+fn the_rule_names_the_service_port() {
+    let mut world = world();
+    world.policy.extend([policy(APP, &[key(2, Direction::Ingress, 6, 80)])]);
+    let explanation = explain(&world, &tcp(NAT_IP, FRONTEND, 80));
+    assert_eq!(explanation.verdict, Verdict::Dropped(DropReason::POLICY));
+    assert_eq!(explanation.cause.code, "PLS-26");
+}
+
+#[test]
+fn audit_mode_lets_through_and_says_so() {
+    let mut world = world();
+    world.policy.extend([policy(APP, &[])]);
+    world.config.audit_mode = true;
+    let explanation = explain(&world, &tcp(NAT_IP, FRONTEND, 80));
+    assert_eq!(explanation.verdict, Verdict::Allowed);
+    assert!(explanation.caveats.iter().any(|caveat| caveat.code == "audit-mode"));
+}
+
+#[test]
+fn redirected_to_the_proxy_is_inconclusive() {
+    let mut world = world();
+    let key = key(2, Direction::Ingress, 6, 8080);
+    let entry = PolicyEntry { proxy_port: 10001, ..PolicyEntry::for_key(&key, false) };
+    let map = PolicyMap::new(PolicyLayout::WildcardBits, [(key, entry)]);
+    world.policy.insert(APP, NamedPolicyMap { name: pin_name(APP), id: 1, map });
+    assert!(matches!(verdict(&world, &tcp(NAT_IP, FRONTEND, 80)), Verdict::Inconclusive(_)));
+}
+
+#[test]
+fn answers_are_not_judged() {
+    let mut world = world();
+    world.policy.extend([policy(APP, &[])]);
+    let answer = tcp(APP_IP, NAT_IP, 50000);
+    assert_eq!(
+        verdict(&world, &answer),
+        Verdict::Dropped(DropReason::POLICY),
+        "a new connection of the pod's"
+    );
+    let entry = Ipv4CtTuple::ingress((NAT_IP, 50000), (APP_IP, 40000), 6);
+    world.conntrack.as_mut().expect("a map").insert(entry, CtEntry::default());
+    let explanation = explain(&world, &answer);
+    assert_eq!((explanation.verdict, explanation.cause.code.as_str()), (Verdict::Allowed, "REPLY"));
+}
+
+#[test]
+fn fragmentation_needed_is_always_let_in() {
+    let mut world = world();
+    world.policy.extend([policy(APP, &[])]);
+    let tuple = Tuple { protocol: Protocol::ICMP, sport: 0, dport: 0, ..tcp(NAT_IP, APP_IP, 0).tuple };
+    let question = |icmp| Question { icmp: Some(icmp), ..Question::new(tuple) };
+    assert_eq!(verdict(&world, &question((3, 4))), Verdict::Allowed);
+    assert_eq!(verdict(&world, &question((3, 3))), Verdict::Dropped(DropReason::POLICY));
+    world.policy.extend([policy(APP, &[key(2, Direction::Ingress, 1, 8)])]);
+    assert_eq!(verdict(&world, &question((8, 0))), Verdict::Allowed, "the type is matched as the port");
+    world.config.allow_icmp_frag_needed = false;
+    assert_eq!(verdict(&world, &question((3, 4))), Verdict::Dropped(DropReason::POLICY));
+}
+
+#[test]
+fn direction_judges_one_policy_alone() {
+    let mut world = world();
+    world.policy.extend([policy(OTHER, &[])]);
+    let question = tcp(OTHER_IP, APP_IP, 80);
+    assert_eq!(verdict(&world, &question), Verdict::Dropped(DropReason::POLICY));
+    let only = |direction| Question { direction: Some(direction), ..question };
+    assert_eq!(verdict(&world, &only(Direction::Ingress)), Verdict::Allowed);
+    assert_eq!(verdict(&world, &only(Direction::Egress)), Verdict::Dropped(DropReason::POLICY));
+}
+
+/// The same node without kube-proxy replacement and with these rules in its nat table, pods behind `cilium_host`.
+fn kube_proxy(rules: &str) -> World {
+    let mut world = world();
+    world.config.node_port = false;
+    world.lb = Some(LoadBalancer::default());
+    world.netfilter = Some(Ruleset::parse(rules).expect("rules"));
+    let link = |name: &str, ifindex, address: &str| Link {
+        name: name.to_owned(),
+        ifindex,
+        addresses: vec![address.parse().expect("an address")],
+    };
+    world.links = Some(vec![link("eth0", 2, "10.224.0.4/16"), link("cilium_host", 4, "10.0.0.81/32")]);
+    let route = |destination: &str, dev: &str| Route {
+        destination: destination.parse().expect("a prefix"),
+        via: None,
+        dev: dev.to_owned(),
+        src: None,
+        metric: 0,
+    };
+    world.routes = vec![route("0.0.0.0/0", "eth0"), route("10.0.0.0/23", "cilium_host")];
+    world
+}
+
+const BALANCED: &str = "*nat
+:PREROUTING ACCEPT [0:0]
+:OUTPUT ACCEPT [0:0]
+:POSTROUTING ACCEPT [0:0]
+:KUBE-SERVICES - [0:0]
+:KUBE-SVC - [0:0]
+:KUBE-MARK-MASQ - [0:0]
+:KUBE-POSTROUTING - [0:0]
+-A PREROUTING -m comment --comment \"kubernetes service portals\" -j KUBE-SERVICES
+-A POSTROUTING -j KUBE-POSTROUTING
+-A KUBE-MARK-MASQ -j MARK --set-xmark 0x4000/0x4000
+-A KUBE-SERVICES -d 10.224.0.7/32 -p tcp -m tcp --dport 80 -j KUBE-SVC
+-A KUBE-SVC ! -s 10.0.0.0/23 -j KUBE-MARK-MASQ
+-A KUBE-SVC -m statistic --mode random --probability 0.50000000000 -j DNAT --to-destination 10.0.0.143:80
+-A KUBE-SVC -p tcp -j DNAT --to-destination 10.0.1.124:80
+-A KUBE-POSTROUTING -m mark ! --mark 0x4000/0x4000 -j RETURN
+-A KUBE-POSTROUTING -j MASQUERADE --random-fully
+COMMIT
+";
+
+#[test]
+fn kube_proxy_chooses_at_random_and_masquerades() {
+    let ways = simulate(&kube_proxy(BALANCED), &tcp(NAT_IP, FRONTEND, 80));
+    let mut ends: Vec<_> =
+        ways.iter().map(|way| (way.tuple.saddr.to_string(), way.tuple.daddr.to_string())).collect();
+    ends.sort();
+    let router = "10.0.0.81".to_owned();
+    assert_eq!(ends, [(router.clone(), "10.0.0.143".to_owned()), (router, "10.0.1.124".to_owned())]);
+    let identities: Vec<_> =
+        ways.iter().filter_map(|way| Some(way.deciding_policy()?.query.identity)).collect();
+    assert_eq!(identities, [Identity::WORLD, Identity::WORLD]);
+}
+
+#[test]
+fn a_filter_rule_drops() {
+    let rules = "*filter\n:FORWARD ACCEPT [0:0]\n-A FORWARD -s 10.224.0.8/32 -j DROP\nCOMMIT\n";
+    let world = kube_proxy(rules);
+    assert_eq!(verdict(&world, &tcp(NAT_IP, APP_IP, 80)), Verdict::Filtered);
+    assert_eq!(verdict(&world, &tcp(Ipv4Addr::new(10, 224, 0, 9), APP_IP, 80)), Verdict::Allowed);
+}
+
+#[test]
+fn a_rule_that_decides_by_the_unknown_is_inconclusive() {
+    let rule = |tests: &str| format!("*filter\n:FORWARD ACCEPT [0:0]\n-A FORWARD {tests} -j DROP\nCOMMIT\n");
+    let question = tcp(NAT_IP, APP_IP, 80);
+    let world = kube_proxy(&rule("-m set --match-set blocked src"));
+    assert!(matches!(verdict(&world, &question), Verdict::Inconclusive(_)));
+    // Whatever the set holds, the rule is about another destination.
+    let world = kube_proxy(&rule("-d 192.0.2.1/32 -m set --match-set blocked src"));
+    assert_eq!(verdict(&world, &question), Verdict::Allowed);
+    let world = kube_proxy(&rule("-j NOSUCHCHAIN").replace(" -j DROP", ""));
+    assert!(matches!(verdict(&world, &question), Verdict::Inconclusive(_)));
+}
+
+#[test]
+fn truncated_rules_are_refused() {
+    let error = Ruleset::parse(&BALANCED[..BALANCED.len() - 8]).expect_err("no COMMIT");
+    assert!(error.to_string().contains("truncated"), "{error}");
+    let error = Ruleset::parse("hello\n").expect_err("no rules");
+    assert_eq!(error.to_string(), "line 1: expected `*table`, found `hello`");
+}
+
+#[test]
+fn a_node_port_that_no_source_knows_is_inconclusive() {
+    let world = world();
+    assert!(matches!(verdict(&world, &tcp(NAT_IP, NODE_IP, 31000)), Verdict::Inconclusive(_)));
+    assert_eq!(verdict(&world, &tcp(NAT_IP, NODE_IP, 22)), Verdict::Allowed);
+}

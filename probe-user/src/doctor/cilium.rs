@@ -1,0 +1,366 @@
+//! Cilium on this node, and what of the node's network an answer rests on.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    io,
+    os::unix::net::UnixStream,
+    path::Path,
+};
+
+use probe_model::world::World;
+
+use super::{
+    Check, Need,
+    Topic::{Cilium, Node},
+};
+use crate::sources::{
+    LiveOptions,
+    assemble::assemble,
+    classifiers::{self, Attachment, Classifier},
+    live::{self, LiveNode},
+    monitor,
+    raw::RawMap,
+    rest,
+    unusable::Unusable,
+};
+
+/// The Hubble server's socket in the agent's run directory.
+const HUBBLE_SOCKET: &str = "hubble.sock";
+/// Pins without which no packet is judged, and those that every Cilium has; others come with its options.
+const PINS: [(&str, Need); 7] = [
+    ("cilium_lxc", Need::Everything),
+    ("cilium_ipcache", Need::Everything),
+    ("cilium_lb4_services_v2", Need::None),
+    ("cilium_lb4_backends_v3", Need::None),
+    ("cilium_ct4_global", Need::None),
+    ("cilium_ct_any4_global", Need::None),
+    ("cilium_metrics", Need::None),
+];
+/// What to do about a map that is not understood.
+const REPORT: &str = "report this line: plsprobe knows the layouts of Cilium 1.14 to 1.16";
+
+pub(super) fn checks(options: &LiveOptions) -> Vec<Check> {
+    let mut checks = match live::read(options) {
+        Ok(live) => of_node(&live),
+        Err(error) => {
+            let next = "run plsprobe on a node with Cilium";
+            vec![Check::failed(Cilium, "maps", &error, next).needed_for(Need::Everything)]
+        }
+    };
+    checks.push(monitor_socket(&options.monitor_socket()));
+    checks.push(hubble_socket(&options.cilium_run.join(HUBBLE_SOCKET)));
+    checks
+}
+
+fn of_node(live: &LiveNode) -> Vec<Check> {
+    let world = assemble(&live.node);
+    let mut checks = maps(live, &world);
+    checks.extend(agent(live));
+    checks.push(attachment(live));
+    checks.push(pod_interfaces(&world));
+    checks.push(rules(live));
+    checks
+}
+
+fn maps(live: &LiveNode, world: &World) -> Vec<Check> {
+    let mut checks: Vec<Check> = PINS
+        .into_iter()
+        .map(|(name, need)| match (live.node.maps.get(name), world.missing(name)) {
+            (Some(map), None) => Check::ok(Cilium, name, shown(map)),
+            (Some(map), Some(missing)) => {
+                let found = format!("{}; {}", shown(map), missing.why);
+                Check::missing(Cilium, name, found, REPORT).needed_for(need)
+            }
+            (None, missing) => {
+                let why = missing.map_or_else(|| "no such pin".to_owned(), |missing| missing.why.clone());
+                let other = other_generation(name, &live.node.maps);
+                let (found, next) = match other {
+                    Some(other) => (format!("{why}, but `{other}`"), REPORT),
+                    None => (why, "is the agent up, and is `--bpffs` the one it uses?"),
+                };
+                Check::missing(Cilium, name, found, next).needed_for(need)
+            }
+        })
+        .collect();
+    checks.extend(policy_maps(live, world));
+    let named =
+        |name: &&String| PINS.iter().any(|(pin, _)| pin == name) || name.starts_with("cilium_policy_");
+    let others = live.node.maps.keys().filter(|name| !named(name)).count();
+    checks.push(Check::ok(Cilium, "other pins", format!("{others}, of which trace and dump use some")));
+    checks
+}
+
+/// A pin of the same map in another version of Cilium: `cilium_ipcache_v2` for `cilium_ipcache`.
+fn other_generation<'a>(name: &str, maps: &'a BTreeMap<String, RawMap>) -> Option<&'a str> {
+    let stem = name.split("_v").next().unwrap_or(name);
+    let versioned = |found: &&String| found.strip_prefix(stem).is_some_and(|rest| rest.starts_with("_v"));
+    maps.keys().find(versioned).map(String::as_str)
+}
+
+/// One line for all that are understood, one for each that is not.
+fn policy_maps(live: &LiveNode, world: &World) -> Vec<Check> {
+    let policies = || live.node.maps.iter().filter(|(name, _)| name.starts_with("cilium_policy_"));
+    let mut checks = Vec::new();
+    let (mut understood, mut entries, mut shapes) = (0, 0, BTreeSet::new());
+    for (name, map) in policies() {
+        if let Some(missing) = world.missing(name) {
+            let found = format!("{}; {}", shown(map), missing.why);
+            checks.push(Check::missing(Cilium, name, found, REPORT).needed_for(Need::Everything));
+            continue;
+        }
+        understood += 1;
+        entries += map.entries.len();
+        let RawMap { map_type, key_size, value_size, max_entries, .. } = map;
+        shapes.insert(format!("{map_type}, key {key_size}, value {value_size}, at most {max_entries}"));
+    }
+    let what = "cilium_policy_*";
+    if understood > 0 {
+        let shapes: Vec<String> = shapes.into_iter().collect();
+        let found = format!("{understood} maps, {}: {entries} entries", shapes.join(" or "));
+        checks.push(Check::ok(Cilium, what, found));
+    } else if checks.is_empty() {
+        let next = "has the agent no endpoints on this node?";
+        checks.push(Check::missing(Cilium, what, "no such pin", next).needed_for(Need::Everything));
+    }
+    checks
+}
+
+fn shown(map: &RawMap) -> String {
+    let RawMap { id, map_type, key_size, value_size, max_entries, entries } = map;
+    format!(
+        "{map_type}, key {key_size}, value {value_size}, at most {max_entries}, id {id}: {} entries",
+        entries.len()
+    )
+}
+
+fn agent(live: &LiveNode) -> Vec<Check> {
+    let healthz = live.node.rest.get("healthz").map(|text| rest::version(text));
+    let mut checks = match healthz {
+        Some(Ok(version)) => {
+            let version = version.unwrap_or_else(|| "of a version it does not say".to_owned());
+            vec![Check::ok(Cilium, "agent", format!("answers, Cilium {version}"))]
+        }
+        Some(Err(error)) => {
+            let next = "names and policies may be missing from answers";
+            vec![Check::degraded(Cilium, "agent", format!("`/v1/healthz`: {error:#}"), next)]
+        }
+        None => Vec::new(),
+    };
+    let unanswered =
+        live.node.missing.iter().filter(|missing| {
+            missing.what == crate::sources::agent::SOCKET || missing.what.starts_with("/v1/")
+        });
+    checks.extend(unanswered.map(|missing| {
+        let next = "answers lack names, labels and policies that only the agent knows";
+        Check::degraded(Cilium, format!("agent {}", missing.what), &missing.why, next)
+    }));
+    checks
+}
+
+fn monitor_socket(path: &Path) -> Check {
+    let what = "monitor socket";
+    match UnixStream::connect(path) {
+        Ok(_) => Check::ok(Cilium, what, format!("accepts at `{}`", path.display())),
+        Err(error) => {
+            let (found, _) = Unusable::parts(&monitor::refused(path, error));
+            let next = "without kprobe and fentry, verdicts are judged from the maps alone; the agent's option is `enable-monitor`";
+            Check::degraded(Cilium, what, found, next)
+        }
+    }
+}
+
+fn hubble_socket(path: &Path) -> Check {
+    let found = match UnixStream::connect(path) {
+        Ok(_) => "there, and not needed".to_owned(),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => "not there, and not needed".to_owned(),
+        Err(error) => format!("{error}, and not needed"),
+    };
+    Check::ok(Cilium, "hubble socket", found)
+}
+
+/// Where Cilium's programs are attached, on which ours depend for their order.
+fn attachment(live: &LiveNode) -> Check {
+    let what = "attached programs";
+    let links = live.node.network.as_ref().map(|network| network.links.as_slice()).unwrap_or_default();
+    match classifiers::classifiers(links) {
+        Ok(found) => attached(what, &found),
+        Err(error) => {
+            Check::failed(Cilium, what, &error, "trace attaches beside them; is CAP_NET_ADMIN effective?")
+        }
+    }
+}
+
+fn attached(what: &str, found: &[Classifier]) -> Check {
+    let ciliums: Vec<&Classifier> = found.iter().filter(|classifier| classifier.is_ciliums()).collect();
+    if ciliums.is_empty() {
+        let others = found.len();
+        let next = "is this the node's network namespace (hostNetwork), is the agent up?";
+        return Check::missing(Cilium, what, format!("none of Cilium's, {others} of others"), next)
+            .needed_for(Need::Trace);
+    }
+    let devs: BTreeSet<&str> = ciliums.iter().map(|classifier| classifier.dev.as_str()).collect();
+    let kinds: BTreeSet<Attachment> = ciliums.iter().map(|classifier| classifier.attachment).collect();
+    let kinds: Vec<String> = kinds.iter().map(Attachment::to_string).collect();
+    let devs: Vec<&str> = devs.into_iter().collect();
+    Check::ok(
+        Cilium,
+        what,
+        format!("{} of Cilium's by {} on {}", ciliums.len(), kinds.join(", "), devs.join(", ")),
+    )
+}
+
+/// The host sides of the pods' veths tell whether this is the node's network namespace.
+fn pod_interfaces(world: &World) -> Check {
+    let what = "pod interfaces";
+    let pods: BTreeSet<u32> =
+        world.lxc.iter().flatten().map(|(_, info)| info.ifindex).filter(|ifindex| *ifindex > 0).collect();
+    let here =
+        pods.iter().filter(|ifindex| world.links.iter().flatten().any(|link| link.ifindex == **ifindex));
+    let (here, all) = (here.count(), pods.len());
+    let found = format!("{here} of {all} are in this network namespace");
+    if here == all {
+        return Check::ok(Node, what, found);
+    }
+    let next = "run plsprobe in the node's network namespace (hostNetwork, or `nsenter -t 1 -n`)";
+    let check = Check::missing(Node, what, found, next);
+    if here == 0 { check.needed_for(Need::Trace) } else { check }
+}
+
+fn rules(live: &LiveNode) -> Check {
+    let what = "netfilter rules";
+    let is_about_rules =
+        |what: &str| what.contains("iptables") || what.contains("netfilter") || what.contains("nftables");
+    let missing: Vec<String> = live
+        .node
+        .missing
+        .iter()
+        .filter(|missing| is_about_rules(&missing.what))
+        .map(ToString::to_string)
+        .collect();
+    let read = live.node.iptables_save.as_deref().unwrap_or_default();
+    let found =
+        format!("{} read by iptables-save", read.lines().filter(|line| line.starts_with("-A ")).count());
+    if missing.is_empty() {
+        return Check::ok(Node, what, found);
+    }
+    let next = "what these rewrite or drop is not in answers";
+    Check::degraded(Node, what, format!("{found}, not {}", missing.join(", ")), next)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::PathBuf;
+
+    use probe_model::cilium::Direction;
+
+    use super::*;
+    use crate::doctor::Status;
+    use crate::sources::folder;
+
+    /// A recorded node, as if it were read live.
+    fn recorded(change: impl FnOnce(&mut LiveNode)) -> Vec<Check> {
+        let folder = fixtures::recording("cilium-1.14").join("cidr-pls8-80");
+        let mut live = LiveNode { node: folder::read(&folder).unwrap(), took: vec![] };
+        change(&mut live);
+        let world = assemble(&live.node);
+        let mut checks = maps(&live, &world);
+        checks.extend(agent(&live));
+        checks.push(rules(&live));
+        checks
+    }
+
+    #[track_caller]
+    fn find<'a>(checks: &'a [Check], what: &str) -> &'a Check {
+        checks.iter().find(|check| check.what == what).unwrap_or_else(|| panic!("no {what} in {checks:#?}"))
+    }
+
+    #[test]
+    fn a_recorded_node_is_understood() {
+        let checks = recorded(|_| {});
+        assert!(checks.iter().all(|check| check.status == Status::Ok), "{checks:#?}");
+        let policy = find(&checks, "cilium_policy_*");
+        assert!(
+            policy.found.starts_with("3 maps, lpm_trie, key 12, value 24, at most 16384: "),
+            "{policy:?}"
+        );
+        assert!(find(&checks, "agent").found.starts_with("answers, Cilium 1.14"), "{checks:#?}");
+    }
+
+    #[test]
+    fn maps_of_another_cilium() {
+        let checks = recorded(|live| {
+            let maps = &mut live.node.maps;
+            let ipcache = maps.remove("cilium_ipcache").unwrap();
+            maps.insert(
+                "cilium_ipcache_v2".to_owned(),
+                RawMap { value_size: 24, entries: vec![], ..ipcache },
+            );
+            maps.get_mut("cilium_lxc").unwrap().entries[0].1.pop();
+            let name = maps.keys().find(|name| name.starts_with("cilium_policy_")).unwrap().clone();
+            maps.get_mut(&name).unwrap().value_size = 8;
+        });
+        let ipcache = find(&checks, "cilium_ipcache");
+        assert_eq!(
+            (ipcache.status, ipcache.found.as_str()),
+            (Status::Missing, "no such map, but `cilium_ipcache_v2`")
+        );
+        assert!(ipcache.blocks(Need::Everything));
+        assert!(find(&checks, "cilium_lxc").blocks(Need::Everything));
+        let policy = checks.iter().find(|check| check.found.contains("value 8")).unwrap();
+        assert!(policy.what.starts_with("cilium_policy_") && policy.blocks(Need::Everything), "{policy:?}");
+        assert!(find(&checks, "cilium_policy_*").found.starts_with("2 maps"));
+    }
+
+    #[test]
+    fn no_endpoints() {
+        let checks = recorded(|live| live.node.maps.retain(|name, _| !name.starts_with("cilium_policy_")));
+        assert!(find(&checks, "cilium_policy_*").blocks(Need::Everything));
+    }
+
+    #[test]
+    fn an_agent_that_is_silent() {
+        let checks = recorded(|live| {
+            live.node.rest.clear();
+            let missing = |what: &str, why: &str| crate::sources::raw::Missing {
+                what: what.to_owned(),
+                why: why.to_owned(),
+            };
+            live.node.missing.push(missing("cilium.sock", "nobody listens"));
+        });
+        let agent = find(&checks, "agent cilium.sock");
+        assert_eq!((agent.status, agent.found.as_str()), (Status::Degraded, "nobody listens"));
+    }
+
+    #[test]
+    fn sockets_that_are_not_there() {
+        let path = PathBuf::from("/nonexistent/monitor1_2.sock");
+        let check = monitor_socket(&path);
+        assert_eq!(
+            (check.status, check.found.as_str()),
+            (Status::Degraded, "no socket at `/nonexistent/monitor1_2.sock`")
+        );
+        assert_eq!(hubble_socket(&path).status, Status::Ok);
+    }
+
+    #[test]
+    fn attachments() {
+        let classifier = |dev: &str, attachment, name: &str| Classifier {
+            dev: dev.to_owned(),
+            direction: Direction::Ingress,
+            attachment,
+            name: name.to_owned(),
+            program: 1,
+        };
+        let tc = Attachment::Tc { priority: 1, handle: 1 };
+        let found = [
+            classifier("eth0", tc, "cil_from_netdev-eth0"),
+            classifier("eth0", tc, "plsprobe_uplink_in"),
+            classifier("lxc1", tc, "cil_from_container-lxc1"),
+        ];
+        assert_eq!(attached("x", &found).found, "2 of Cilium's by tc prio 1 handle 0x1 on eth0, lxc1");
+        let none = attached("x", &found[1..2]);
+        assert_eq!((none.found.as_str(), none.blocks(Need::Trace)), ("none of Cilium's, 1 of others", true));
+        let tcx = [classifier("eth0", Attachment::Tcx, "cil_from_netdev")];
+        assert_eq!(attached("x", &tcx).found, "1 of Cilium's by tcx on eth0");
+    }
+}
