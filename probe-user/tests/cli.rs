@@ -137,17 +137,17 @@ fn kube_proxy_hides_the_source() {
         "explain --src 10.224.0.8 --dst 10.224.0.6:80",
         1,
         &expect![[r#"
-        10.224.0.8 -> 10.224.0.6:80 TCP: dropped by Cilium, Policy denied (133)
-          cause    NetworkPolicy default/allow-pls-nat selects default/pls-app-7d9c5bd5f4-x2v8q for ingress; netfilter replaced the source 10.224.0.8 by 10.0.1.104 before policy ran, so Cilium judged world (2), which no rule admits on TCP/80 [PLS-03]
-          path     in by eth0 > netfilter DNAT to 10.224.0.8 -> 10.0.0.143:80 TCP > route cilium_host > netfilter MASQUERADE to 10.0.1.104 -> 10.0.0.143:80 TCP > ingress policy of default/pls-app-7d9c5bd5f4-x2v8q > dropped
-          rule     nat: -A KUBE-SEP-APP -p tcp -j DNAT --to-destination 10.0.0.143:80
-          rule     nat: -A KUBE-POSTROUTING -j MASQUERADE
-          identity 10.0.1.104 is world (2): ipcache 10.0.1.104/32 says host, which Cilium does not believe of a packet without the host's mark
-          entry    none in cilium_policy_00847 for ingress world (2), 80/TCP
-          nearest  allow 16777224 (cidr:10.224.0.8/32), 80/TCP of NetworkPolicy default/allow-pls-nat; but the peer is world (2)
-          policy   NetworkPolicy default/allow-pls-nat
-          rests on the maps of FOLDER, Cilium 1.14.0-dev; no packet was observed
-    "#]],
+            10.224.0.8 -> 10.224.0.6:80 TCP: dropped by Cilium, Policy denied (133)
+              cause    NetworkPolicy default/allow-pls-nat selects default/pls-app-7d9c5bd5f4-x2v8q for ingress; netfilter replaced the source 10.224.0.8 by 10.0.1.104 before policy ran, so Cilium judged world (2), which no rule admits on TCP/80; 10.224.0.8 itself would be admitted [PLS-03]
+              path     in by eth0 > netfilter DNAT to 10.224.0.8 -> 10.0.0.143:80 TCP > route cilium_host > netfilter MASQUERADE to 10.0.1.104 -> 10.0.0.143:80 TCP > ingress policy of default/pls-app-7d9c5bd5f4-x2v8q > dropped
+              rule     nat: -A KUBE-SEP-APP -p tcp -j DNAT --to-destination 10.0.0.143:80
+              rule     nat: -A KUBE-POSTROUTING -j MASQUERADE
+              identity 10.0.1.104 is world (2): ipcache 10.0.1.104/32 says host, which Cilium does not believe of a packet without the host's mark
+              entry    none in cilium_policy_00847 for ingress world (2), 80/TCP
+              nearest  allow 16777224 (cidr:10.224.0.8/32), 80/TCP of NetworkPolicy default/allow-pls-nat; but the peer is world (2)
+              policy   NetworkPolicy default/allow-pls-nat
+              rests on the maps of FOLDER, Cilium 1.14.0-dev; no packet was observed
+        "#]],
     );
 }
 

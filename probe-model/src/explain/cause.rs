@@ -9,7 +9,7 @@ use super::{Verdict, policies_selecting};
 use crate::cilium::Direction;
 use crate::cilium::drop_reason::DropReason;
 use crate::cilium::identity::Identity;
-use crate::cilium::policy::PolicyKey;
+use crate::cilium::policy::{PolicyKey, PolicyQuery, PolicyVerdict};
 use crate::netfilter::Hook;
 use crate::simulate::{Destination, Outcome, PolicyStep, Step, Trajectory, Unknown};
 use crate::tuple::{Protocol, Tuple};
@@ -141,18 +141,23 @@ fn default_deny(
         let verb = if policies.len() == 1 { "selects" } else { "select" };
         format!("{} {verb} {name} for {direction}", list(policies))
     };
-    if let Some((original, rewritten)) = hidden_source(way).filter(|_| direction == Direction::Ingress) {
-        let sentence = format!(
+    let hidden = hidden_source(way).filter(|_| direction == Direction::Ingress);
+    let sentence = match hidden {
+        Some((original, rewritten)) => format!(
             "{who}; netfilter replaced the source {original} by {rewritten} before policy ran, so Cilium judged {peer}, which no rule admits on {port}"
-        );
-        return Cause::new("PLS-03", sentence);
+        ),
+        None => format!("{who}, and no rule admits traffic {preposition} {peer} on {port}"),
+    };
+    if way.sent.saddr == IpAddr::from(AZURE_PROBE) && direction == Direction::Ingress {
+        let effect = "the load balancer's health probe fails, and it stops sending";
+        return Cause::new("PLS-07", format!("{sentence}: {effect}"));
     }
-    let sentence = format!("{who}, and no rule admits traffic {preposition} {peer} on {port}");
-    if way.tuple.saddr == IpAddr::from(AZURE_PROBE) && direction == Direction::Ingress {
-        return Cause::new(
-            "PLS-07",
-            format!("{sentence}: the load balancer's health probe fails, and it stops sending"),
-        );
+    if let Some((original, _)) = hidden {
+        return if would_admit(world, step, original) {
+            Cause::new("PLS-03", format!("{sentence}; {original} itself would be admitted"))
+        } else {
+            Cause::new("PLS-01", sentence)
+        };
     }
     let service_port = way.steps.iter().find_map(|step| match step {
         Step::Service { frontend, .. } => Some(frontend.key.dport),
@@ -178,6 +183,16 @@ fn hidden_source(way: &Trajectory) -> Option<(IpAddr, IpAddr)> {
         _ => None,
     })?;
     Some((way.sent.saddr, after)).filter(|(before, after)| before != after)
+}
+
+/// Whether the same policy map admits `source` where it denied what the source was replaced by.
+fn would_admit(world: &World, step: &PolicyStep, source: IpAddr) -> bool {
+    let identity = world.ipcache.as_ref().and_then(|ipcache| ipcache.lookup(source));
+    let identity = identity.map_or(Identity::WORLD, |(_, info)| info.sec_identity);
+    world.policy.get(&step.endpoint).is_some_and(|policy| {
+        let decision = policy.map.lookup(PolicyQuery { identity, ..step.query });
+        matches!(decision.verdict, PolicyVerdict::Allow { .. })
+    })
 }
 
 fn explicit_deny(world: &World, way: &Trajectory, policies: &[PolicyRef]) -> Cause {
