@@ -166,7 +166,10 @@ impl LiveNode {
 
 /// Cilium's pins, or why there is no Cilium here.
 fn globals(options: &LiveOptions) -> Result<Globals> {
-    Globals::open(&options.bpffs).map_err(|error| no_cilium(options, &error))
+    Globals::open(&options.bpffs).map_err(|error| {
+        let is_absent = error.downcast_ref::<Unusable>().is_some_and(|unusable| unusable.is_absent);
+        if is_absent { no_cilium(options, &error) } else { error }
+    })
 }
 
 /// What was looked for, what was found, and the next step.
@@ -183,7 +186,7 @@ fn no_cilium(options: &LiveOptions, maps: &anyhow::Error) -> anyhow::Error {
         Err(error) => format!("refuses: {error}"),
     };
     let found = Unusable::parts(maps).0;
-    Unusable::new(
+    Unusable::absent(
         format!("no Cilium on this node: {found}, agent socket `{}` {agent}", socket.display()),
         "run plsprobe on the node, or say where Cilium's folders are by `--bpffs` and `--cilium-run`",
     )

@@ -46,7 +46,7 @@ impl Globals {
     pub fn open(bpffs: &Path) -> Result<Self> {
         let shown = bpffs.display();
         if !is_bpffs(bpffs)? {
-            bail!(Unusable::new(
+            bail!(Unusable::absent(
                 format!("`{shown}` is no BPF file system"),
                 format!("mount it with `mount -t bpf bpf {shown}`, or give the one Cilium uses by `--bpffs`"),
             ));
@@ -55,7 +55,7 @@ impl Globals {
         match fs::metadata(&path) {
             Ok(_) => Ok(Self { path }),
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                bail!(Unusable::new(
+                bail!(Unusable::absent(
                     format!("no `{GLOBALS}` in BPF file system `{shown}`"),
                     "is Cilium running on this node?",
                 ))
@@ -452,7 +452,7 @@ pub fn is_bpffs(folder: &Path) -> Result<bool> {
         io::ErrorKind::NotFound => {
             let shown = folder.display();
             let next = "is the BPF file system mounted elsewhere? give it by `--bpffs`";
-            Unusable::new(format!("no folder `{shown}`"), next).into()
+            Unusable::absent(format!("no folder `{shown}`"), next).into()
         }
         _ => no_permission(folder, error),
     })?;
@@ -474,7 +474,7 @@ fn refused(path: &Path, error: libbpf_rs::Error) -> anyhow::Error {
     match error.kind() {
         ErrorKind::NotFound => {
             let found = format!("failed to open `{name}`: no such pin in `{folder}`");
-            Unusable::new(found, "is Cilium running on this node?").into()
+            Unusable::absent(found, "is Cilium running on this node?").into()
         }
         ErrorKind::PermissionDenied => {
             let next = "run as root with CAP_BPF, or with CAP_SYS_ADMIN before kernel 5.8";

@@ -9,18 +9,25 @@ pub struct Unusable {
     pub found: String,
     /// What to do.
     pub next: String,
+    /// Whether it is simply not there, as on a node without Cilium: neither refused nor broken.
+    pub is_absent: bool,
 }
 
 impl Unusable {
-    /// From both parts.
+    /// There, but refused or broken.
     pub fn new(found: impl Into<String>, next: impl Into<String>) -> Self {
-        Self { found: found.into(), next: next.into() }
+        Self { found: found.into(), next: next.into(), is_absent: false }
+    }
+
+    /// Not there.
+    pub fn absent(found: impl Into<String>, next: impl Into<String>) -> Self {
+        Self { is_absent: true, ..Self::new(found, next) }
     }
 
     /// Both parts of an error: of one that is no [`Unusable`] the next step is unknown.
     pub fn parts(error: &anyhow::Error) -> (String, Option<String>) {
         match error.downcast_ref::<Self>() {
-            Some(Self { found, next }) => (found.clone(), Some(next.clone())),
+            Some(Self { found, next, .. }) => (found.clone(), Some(next.clone())),
             None => (format!("{error:#}"), None),
         }
     }
