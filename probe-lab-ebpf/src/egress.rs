@@ -37,7 +37,7 @@ pub fn from_container(ctx: &TcContext, labels: &mut Labels) -> Result<i32, i32> 
     labels.dst = dst_label;
     let state = conntrack::lookup(ctx, &packet, OUT);
     if state.status != Status::Reply && state.status != Status::Related {
-        judge(ctx, &packet, &state, dst_label, rev_nat_index_be)?;
+        judge(ctx, &packet, &state, rev_nat_index_be, labels)?;
     } else if state.flags & NODE_PORT != 0 {
         return answer_node_port(ctx, &mut packet, &state, dst_label);
     }
@@ -51,12 +51,13 @@ fn judge(
     ctx: &TcContext,
     packet: &Packet,
     state: &State,
-    dst_label: u32,
     rev_nat_index_be: u16,
+    labels: &mut Labels,
 ) -> Result<(), i32> {
-    let decision = policy::judge(ctx, packet, OUT, dst_label);
-    notify::verdict(ctx, packet, OUT, dst_label, state.status, decision);
-    if decision.verdict != 0 {
+    let decision = policy::judge(ctx, packet, OUT, labels.dst);
+    notify::verdict(ctx, packet, OUT, labels.dst, state.status, decision);
+    labels.auth_type = decision.auth_type;
+    if decision.verdict < 0 {
         return Err(decision.verdict);
     }
     if state.status != Status::New {

@@ -18,7 +18,7 @@ pub fn from_netdev(ctx: &TcContext, labels: &mut Labels) -> Result<i32, i32> {
     // SAFETY: reads a field of the program's own context.
     let ifindex = unsafe { (*skb(ctx)).ifindex };
     notify::trace(ctx, &Trace::stateless(Point::FromNetwork, ID_UNKNOWN, ifindex));
-    if eth_proto(ctx)? != ETH_P_IP {
+    if eth_proto(ctx)? != ETH_P_IP || config!(shape) == SHAPE_KUBEPROXY {
         return Ok(TC_ACT_OK);
     }
     let mut packet = match Packet::parse(ctx) {
@@ -33,9 +33,6 @@ pub fn from_netdev(ctx: &TcContext, labels: &mut Labels) -> Result<i32, i32> {
         identity => identity,
     };
     labels.src = src_label;
-    if config!(shape) == SHAPE_KUBEPROXY {
-        return Ok(TC_ACT_OK);
-    }
     if let Some(frontend) = service::frontend(&packet) {
         service::check_source(&packet, &frontend)?;
         service::translate(ctx, &mut packet, &frontend)?;

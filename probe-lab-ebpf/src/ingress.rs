@@ -72,7 +72,7 @@ fn admit(
     ifindex: u32,
     labels: &mut Labels,
 ) -> Result<(), i32> {
-    *labels = Labels { src: src_label, dst: config!(identity), dst_id: config!(endpoint_id) };
+    *labels = Labels { src: src_label, dst: config!(identity), dst_id: config!(endpoint_id), auth_type: 0 };
     let orig_ip_be = packet.saddr_be;
     let state = conntrack::lookup(ctx, packet, IN);
     match state.status {
@@ -84,7 +84,8 @@ fn admit(
         status => {
             let decision = policy::judge(ctx, packet, IN, src_label);
             notify::verdict(ctx, packet, IN, src_label, status, decision);
-            if decision.verdict != 0 {
+            labels.auth_type = decision.auth_type;
+            if decision.verdict < 0 {
                 return Err(decision.verdict);
             }
             if status == Status::New {

@@ -2,7 +2,8 @@
 //!
 //! IPv4 only, with the maps, lookup procedure, conntrack entries and notifications of Cilium 1.14. One object is
 //! loaded once per endpoint and once for the host, with its own [`config::Config`]. Beyond it: IPv6, fragments,
-//! tunnels, backends on other nodes, a pod that reaches itself through a service, session affinity, Maglev.
+//! tunnels, backends on other nodes, a pod that reaches itself through a service, session affinity, Maglev, proxies (a
+//! redirect is notified, and the packet goes on to the pod).
 #![no_std]
 #![no_main]
 #![expect(

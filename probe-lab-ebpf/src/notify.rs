@@ -11,6 +11,7 @@ use crate::{
     maps::{EVENTS, METRICS, MetricsKey, MetricsValue},
     packet::{Packet, skb},
     policy::Decision,
+    reason::POLICY_AUTH_REQUIRED,
 };
 
 const CAPTURE_LEN: u32 = 128;
@@ -100,12 +101,14 @@ const _: () = {
     );
 };
 
-/// Whose packet a dropped one is.
+/// Whose packet a dropped one is, and what else its notification tells.
 #[derive(Clone, Copy, Default)]
 pub struct Labels {
     pub src: u32,
     pub dst: u32,
     pub dst_id: u32,
+    /// The authentication that its policy entry asks for.
+    pub auth_type: u8,
 }
 
 /// One trace notification, but for the packet.
@@ -173,7 +176,7 @@ pub fn drop(ctx: &TcContext, reason: i32, labels: Labels, file: u8, ingress: boo
         dst_id: labels.dst_id,
         line: 0,
         file,
-        ext_error: 0,
+        ext_error: if reason == POLICY_AUTH_REQUIRED { labels.auth_type.cast_signed() } else { 0 },
         ifindex,
     };
     emit(ctx, &event);

@@ -28,7 +28,7 @@ pub enum MatchType {
 /// What policy says of one packet.
 #[derive(Clone, Copy)]
 pub struct Decision {
-    /// 0, or a drop reason.
+    /// 0, a drop reason, or the port of the proxy, in network order.
     pub verdict: i32,
     pub match_type: MatchType,
     pub auth_type: u8,
@@ -57,7 +57,7 @@ pub fn judge(ctx: &TcContext, packet: &Packet, dir: u8, identity: u32) -> Decisi
     } else if entry.auth_type != 0 {
         reason::POLICY_AUTH_REQUIRED
     } else {
-        0
+        i32::from(entry.proxy_port_be)
     };
     Decision { verdict, match_type, auth_type: entry.auth_type }
 }
