@@ -1,21 +1,27 @@
 //! A plsprobe in the lab's node: asked about a flow, or tracing while traffic flows.
 use std::ffi::OsString;
+use std::io::{BufRead as _, BufReader};
 use std::path::Path;
-use std::process::{Child, Command, ExitStatus};
+use std::process::{Child, ChildStderr, ExitStatus, Stdio};
+use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail, ensure};
+use probe_lab::addresses::NAT_IPS;
 use probe_lab::scenario::Client;
 use probe_lab::{Lab, Ns};
 
 use super::interrupt::Interrupt;
 
 /// How long plsprobe traces at most.
-const DURATION: Duration = Duration::from_secs(20);
-/// How long it may take to attach.
-const ATTACH: Duration = Duration::from_secs(5);
-/// How long it may take to end after its duration.
-const GRACE: Duration = Duration::from_secs(5);
+const DURATION: &str = "20s";
+/// How long it may take to say that it traces.
+const ATTACH: Duration = Duration::from_secs(10);
+/// The agent opens its perf buffers for its first listener, which plsprobe has just become: what passes in that moment
+/// is notified to nobody.
+const SETTLE: Duration = Duration::from_millis(200);
+/// After which time something is wrong if it has not ended.
+const LIFETIME: Duration = Duration::from_secs(40);
 
 /// What `plsprobe explain` said of one client's flow.
 #[derive(Debug)]
@@ -61,26 +67,30 @@ pub(super) struct Plsprobe {
 }
 
 impl Plsprobe {
-    /// Starts `plsprobe trace --dst pls-app --count COUNT`, its output going where ours goes, and waits until its
-    /// programs are attached.
+    /// What [`Self::trace`] runs, for people, without the places of the lab.
+    pub(super) fn line(count: usize) -> String {
+        format!("plsprobe {}", trace_args(count).join(" "))
+    }
+
+    /// Starts `plsprobe trace`, its output going where ours goes, and waits until it says that it traces.
     pub(super) fn trace(program: &Path, lab: &mut Lab, count: usize) -> Result<Self> {
-        let before = filters(lab)?;
         let mut command = lab.netns(Ns::Node).command(program)?;
-        command.args(["trace", "--dst", "pls-app", "--count", &count.to_string(), "--duration"]);
-        command.arg(format!("{}s", DURATION.as_secs()));
-        command.args(places(lab));
-        let child = command.spawn().with_context(|| format!("failed to run `{}`", program.display()))?;
-        let mut plsprobe = Self { child, started: Instant::now() };
+        command.args(trace_args(count)).args(["--duration", DURATION]).args(places(lab));
+        command.stderr(Stdio::piped());
+        let mut child = command.spawn().with_context(|| format!("failed to run `{}`", program.display()))?;
+        let stderr = child.stderr.take().context("a piped child has no standard error")?;
+        let plsprobe = Self { child, started: Instant::now() };
         lab.adopt(plsprobe.child.id())?;
-        while filters(lab)? <= before {
-            let ended = plsprobe.child.try_wait().context("failed to wait for plsprobe")?;
-            ensure!(ended.is_none(), "`{}` ended before it traced", program.display());
-            ensure!(plsprobe.started.elapsed() < ATTACH, "`{}` attached nothing", program.display());
-            std::thread::sleep(Duration::from_millis(20));
+        match pass_on(stderr).recv_timeout(ATTACH) {
+            Ok(()) => {
+                std::thread::sleep(SETTLE);
+                Ok(plsprobe)
+            }
+            Err(RecvTimeoutError::Disconnected) => bail!("`{}` ended before it traced", program.display()),
+            Err(RecvTimeoutError::Timeout) => {
+                bail!("`{}` did not say within {} s that it traces", program.display(), ATTACH.as_secs())
+            }
         }
-        // The uplink is not its only hook: the rest follows at once.
-        std::thread::sleep(Duration::from_millis(300));
-        Ok(plsprobe)
     }
 
     /// Waits for its end, which comes by itself.
@@ -89,8 +99,7 @@ impl Plsprobe {
             if let Some(status) = self.child.try_wait().context("failed to wait for plsprobe")? {
                 return Ok(status);
             }
-            let late = self.started.elapsed() > DURATION + GRACE;
-            ensure!(!late, "plsprobe did not end {} s after its duration", GRACE.as_secs());
+            ensure!(self.started.elapsed() < LIFETIME, "plsprobe did not end after {DURATION}");
             ensure!(!interrupt.requested(), "interrupted");
             std::thread::sleep(Duration::from_millis(20));
         }
@@ -105,12 +114,27 @@ impl Drop for Plsprobe {
     }
 }
 
-/// How many programs are attached at the uplink's ingress.
-fn filters(lab: &Lab) -> Result<usize> {
-    let node = lab.netns(Ns::Node).name();
-    let mut show = Command::new("tc");
-    show.args(["-n", node, "filter", "show", "dev", "eth0", "ingress"]);
-    let output = show.output().context("failed to run `tc`")?;
-    ensure!(output.status.success(), "`tc` failed: {}", String::from_utf8_lossy(&output.stderr).trim());
-    Ok(String::from_utf8_lossy(&output.stdout).matches(" handle ").count())
+/// The NAT IPs are told, since only Azure's API knows them.
+fn trace_args(count: usize) -> Vec<String> {
+    let mut args = vec!["trace".to_owned(), "--dst".to_owned(), "pls-app".to_owned()];
+    for nat_ip in NAT_IPS {
+        args.extend(["--pls-nat-ip".to_owned(), nat_ip.to_string()]);
+    }
+    args.extend(["--count".to_owned(), count.to_string()]);
+    args
+}
+
+/// Copies plsprobe's messages to our standard error; hears of the one that says that every hook is in place.
+fn pass_on(stderr: ChildStderr) -> Receiver<()> {
+    let (ready, told) = mpsc::channel();
+    std::thread::spawn(move || {
+        for line in BufReader::new(stderr).lines().map_while(Result::ok) {
+            eprintln!("{line}");
+            if line.starts_with("plsprobe: tracing ") {
+                // Nobody waits a second time.
+                let _ = ready.send(());
+            }
+        }
+    });
+    told
 }

@@ -110,7 +110,7 @@ pub(super) fn demo(shape: Shape, instance: &str, program: &Path) -> Result<bool>
     println!(
         "The lab: a policy allows pls-app only from 10.224.0.8, one of two Private Link NAT IPs ({shape})."
     );
-    println!("$ plsprobe trace --dst pls-app --count {}", FROM_OUTSIDE.len());
+    println!("$ {}", Plsprobe::line(FROM_OUTSIDE.len()));
     let mut lab = up(scenario, shape, instance)?;
     let plsprobe = Plsprobe::trace(program, &mut lab, FROM_OUTSIDE.len())?;
     let saw = attempts(&lab, &FROM_OUTSIDE, &interrupt)?;
