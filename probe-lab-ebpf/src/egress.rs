@@ -9,7 +9,7 @@ use crate::{
     config,
     config::{SHAPE_AKS, SHAPE_KPR, SHAPE_KUBEPROXY},
     conntrack::{self, IN, NODE_PORT, NewEntry, OUT, State, Status},
-    endpoint::{self, is_host},
+    endpoint::{self, Origin, is_host},
     notify::{self, Labels, Point, Trace},
     packet::{self, ETH_P_ARP, ETH_P_IP, Packet, eth_proto},
     policy, reason, service,
@@ -96,7 +96,7 @@ fn forward(ctx: &TcContext, packet: &Packet, state: &State, dst_label: u32) -> R
     let mut to_host = false;
     if let Some(info) = endpoint::lookup(packet.daddr_be) {
         if !is_host(info) {
-            return endpoint::deliver(ctx, info, config!(identity), false);
+            return endpoint::deliver(ctx, info, config!(identity), Origin::Ingress);
         }
         to_host = true;
     }

@@ -21,10 +21,20 @@ pub const MARK_HOST: u32 = 0x0c00;
 pub const MARK_IDENTITY: u32 = 0x0f00;
 const MARK_MAGIC: u32 = 0x0f00;
 
-/// Places in `skb->cb`, kept across a tail call: source identity, interface to deliver to, come from the host.
+/// Places in `skb->cb`, kept across a tail call: source identity, interface to deliver to, origin.
 pub const CB_SRC_LABEL: usize = 0;
 pub const CB_IFINDEX: usize = 1;
-pub const CB_FROM_HOST: usize = 3;
+pub const CB_ORIGIN: usize = 3;
+
+/// Where a packet comes from that is delivered to a pod: whether it can be put into its namespace directly.
+#[repr(u32)]
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Origin {
+    /// The uplink or another pod, at whose ingress the program runs.
+    Ingress = 0,
+    /// The host, at the egress of `cilium_host`.
+    Host = 1,
+}
 
 /// Who has this address, on this node.
 #[inline(always)]
@@ -80,7 +90,7 @@ pub fn identity_of_marked(mark: u32, saddr_be: u32) -> u32 {
 
 /// Delivers a packet to a pod of this node; comes back only with an action or a drop reason.
 #[inline(always)]
-pub fn deliver(ctx: &TcContext, info: &EndpointInfo, src_label: u32, from_host: bool) -> Result<i32, i32> {
+pub fn deliver(ctx: &TcContext, info: &EndpointInfo, src_label: u32, origin: Origin) -> Result<i32, i32> {
     packet::decrement_ttl(ctx)?;
     packet::set_macs(ctx, &info.mac, &info.node_mac)?;
     let skb = skb(ctx);
@@ -95,7 +105,7 @@ pub fn deliver(ctx: &TcContext, info: &EndpointInfo, src_label: u32, from_host: 
     unsafe {
         (*skb).cb[CB_SRC_LABEL] = src_label;
         (*skb).cb[CB_IFINDEX] = info.ifindex;
-        (*skb).cb[CB_FROM_HOST] = u32::from(from_host);
+        (*skb).cb[CB_ORIGIN] = origin as u32;
     }
     // SAFETY: nothing here has to be dropped when control does not come back.
     unsafe { CALL_POLICY.tail_call(ctx, u32::from(info.lxc_id)) };

@@ -5,7 +5,7 @@ use crate::{
     config,
     config::{SHAPE_AKS, SHAPE_KPR, SHAPE_KUBEPROXY},
     conntrack::{self, NODE_PORT, NewEntry, OUT, Status},
-    endpoint::{self, ID_HOST, ID_UNKNOWN, ID_WORLD, is_host},
+    endpoint::{self, ID_HOST, ID_UNKNOWN, ID_WORLD, Origin, is_host},
     masquerade,
     notify::{self, Labels, Point, Trace},
     packet::{self, ETH_P_IP, Packet, eth_proto, skb},
@@ -47,7 +47,7 @@ pub fn from_netdev(ctx: &TcContext, labels: &mut Labels) -> Result<i32, i32> {
     }
     match endpoint::lookup(packet.daddr_be) {
         Some(info) if !is_host(info) && config!(shape) == SHAPE_KPR => {
-            endpoint::deliver(ctx, info, src_label, false)
+            endpoint::deliver(ctx, info, src_label, Origin::Ingress)
         }
         _ => Ok(TC_ACT_OK),
     }
@@ -104,7 +104,7 @@ pub fn from_host(ctx: &TcContext, labels: &mut Labels) -> Result<i32, i32> {
     packet::set_destination_mac(ctx, config!(cilium_net_mac))?;
     match endpoint::lookup(packet.daddr_be) {
         Some(info) if is_host(info) => Ok(TC_ACT_OK),
-        Some(info) => endpoint::deliver(ctx, info, src_label, true),
+        Some(info) => endpoint::deliver(ctx, info, src_label, Origin::Host),
         None => match endpoint::remote(packet.daddr_be) {
             None => Err(reason::UNROUTABLE),
             Some(info) if info.sec_identity == ID_WORLD => Err(reason::UNROUTABLE),

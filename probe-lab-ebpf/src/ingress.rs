@@ -9,7 +9,7 @@ use crate::{
     config,
     config::SHAPE_KPR,
     conntrack::{self, IN, NODE_PORT, NewEntry, Status},
-    endpoint::{self, CB_FROM_HOST, CB_IFINDEX, CB_SRC_LABEL},
+    endpoint::{self, CB_IFINDEX, CB_ORIGIN, CB_SRC_LABEL, Origin},
     notify::{self, Labels, Point, Trace},
     packet::{ETH_P_IP, Packet, eth_proto, skb},
     policy, service,
@@ -19,14 +19,14 @@ use crate::{
 #[inline(always)]
 pub fn handle_policy(ctx: &TcContext, labels: &mut Labels) -> Result<i32, i32> {
     // SAFETY: reads fields of the program's own context.
-    let (src_label, ifindex, from_host) = unsafe {
+    let (src_label, ifindex, origin) = unsafe {
         let cb = &(*skb(ctx)).cb;
-        (cb[CB_SRC_LABEL], cb[CB_IFINDEX], cb[CB_FROM_HOST] != 0)
+        (cb[CB_SRC_LABEL], cb[CB_IFINDEX], cb[CB_ORIGIN])
     };
     let mut packet = Packet::parse(ctx)?;
     admit(ctx, &mut packet, src_label, ifindex, labels)?;
     // A packet that leaves through `cilium_host` cannot be put into the pod's namespace directly.
-    let action = if config!(shape) == SHAPE_KPR && !from_host {
+    let action = if config!(shape) == SHAPE_KPR && origin == Origin::Ingress as u32 {
         // SAFETY: plain helper call.
         unsafe { bpf_redirect_peer(ifindex, 0) }
     } else {

@@ -32,7 +32,7 @@ mod policy;
 mod reason;
 mod service;
 
-use notify::Labels;
+use notify::{EGRESS, INGRESS, Labels};
 
 /// Set by the loader; lies in read-only data, so the verifier knows the values and cuts dead branches.
 #[unsafe(no_mangle)]
@@ -69,20 +69,20 @@ const FILE_LXC: u8 = 2;
 pub fn cil_from_netdev(ctx: TcContext) -> i32 {
     let mut labels = Labels::default();
     host::from_netdev(&ctx, &mut labels)
-        .unwrap_or_else(|reason| notify::drop(&ctx, reason, labels, FILE_HOST, true))
+        .unwrap_or_else(|reason| notify::drop(&ctx, reason, labels, FILE_HOST, INGRESS))
 }
 
 #[classifier]
 pub fn cil_to_netdev(ctx: TcContext) -> i32 {
     host::to_netdev(&ctx)
-        .unwrap_or_else(|reason| notify::drop(&ctx, reason, Labels::default(), FILE_HOST, false))
+        .unwrap_or_else(|reason| notify::drop(&ctx, reason, Labels::default(), FILE_HOST, EGRESS))
 }
 
 #[classifier]
 pub fn cil_from_host(ctx: TcContext) -> i32 {
     let mut labels = Labels::default();
     host::from_host(&ctx, &mut labels)
-        .unwrap_or_else(|reason| notify::drop(&ctx, reason, labels, FILE_HOST, false))
+        .unwrap_or_else(|reason| notify::drop(&ctx, reason, labels, FILE_HOST, EGRESS))
 }
 
 /// At `cilium_host` and `cilium_net`: the host firewall is off, so everything passes.
@@ -95,21 +95,21 @@ pub fn cil_to_host(_ctx: TcContext) -> i32 {
 pub fn cil_from_container(ctx: TcContext) -> i32 {
     let mut labels = Labels::default();
     egress::from_container(&ctx, &mut labels)
-        .unwrap_or_else(|reason| notify::drop(&ctx, reason, labels, FILE_LXC, false))
+        .unwrap_or_else(|reason| notify::drop(&ctx, reason, labels, FILE_LXC, EGRESS))
 }
 
 #[classifier]
 pub fn cil_to_container(ctx: TcContext) -> i32 {
     let mut labels = Labels::default();
     ingress::to_container(&ctx, &mut labels)
-        .unwrap_or_else(|reason| notify::drop(&ctx, reason, labels, FILE_LXC, true))
+        .unwrap_or_else(|reason| notify::drop(&ctx, reason, labels, FILE_LXC, INGRESS))
 }
 
 #[classifier]
 pub fn handle_policy(ctx: TcContext) -> i32 {
     let mut labels = Labels::default();
     ingress::handle_policy(&ctx, &mut labels)
-        .unwrap_or_else(|reason| notify::drop(&ctx, reason, labels, FILE_LXC, true))
+        .unwrap_or_else(|reason| notify::drop(&ctx, reason, labels, FILE_LXC, INGRESS))
 }
 
 #[panic_handler]

@@ -20,9 +20,10 @@ const TYPE_DROP: u8 = 1;
 const TYPE_TRACE: u8 = 4;
 const TYPE_VERDICT: u8 = 5;
 
-/// Metric direction, and reason "forwarded in plain text".
-const INGRESS: u8 = 1;
-const EGRESS: u8 = 2;
+/// Metric directions.
+pub const INGRESS: u8 = 1;
+pub const EGRESS: u8 = 2;
+/// Metric reason: come in plain text.
 const PLAINTEXT: u8 = 3;
 
 /// Aggregation levels: from here on no `from-…` traces, from here on only what conntrack finds worth one.
@@ -163,10 +164,11 @@ fn emit<T>(ctx: &TcContext, event: &T) {
     EVENTS.output(ctx, bytes, ctx.len().min(CAPTURE_LEN));
 }
 
-/// Notifies a drop, counts it, and returns the action. `file` is Cilium's number of the source file.
+/// Notifies a drop, counts it in metric direction `dir`, and returns the action. `file` is Cilium's number of the
+/// source file.
 #[inline(always)]
-pub fn drop(ctx: &TcContext, reason: i32, labels: Labels, file: u8, ingress: bool) -> i32 {
-    count(ctx, -reason as u8, if ingress { INGRESS } else { EGRESS });
+pub fn drop(ctx: &TcContext, reason: i32, labels: Labels, file: u8, dir: u8) -> i32 {
+    count(ctx, -reason as u8, dir);
     // SAFETY: reads a field of the program's own context.
     let ifindex = unsafe { (*skb(ctx)).ifindex };
     let event = DropNotify {

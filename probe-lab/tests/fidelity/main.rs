@@ -7,7 +7,7 @@
 use std::collections::BTreeSet;
 use std::fmt::Write as _;
 use std::path::Path;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use std::{fs, process};
 
 use anyhow::{Context as _, Result, ensure};
@@ -50,6 +50,9 @@ const NOT_EXPRESSED: &[(&str, &str, &str)] = &[
         "the rest is the pod's kernel repeating itself",
     ),
 ];
+
+/// How long the last notifications may take on a busy machine.
+const PATIENCE: Duration = Duration::from_secs(3);
 
 /// A recording, and what of it is not expressed.
 struct Recording {
@@ -121,8 +124,9 @@ impl World {
         Ok(recorded.into_iter().map(|notification| notification.moved(self.recording.ifindex)).collect())
     }
 
+    /// What was notified since the last call, and a little later: the last segments of a connection are sent after
+    /// the client has its answer.
     fn seen(&mut self) -> Result<Vec<Notification>> {
-        // The last segments of a connection are sent after the client has its answer.
         std::thread::sleep(Duration::from_millis(100));
         Ok(self.events.drain()?.iter().filter_map(|sample| Notification::parse(sample)).collect())
     }
@@ -194,25 +198,46 @@ fn replay(world: &mut World, scenario: &Path, expected: &Expected) -> Result<Vec
 
     let recorded = world.recorded(scenario)?;
     let saw = send_all(&world.lab, &expected.probes, &recorded);
-    let seen = world.seen()?;
     let mut failures = Vec::new();
     for (probe, saw) in expected.probes.iter().zip(saw) {
         let saw = saw.with_context(|| format!("probe `{}`", probe.id))?;
         if saw.to_string() != probe.client_saw {
             failures.push(format!("{}: the client saw {saw}, recorded {}", probe.id, probe.client_saw));
         }
-        let found = [decided(probe, &recorded, &seen), traced(&world.recording, probe, &recorded, &seen)];
-        failures.extend(found.into_iter().flatten().map(|text| format!("{}: {text}", probe.id)));
+    }
+    let end = Instant::now() + PATIENCE;
+    let mut seen = Vec::new();
+    loop {
+        seen.extend(world.seen()?);
+        let found = differences(world, scenario, &expected.probes, &recorded, &seen)?;
+        if found.is_empty() || Instant::now() >= end {
+            failures.extend(found);
+            return Ok(failures);
+        }
+    }
+}
+
+/// What differs between the recording and what was seen so far.
+fn differences(
+    world: &World,
+    scenario: &Path,
+    probes: &[RecordedProbe],
+    recorded: &[Notification],
+    seen: &[Notification],
+) -> Result<Vec<String>> {
+    let mut differences = Vec::new();
+    for probe in probes {
+        let found = [decided(probe, recorded, seen), traced(&world.recording, probe, recorded, seen)];
+        differences.extend(found.into_iter().flatten().map(|text| format!("{}: {text}", probe.id)));
     }
     let unknown = |of: &[Notification]| -> BTreeSet<_> {
         of.iter().filter(|n| n.is_trace() && n.flow() == Flow::Unknown && !n.is_arp()).cloned().collect()
     };
-    failures.extend(set_difference(&unknown(&recorded), &unknown(&seen)));
-    let tracked =
-        expected.probes.iter().filter(|probe| !world.recording.socket_balanced.contains(&probe.id.as_str()));
+    differences.extend(set_difference(&unknown(recorded), &unknown(seen)));
+    let tracked = probes.iter().filter(|probe| !world.recording.socket_balanced.contains(&probe.id.as_str()));
     let ports: Vec<_> = tracked.filter_map(|probe| probe.from_port).collect();
-    failures.extend(conntrack::differences(world, scenario, &ports)?);
-    Ok(failures)
+    differences.extend(conntrack::differences(world, scenario, &ports)?);
+    Ok(differences)
 }
 
 /// Sends every probe from a thread of its own, with what the recorded packet carried.
@@ -234,11 +259,24 @@ fn send_all(lab: &Lab, probes: &[RecordedProbe], recorded: &[Notification]) -> V
 
 /// What differs between the recorded and the seen verdicts and drops of one probe.
 fn decided(probe: &RecordedProbe, recorded: &[Notification], seen: &[Notification]) -> Option<String> {
-    let of = |all: &[Notification]| -> Vec<_> {
-        all.iter().filter(|n| probe.owns(n) && !n.is_trace()).cloned().collect()
+    let of = |all: &[Notification]| {
+        once(all.iter().filter(|n| probe.owns(n) && !n.is_trace()).cloned().collect::<Vec<_>>())
     };
     let (recorded, seen) = (of(recorded), of(seen));
     (recorded != seen).then(|| format!("decided\n  recorded {recorded:#?}\n  seen {seen:#?}"))
+}
+
+/// What the first packet was answered with, if every retransmission was answered with the same: how many there are
+/// is the client's patience.
+fn once(all: Vec<Notification>) -> Vec<Notification> {
+    let mut first: Vec<Notification> = Vec::new();
+    for notification in &all {
+        if !first.contains(notification) {
+            first.push(notification.clone());
+        }
+    }
+    let repeats = !first.is_empty() && all.chunks(first.len()).all(|chunk| chunk == first);
+    if repeats { first } else { all }
 }
 
 /// What differs between the recorded and the seen traces of one probe.
