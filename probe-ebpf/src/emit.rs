@@ -1,5 +1,4 @@
 //! Records into the ring buffer, with every loss counted.
-use aya_ebpf::bindings::BPF_RB_NO_WAKEUP;
 use aya_ebpf::maps::ring_buf::RingBufEntry;
 use probe_common::Counter;
 
@@ -20,7 +19,10 @@ pub(crate) fn reserve<T: 'static>(lost: Counter) -> Option<RingBufEntry<T>> {
 }
 
 /// Gives a record back that turned out not to be wanted.
+///
+/// With the usual wakeup: the kernel wakes the reader for a record only if the reader has read all before it, so a
+/// record passed over in silence would silence those behind it too.
 #[inline(always)]
 pub(crate) fn discard<T>(entry: RingBufEntry<T>) {
-    entry.discard(u64::from(BPF_RB_NO_WAKEUP));
+    entry.discard(0);
 }

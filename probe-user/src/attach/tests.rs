@@ -231,6 +231,29 @@ fn only_the_ports_and_sources_asked_for() {
 }
 
 #[test]
+fn a_record_that_is_not_wanted_does_not_hold_up_the_next() {
+    scratch(|peer| {
+        let _receiver = UdpSocket::bind((NODE, PORT)).unwrap();
+        let target = Target { addr: NODE.parse().unwrap(), port: Some((PORT, 17)) };
+        let settings = settings(Filter { targets: vec![target], sources: vec![] });
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(async {
+            let (_attachment, mut records) = Attachment::start(&settings).unwrap();
+            // To another port: reserved, looked at, given back.
+            peer.run(|| UdpSocket::bind(("10.99.0.2", 0)).unwrap().send_to(&[1], (NODE, PORT + 1)).unwrap());
+            send_udp(peer, NODE, 1, 8);
+            let mut batch = Vec::new();
+            let read = tokio::time::timeout(Duration::from_secs(2), async {
+                while packets(&batch, HookPoint::UplinkIn).is_empty() {
+                    records.next_batch(&mut batch).await.unwrap();
+                }
+            });
+            read.await.expect("the reader is woken for a wanted record behind an unwanted one");
+        });
+    });
+}
+
+#[test]
 fn ipv6_and_the_error_that_quotes_it() {
     scratch(|peer| {
         let (records, _) = observe(&settings(about(NODE_V6)), || send_udp(peer, NODE_V6, 1, 40));

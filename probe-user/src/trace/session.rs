@@ -274,7 +274,7 @@ impl<'o> Session<'o> {
         for hook in self.attachment.recheck(&self.scope.interfaces) {
             match &hook.state {
                 HookState::Attached(means) => {
-                    notice(&format!("attached again at `{}` by {means}", hook.place))
+                    notice(&format!("attached again at `{}` by {means}", hook.place));
                 }
                 HookState::Lost(why) | HookState::Refused(why) => {
                     notice(&format!("nothing is seen any more at `{}`: {why}", hook.place));

@@ -1,0 +1,346 @@
+//! `plsprobe trace` on a live node: every scenario in every shape of the lab, and what goes wrong meanwhile.
+
+use std::io::{BufRead as _, BufReader, Read as _};
+use std::process::{Child, Command, Stdio};
+use std::sync::mpsc::{Receiver, channel};
+use std::time::{Duration, Instant};
+
+use probe_lab::scenario::{Client, SCENARIOS};
+use probe_lab::{ClientSaw, Lab, LabOptions, Ns, Shape};
+use serde_json::Value;
+
+/// Those whose flows end at `pls-app`.
+const TO_APP: [Client; 5] = [
+    Client::ConsumerFirstNatIp,
+    Client::ConsumerSecondNatIp,
+    Client::PeeredVm,
+    Client::HealthProbe,
+    Client::Nginx,
+];
+/// How long anything here may take.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+fn lab(test: &str, shape: Shape, scenario: &str) -> Option<Lab> {
+    let built = probe_user::attach::is_built_in();
+    let why =
+        probe_lab::standin::unavailable().or((!built).then(|| "built without its eBPF object".to_owned()));
+    if let Some(why) = why {
+        println!("skipped: {why}");
+        return None;
+    }
+    let instance = format!("t{}-{test}", std::process::id());
+    let options = LabOptions { instance, shape, scenario: scenario.to_owned() };
+    Some(Lab::up(&options).unwrap_or_else(|error| panic!("{test}: {error:#}")))
+}
+
+/// A running `plsprobe trace`; killed when dropped.
+struct Trace {
+    child: Child,
+    stderr: Receiver<String>,
+}
+
+/// What one left behind.
+struct Traced {
+    code: Option<i32>,
+    stdout: String,
+    stderr: String,
+}
+
+impl Trace {
+    /// Starts it in the lab's node and waits until it is attached.
+    fn start(lab: &mut Lab, args: &str) -> Self {
+        let mut command = lab.netns(Ns::Node).command(env!("CARGO_BIN_EXE_plsprobe")).unwrap();
+        command.arg("trace").args(args.split_whitespace());
+        command.arg("--bpffs").arg(lab.bpffs()).arg("--cilium-run").arg(lab.run_dir());
+        command.stdout(Stdio::piped()).stderr(Stdio::piped());
+        let mut child = command.spawn().expect("plsprobe runs");
+        lab.adopt(child.id()).unwrap();
+        let (sender, stderr) = channel();
+        let lines = BufReader::new(child.stderr.take().unwrap()).lines();
+        std::thread::spawn(move || lines.map_while(Result::ok).try_for_each(|line| sender.send(line)));
+        let trace = Self { child, stderr };
+        // The second line says where verdicts come from: all is attached then.
+        assert!(trace.says("tracing `"), "no start");
+        assert!(trace.says("verdicts come from"), "no source of verdicts");
+        trace
+    }
+
+    /// Waits for a line on stderr that contains `text`.
+    fn says(&self, text: &str) -> bool {
+        let until = Instant::now() + PATIENCE;
+        while let Ok(line) = self.stderr.recv_timeout(until.saturating_duration_since(Instant::now())) {
+            if line.contains(text) {
+                return true;
+            }
+        }
+        false
+    }
+
+    fn signal(&self, signal: i32) {
+        let kill = Command::new("kill").arg(format!("-{signal}")).arg(self.child.id().to_string()).status();
+        assert!(kill.unwrap().success());
+    }
+
+    fn finish(mut self) -> Traced {
+        let mut stdout = String::new();
+        self.child.stdout.take().unwrap().read_to_string(&mut stdout).unwrap();
+        let until = Instant::now() + PATIENCE;
+        let code = loop {
+            if let Some(status) = self.child.try_wait().unwrap() {
+                break status.code();
+            }
+            assert!(Instant::now() < until, "it does not end");
+            std::thread::sleep(Duration::from_millis(10));
+        };
+        Traced { code, stdout, stderr: self.stderr.try_iter().collect::<Vec<_>>().join("\n") }
+    }
+}
+
+impl Drop for Trace {
+    fn drop(&mut self) {
+        // An error means that it has ended already.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+impl Traced {
+    fn flows(&self) -> Vec<Value> {
+        self.with_schema("plsprobe.trace.flow/1")
+    }
+
+    fn summary(&self) -> Value {
+        let mut found = self.with_schema("plsprobe.trace.summary/1");
+        assert_eq!(found.len(), 1, "{}", self.stdout);
+        found.remove(0)
+    }
+
+    fn with_schema(&self, schema: &str) -> Vec<Value> {
+        let lines = self.stdout.lines().map(|line| serde_json::from_str::<Value>(line).expect("JSON"));
+        lines.filter(|value| value["schema"] == schema).collect()
+    }
+
+    /// The flow of a client, by the address that the node sees.
+    fn flow(&self, client: Client) -> Value {
+        let address = client.address().to_string();
+        let of = |flow: &Value| flow["tuple"]["saddr"] == address.as_str();
+        let flows: Vec<_> = self.flows().into_iter().filter(of).collect();
+        assert_eq!(flows.len(), 1, "{client}: {flows:#?}\n{}", self.stderr);
+        flows.into_iter().next().unwrap()
+    }
+}
+
+/// tc's filters of every interface of the node.
+fn filters(lab: &Lab) -> String {
+    let script = "for dev in eth0 cilium_host lxc6e1a54cbd011; do for d in ingress egress; do tc filter show dev $dev $d 2>/dev/null; done; done";
+    let output = lab.netns(Ns::Node).command("sh").unwrap().args(["-c", script]).output().unwrap();
+    String::from_utf8(output.stdout).unwrap()
+}
+
+/// Makes the attempts, one after another as the table has them.
+fn send(lab: &Lab, clients: &[Client]) -> Vec<ClientSaw> {
+    std::thread::scope(|scope| {
+        let attempts: Vec<_> = clients
+            .iter()
+            .map(|client| {
+                std::thread::sleep(Duration::from_millis(50));
+                scope.spawn(|| lab.probe(&client.probe()).unwrap())
+            })
+            .collect();
+        attempts.into_iter().map(|attempt| attempt.join().unwrap()).collect()
+    })
+}
+
+/// Whether what the client saw fits the verdict and outcome of its flow.
+fn check(name: &str, client: Client, saw: ClientSaw, flow: &Value) {
+    let (verdict, outcome) =
+        (flow["verdict"].as_str().unwrap(), flow["outcome"]["outcome"].as_str().unwrap());
+    let expected = match saw {
+        ClientSaw::Ok => ("allowed", "answered"),
+        ClientSaw::Refused => ("allowed", "refused"),
+        ClientSaw::Timeout => ("dropped", "dropped-by-cilium"),
+    };
+    assert_eq!((verdict, outcome), expected, "{name}, {client}: {flow:#}");
+    assert_eq!(flow["findings"], Value::Array(vec![]), "{name}, {client}: views disagree: {flow:#}");
+}
+
+fn every_scenario(shape: Shape) {
+    for scenario in SCENARIOS.iter().filter(|scenario| scenario.shapes.contains(&shape)) {
+        let name = format!("{} in {shape}", scenario.name);
+        let Some(mut lab) = lab(&format!("{shape}-{}", scenario.name), shape, scenario.name) else { return };
+        let before = filters(&lab);
+        let trace = Trace::start(&mut lab, "--dst pls-app -o json --count 5 --duration 12s");
+        let saw = send(&lab, &TO_APP);
+        let traced = trace.finish();
+        assert_eq!(filters(&lab), before, "{name}: nothing of ours remains");
+        for (client, saw) in TO_APP.into_iter().zip(&saw) {
+            assert_eq!(*saw, scenario.expected(client), "{name}, {client}");
+            check(&name, client, *saw, &traced.flow(client));
+        }
+        let dropped = saw.contains(&ClientSaw::Timeout);
+        assert_eq!(traced.code, Some(i32::from(dropped)), "{name}: {}", traced.stderr);
+        let summary = traced.summary();
+        assert_eq!(summary["flows"]["total"], 5, "{name}");
+        assert_eq!(summary["records"]["lost"], 0, "{name}");
+    }
+}
+
+#[test]
+fn every_scenario_with_endpoint_routes() {
+    every_scenario(Shape::Aks);
+}
+
+#[test]
+fn every_scenario_with_host_routing() {
+    every_scenario(Shape::Kpr);
+}
+
+#[test]
+fn every_scenario_behind_kube_proxy() {
+    every_scenario(Shape::KubeProxy);
+}
+
+#[test]
+fn three_lines_for_an_answer_and_fifteen_for_a_drop() {
+    let Some(mut lab) = lab("lines", Shape::Aks, "allow-nat-ip") else { return };
+    let nat_ips = "--pls-nat-ip 10.224.0.8 --pls-nat-ip 10.224.0.9";
+    let trace = Trace::start(&mut lab, &format!("--dst pls-app --src pls {nat_ips} --count 2 --duration 8s"));
+    send(&lab, &[Client::ConsumerFirstNatIp, Client::ConsumerSecondNatIp, Client::PeeredVm]);
+    let traced = trace.finish();
+    let blocks: Vec<Vec<&str>> = traced.stdout.lines().fold(Vec::new(), |mut blocks, line| {
+        if !line.starts_with(' ') {
+            blocks.push(Vec::new());
+        }
+        blocks.last_mut().expect("a flow begins without a space").push(line);
+        blocks
+    });
+    let of = |address: &str| {
+        let found: Vec<_> = blocks.iter().filter(|block| block[0].starts_with(address)).collect();
+        assert_eq!(found.len(), 1, "{}", traced.stdout);
+        found[0].clone()
+    };
+    let answered = of("10.224.0.8:");
+    assert_eq!(answered.len(), 3, "{answered:#?}");
+    assert!(answered[0].contains(" -> 10.224.0.7:80 TCP: allowed, answered after "), "{answered:#?}");
+    assert!(answered[1].contains("PLS NAT IP 10.224.0.8"), "{answered:#?}");
+    assert!(answered[1].contains("DNAT 10.224.0.7:80 to 10.0.0.143:80"), "{answered:#?}");
+    assert!(answered[2].contains("NetworkPolicy default/allow-pls-nat"), "{answered:#?}");
+    let dropped = of("10.224.0.9:");
+    assert!(dropped.len() <= 15, "{dropped:#?}");
+    assert!(dropped[0].ends_with(": dropped by Cilium, Policy denied (133)"), "{dropped:#?}");
+    for wanted in
+        ["NetworkPolicy default/allow-pls-nat selects default/pls-app", "  entry    none in cilium_policy_"]
+    {
+        assert!(dropped.iter().any(|line| line.contains(wanted)), "no `{wanted}`: {dropped:#?}");
+    }
+    assert!(!traced.stdout.contains("10.221.1.4"), "`--src pls` is the NAT IPs alone: {}", traced.stdout);
+}
+
+#[test]
+fn a_signal_ends_it_with_nothing_left_attached() {
+    const SIGINT: i32 = 2;
+    const SIGTERM: i32 = 15;
+    let Some(mut lab) = lab("signal", Shape::Aks, "none") else { return };
+    let before = filters(&lab);
+    for (signal, traffic, code) in [(SIGINT, false, 130), (SIGTERM, false, 130), (SIGINT, true, 0)] {
+        let trace = Trace::start(&mut lab, "--dst pls-app -o json --duration 60s");
+        assert_ne!(filters(&lab), before);
+        if traffic {
+            send(&lab, &[Client::PeeredVm]);
+        }
+        trace.signal(signal);
+        let traced = trace.finish();
+        assert_eq!(traced.code, Some(code), "signal {signal}: {}\n{}", traced.stdout, traced.stderr);
+        assert_eq!(traced.flows().len(), usize::from(traffic));
+        assert_eq!(filters(&lab), before);
+    }
+}
+
+#[test]
+fn sigkill_leaves_what_the_next_run_removes() {
+    let Some(mut lab) = lab("kill", Shape::Aks, "none") else { return };
+    let before = filters(&lab);
+    let trace = Trace::start(&mut lab, "--dst pls-app --duration 60s");
+    drop(trace);
+    assert_ne!(filters(&lab), before, "legacy filters survive SIGKILL");
+    // Packets pass all the same.
+    assert_eq!(send(&lab, &[Client::PeeredVm]), [ClientSaw::Ok]);
+    let trace = Trace::start(&mut lab, "--dst pls-app -o json --count 1 --duration 8s");
+    send(&lab, &[Client::PeeredVm]);
+    let traced = trace.finish();
+    assert_eq!((traced.code, traced.flows().len()), (Some(0), 1), "{}", traced.stderr);
+    assert_eq!(filters(&lab), before);
+}
+
+#[test]
+fn the_agent_stops_and_comes_back() {
+    let Some(mut lab) = lab("agent", Shape::Aks, "seed-deny") else { return };
+    let trace = Trace::start(&mut lab, "--dst pls-app -o json --count 2 --duration 20s");
+    lab.stop_agent();
+    assert!(trace.says("lost Cilium's monitor socket"));
+    // Without the agent's word, the kernel's drop and the maps still tell.
+    send(&lab, &[Client::PeeredVm]);
+    lab.start_agent().unwrap();
+    assert!(trace.says("is back"));
+    send(&lab, &[Client::HealthProbe]);
+    let traced = trace.finish();
+    let (without, with) = (traced.flow(Client::PeeredVm), traced.flow(Client::HealthProbe));
+    assert_eq!((without["verdict"].as_str(), with["verdict"].as_str()), (Some("dropped"), Some("dropped")));
+    assert_eq!(without["outcome"]["name"], "TC_EGRESS", "{without:#}");
+    assert_eq!(without["explanation"]["drop_reason"]["code"], 133, "{without:#}");
+    assert_eq!(with["outcome"]["outcome"], "dropped-by-cilium", "{with:#}");
+    assert_eq!(traced.code, Some(1));
+}
+
+#[test]
+fn the_pod_is_deleted_meanwhile() {
+    let Some(mut lab) = lab("pod", Shape::Aks, "none") else { return };
+    let trace = Trace::start(&mut lab, "--dst pls-app -o json --duration 6s");
+    lab.run_in(Ns::Node, || Command::new("ip").args(["link", "del", "lxc6e1a54cbd011"]).status().unwrap())
+        .unwrap();
+    assert!(trace.says("interface `lxc6e1a54cbd011` has gone"));
+    let traced = trace.finish();
+    assert_eq!(traced.code, Some(3), "nothing was judged: {}", traced.stdout);
+    let hooks = traced.summary()["hooks"].clone();
+    let lost = hooks.as_array().unwrap().iter().filter(|hook| hook["state"] == "lost").count();
+    assert_eq!(lost, 2, "{hooks:#}");
+    assert!(!filters(&lab).contains("plsprobe"));
+}
+
+#[test]
+fn a_ring_that_is_too_small_says_so() {
+    let Some(mut lab) = lab("ring", Shape::Aks, "none") else { return };
+    let trace = Trace::start(&mut lab, "--dst pls-app -o json --duration 9s --ring-bytes 4096");
+    // Stopped, it reads nothing: the ring of some thirty records overflows.
+    trace.signal(19);
+    for _ in 0..6 {
+        send(&lab, &[Client::PeeredVm]);
+    }
+    trace.signal(18);
+    assert!(trace.says("records lost in the last second; narrow the filter or raise `--ring-bytes`"));
+    let traced = trace.finish();
+    assert!(traced.summary()["records"]["lost"].as_u64().unwrap() > 0, "{}", traced.stdout);
+}
+
+#[test]
+fn what_cannot_be_traced_is_one_line_and_attaches_nothing() {
+    let Some(lab) = lab("bad", Shape::Aks, "none") else { return };
+    let run = |args: &[&str]| {
+        let mut command = lab.netns(Ns::Node).command(env!("CARGO_BIN_EXE_plsprobe")).unwrap();
+        command.arg("trace").args(args);
+        command.arg("--bpffs").arg(lab.bpffs()).arg("--cilium-run").arg(lab.run_dir());
+        let output = command.output().unwrap();
+        (output.status.code(), String::from_utf8(output.stderr).unwrap())
+    };
+    let before = filters(&lab);
+    for (args, wanted) in [
+        (&["--dst", "pls-ap"][..], "unknown target `pls-ap`; pods on this node: default/pls-app"),
+        (&["--dst", "pls-app", "--src", "pls"], "give each by `--pls-nat-ip IP`"),
+        (&["--dst", "pls-app", "--interface", "nosuch0"], "no interface `nosuch0` in this network namespace"),
+    ] {
+        let (code, stderr) = run(args);
+        assert_eq!(code, Some(2), "{stderr}");
+        assert!(stderr.contains(wanted) && stderr.lines().count() == 1, "{stderr}");
+    }
+    assert_eq!(filters(&lab), before);
+}
