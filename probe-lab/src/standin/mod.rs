@@ -25,7 +25,6 @@ mod config;
 use std::fs;
 use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
-use std::process::Command;
 
 use anyhow::{Context as _, Result, bail};
 use aya::maps::{MapData, PerfEventArray};
@@ -56,8 +55,14 @@ const MAPS_OF_REPLACEMENT: [&str; 6] = [
 /// Maps that Cilium has only with a tunnel, which the recordings with kube-proxy have.
 const MAPS_OF_TUNNEL: [&str; 1] = ["cilium_tunnel_map"];
 
-/// The netfilter table that marks what the node itself sends, as Cilium's `CILIUM_OUTPUT` chain does.
-const MARK_TABLE: &str = "cilium_standin";
+/// Marks what the node itself sends, as Cilium's own `CILIUM_OUTPUT` chain does.
+const MARK_RULES: &str = "*filter
+:CILIUM_OUTPUT - [0:0]
+-A OUTPUT -j CILIUM_OUTPUT
+-A CILIUM_OUTPUT -m mark ! --mark 0xe00/0xf00 -m mark ! --mark 0xd00/0xf00 -m mark ! --mark 0xa00/0xe00 \
+-m mark ! --mark 0x800/0xe00 -m mark ! --mark 0xf00/0xf00 -j MARK --set-xmark 0xc00/0xf00
+COMMIT
+";
 
 /// How much the datapath tells of what it forwards (`monitor-aggregation`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -404,21 +409,26 @@ impl Standin {
         Ok(entries)
     }
 
-    /// What the node itself sends gets the mark that says so, unless it carries another of Cilium's.
+    /// What the node itself sends gets the mark that says so, by the iptables rule with which Cilium's agent does it.
+    ///
+    /// Behind kube-proxy the lab's own rules have it already.
     fn set_mark_rule(&self) -> Result<()> {
-        let rules = format!(
-            "table ip {MARK_TABLE} {{}}
-flush table ip {MARK_TABLE}
-table ip {MARK_TABLE} {{
-  chain output {{
-    type filter hook output priority filter; policy accept;
-    meta mark & 0xf00 != {{ 0x800, 0xa00, 0xb00, 0xd00, 0xe00, 0xf00 }} meta mark set meta mark & 0xfffff0ff | 0xc00
-  }}
-}}
-"
-        );
-        let mut nft = self.config.netns.command("nft")?;
-        shell::run_with_input(nft.args(["-f", "-"]), &rules)?;
+        if self.config.shape == Shape::KubeProxy {
+            return Ok(());
+        }
+        let mut restore = self.config.netns.command("iptables-restore")?;
+        shell::run_with_input(restore.arg("--noflush"), MARK_RULES)?;
+        Ok(())
+    }
+
+    fn remove_mark_rule(&self) -> Result<()> {
+        if self.config.shape == Shape::KubeProxy {
+            return Ok(());
+        }
+        for arguments in ["-D OUTPUT -j CILIUM_OUTPUT", "-F CILIUM_OUTPUT", "-X CILIUM_OUTPUT"] {
+            let mut iptables = self.config.netns.command("iptables")?;
+            shell::run(iptables.args(arguments.split(' ')))?;
+        }
         Ok(())
     }
 
@@ -429,8 +439,7 @@ table ip {MARK_TABLE} {{
         }
         let filters = std::mem::take(&mut self.filters);
         self.config.netns.run_in(|| filters.iter().try_for_each(Filter::delete))??;
-        let mut nft: Command = self.config.netns.command("nft")?;
-        shell::run(nft.args(["delete", "table", "ip", MARK_TABLE]))?;
+        self.remove_mark_rule()?;
         Ok(())
     }
 }

@@ -175,7 +175,10 @@ impl PolicyVerdictNotify {
 
     /// The L7 proxy's port in host order, if the packet was redirected. It travels in network order inside the `s32`.
     pub fn proxy_port(&self) -> Option<u16> {
-        u16::try_from(self.verdict).ok().filter(|port| *port != 0).map(u16::swap_bytes)
+        u16::try_from(self.verdict)
+            .ok()
+            .filter(|port| *port != 0)
+            .map(|port| u16::from_be_bytes(port.to_le_bytes()))
     }
 }
 
