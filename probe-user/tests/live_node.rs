@@ -124,7 +124,7 @@ fn a_map_that_is_missing_is_named() {
     assert!(ran.stdout.contains("cilium_ipcache"), "{}", ran.stdout);
     let (code, found) = node.doctor();
     assert_eq!(code, 2);
-    assert_eq!(found["cilium_ipcache"], ("missing".to_owned(), "no such map".to_owned()));
+    assert_eq!(found["cilium_ipcache"], ("missing".to_owned(), "no such pin".to_owned()));
     assert_eq!(found["explain, dump"], ("missing".to_owned(), "needs cilium_ipcache".to_owned()));
 }
 
@@ -134,10 +134,12 @@ fn a_user_without_privileges() {
     // The binary's own folder may be closed to that user, and the lab's is.
     let folder = tempfile::tempdir_in("/tmp").unwrap();
     let binary = folder.path().join("plsprobe");
-    fs::copy(env!("CARGO_BIN_EXE_plsprobe"), &binary).unwrap();
     let open = <fs::Permissions as std::os::unix::fs::PermissionsExt>::from_mode(0o755);
-    fs::set_permissions(folder.path(), open.clone()).unwrap();
-    fs::set_permissions(&binary, open).unwrap();
+    fs::set_permissions(folder.path(), open).unwrap();
+    // Copied by another process: a file that any thread's child still has open for writing cannot be run.
+    let install =
+        Command::new("install").args(["-m", "755", env!("CARGO_BIN_EXE_plsprobe")]).arg(&binary).status();
+    assert!(install.unwrap().success());
     let ran = ran(Command::new(&binary)
         .args(["dump", "policy", "--bpffs"])
         .arg(node.lab.bpffs())

@@ -17,9 +17,8 @@ use crate::sources::{
     LiveOptions,
     assemble::assemble,
     classifiers::{self, Attachment, Classifier},
-    live::{self, LiveNode},
-    monitor,
-    raw::RawMap,
+    live, monitor,
+    raw::{RawMap, RawNode},
     rest,
     unusable::Unusable,
 };
@@ -27,21 +26,20 @@ use crate::sources::{
 /// The Hubble server's socket in the agent's run directory.
 const HUBBLE_SOCKET: &str = "hubble.sock";
 /// Pins without which no packet is judged, and those that every Cilium has; others come with its options.
-const PINS: [(&str, Need); 7] = [
+const PINS: [(&str, Need); 6] = [
     ("cilium_lxc", Need::Everything),
     ("cilium_ipcache", Need::Everything),
     ("cilium_lb4_services_v2", Need::None),
     ("cilium_lb4_backends_v3", Need::None),
     ("cilium_ct4_global", Need::None),
     ("cilium_ct_any4_global", Need::None),
-    ("cilium_metrics", Need::None),
 ];
 /// What to do about a map that is not understood.
 const REPORT: &str = "report this line: plsprobe knows the layouts of Cilium 1.14 to 1.16";
 
 pub(super) fn checks(options: &LiveOptions) -> Vec<Check> {
     let mut checks = match live::read(options) {
-        Ok(live) => of_node(&live),
+        Ok(live) => of_node(&live.node),
         Err(error) => {
             let next = "run plsprobe on a node with Cilium";
             vec![Check::failed(Cilium, "maps", &error, next).needed_for(Need::Everything)]
@@ -52,42 +50,50 @@ pub(super) fn checks(options: &LiveOptions) -> Vec<Check> {
     checks
 }
 
-fn of_node(live: &LiveNode) -> Vec<Check> {
-    let world = assemble(&live.node);
-    let mut checks = maps(live, &world);
-    checks.extend(agent(live));
-    checks.push(attachment(live));
+fn of_node(node: &RawNode) -> Vec<Check> {
+    let world = assemble(node);
+    let mut checks = maps(node, &world);
+    checks.extend(agent(node));
+    checks.push(attachment(node));
     checks.push(pod_interfaces(&world));
-    checks.push(rules(live));
+    checks.push(rules(node));
     checks
 }
 
-fn maps(live: &LiveNode, world: &World) -> Vec<Check> {
+fn maps(node: &RawNode, world: &World) -> Vec<Check> {
     let mut checks: Vec<Check> = PINS
         .into_iter()
-        .map(|(name, need)| match (live.node.maps.get(name), world.missing(name)) {
+        .map(|(name, need)| match (node.maps.get(name), world.missing(name)) {
             (Some(map), None) => Check::ok(Cilium, name, shown(map)),
             (Some(map), Some(missing)) => {
                 let found = format!("{}; {}", shown(map), missing.why);
                 Check::missing(Cilium, name, found, REPORT).needed_for(need)
             }
-            (None, missing) => {
-                let why = missing.map_or_else(|| "no such pin".to_owned(), |missing| missing.why.clone());
-                let other = other_generation(name, &live.node.maps);
-                let (found, next) = match other {
-                    Some(other) => (format!("{why}, but `{other}`"), REPORT),
-                    None => (why, "is the agent up, and is `--bpffs` the one it uses?"),
-                };
-                Check::missing(Cilium, name, found, next).needed_for(need)
-            }
+            (None, _) => unread(name, need, node),
         })
         .collect();
-    checks.extend(policy_maps(live, world));
+    checks.extend(policy_maps(node, world));
     let named =
         |name: &&String| PINS.iter().any(|(pin, _)| pin == name) || name.starts_with("cilium_policy_");
-    let others = live.node.maps.keys().filter(|name| !named(name)).count();
+    let others = node.maps.keys().filter(|name| !named(name)).count();
     checks.push(Check::ok(Cilium, "other pins", format!("{others}, of which trace and dump use some")));
     checks
+}
+
+/// A map that could not be read, or is not there.
+fn unread(name: &str, need: Need, node: &RawNode) -> Check {
+    if let Some(missing) = node.missing.iter().find(|missing| missing.what == name) {
+        let next = "answers lack what it holds";
+        return match need {
+            Need::None => Check::degraded(Cilium, name, &missing.why, next),
+            need => Check::missing(Cilium, name, &missing.why, next).needed_for(need),
+        };
+    }
+    let (found, next) = other_generation(name, &node.maps).map_or_else(
+        || ("no such pin".to_owned(), "is the agent up, and is `--bpffs` the one it uses?"),
+        |other| (format!("no such pin, but `{other}`"), REPORT),
+    );
+    Check::missing(Cilium, name, found, next).needed_for(need)
 }
 
 /// A pin of the same map in another version of Cilium: `cilium_ipcache_v2` for `cilium_ipcache`.
@@ -98,8 +104,8 @@ fn other_generation<'a>(name: &str, maps: &'a BTreeMap<String, RawMap>) -> Optio
 }
 
 /// One line for all that are understood, one for each that is not.
-fn policy_maps(live: &LiveNode, world: &World) -> Vec<Check> {
-    let policies = || live.node.maps.iter().filter(|(name, _)| name.starts_with("cilium_policy_"));
+fn policy_maps(node: &RawNode, world: &World) -> Vec<Check> {
+    let policies = || node.maps.iter().filter(|(name, _)| name.starts_with("cilium_policy_"));
     let mut checks = Vec::new();
     let (mut understood, mut entries, mut shapes) = (0, 0, BTreeSet::new());
     for (name, map) in policies() {
@@ -133,8 +139,8 @@ fn shown(map: &RawMap) -> String {
     )
 }
 
-fn agent(live: &LiveNode) -> Vec<Check> {
-    let healthz = live.node.rest.get("healthz").map(|text| rest::version(text));
+fn agent(node: &RawNode) -> Vec<Check> {
+    let healthz = node.rest.get("healthz").map(|text| rest::version(text));
     let mut checks = match healthz {
         Some(Ok(version)) => {
             let version = version.unwrap_or_else(|| "of a version it does not say".to_owned());
@@ -146,10 +152,10 @@ fn agent(live: &LiveNode) -> Vec<Check> {
         }
         None => Vec::new(),
     };
-    let unanswered =
-        live.node.missing.iter().filter(|missing| {
-            missing.what == crate::sources::agent::SOCKET || missing.what.starts_with("/v1/")
-        });
+    let unanswered = node
+        .missing
+        .iter()
+        .filter(|missing| missing.what == crate::sources::agent::SOCKET || missing.what.starts_with("/v1/"));
     checks.extend(unanswered.map(|missing| {
         let next = "answers lack names, labels and policies that only the agent knows";
         Check::degraded(Cilium, format!("agent {}", missing.what), &missing.why, next)
@@ -179,9 +185,9 @@ fn hubble_socket(path: &Path) -> Check {
 }
 
 /// Where Cilium's programs are attached, on which ours depend for their order.
-fn attachment(live: &LiveNode) -> Check {
+fn attachment(node: &RawNode) -> Check {
     let what = "attached programs";
-    let links = live.node.network.as_ref().map(|network| network.links.as_slice()).unwrap_or_default();
+    let links = node.network.as_ref().map(|network| network.links.as_slice()).unwrap_or_default();
     match classifiers::classifiers(links) {
         Ok(found) => attached(what, &found),
         Err(error) => {
@@ -226,18 +232,17 @@ fn pod_interfaces(world: &World) -> Check {
     if here == 0 { check.needed_for(Need::Trace) } else { check }
 }
 
-fn rules(live: &LiveNode) -> Check {
+fn rules(node: &RawNode) -> Check {
     let what = "netfilter rules";
     let is_about_rules =
         |what: &str| what.contains("iptables") || what.contains("netfilter") || what.contains("nftables");
-    let missing: Vec<String> = live
-        .node
+    let missing: Vec<String> = node
         .missing
         .iter()
         .filter(|missing| is_about_rules(&missing.what))
         .map(ToString::to_string)
         .collect();
-    let read = live.node.iptables_save.as_deref().unwrap_or_default();
+    let read = node.iptables_save.as_deref().unwrap_or_default();
     let found =
         format!("{} read by iptables-save", read.lines().filter(|line| line.starts_with("-A ")).count());
     if missing.is_empty() {
@@ -258,14 +263,14 @@ mod tests {
     use crate::sources::folder;
 
     /// A recorded node, as if it were read live.
-    fn recorded(change: impl FnOnce(&mut LiveNode)) -> Vec<Check> {
+    fn recorded(change: impl FnOnce(&mut RawNode)) -> Vec<Check> {
         let folder = fixtures::recording("cilium-1.14").join("cidr-pls8-80");
-        let mut live = LiveNode { node: folder::read(&folder).unwrap(), took: vec![] };
-        change(&mut live);
-        let world = assemble(&live.node);
-        let mut checks = maps(&live, &world);
-        checks.extend(agent(&live));
-        checks.push(rules(&live));
+        let mut node = folder::read(&folder).unwrap();
+        change(&mut node);
+        let world = assemble(&node);
+        let mut checks = maps(&node, &world);
+        checks.extend(agent(&node));
+        checks.push(rules(&node));
         checks
     }
 
@@ -288,8 +293,8 @@ mod tests {
 
     #[test]
     fn maps_of_another_cilium() {
-        let checks = recorded(|live| {
-            let maps = &mut live.node.maps;
+        let checks = recorded(|node| {
+            let maps = &mut node.maps;
             let ipcache = maps.remove("cilium_ipcache").unwrap();
             maps.insert(
                 "cilium_ipcache_v2".to_owned(),
@@ -302,7 +307,7 @@ mod tests {
         let ipcache = find(&checks, "cilium_ipcache");
         assert_eq!(
             (ipcache.status, ipcache.found.as_str()),
-            (Status::Missing, "no such map, but `cilium_ipcache_v2`")
+            (Status::Missing, "no such pin, but `cilium_ipcache_v2`")
         );
         assert!(ipcache.blocks(Need::Everything));
         assert!(find(&checks, "cilium_lxc").blocks(Need::Everything));
@@ -313,19 +318,19 @@ mod tests {
 
     #[test]
     fn no_endpoints() {
-        let checks = recorded(|live| live.node.maps.retain(|name, _| !name.starts_with("cilium_policy_")));
+        let checks = recorded(|node| node.maps.retain(|name, _| !name.starts_with("cilium_policy_")));
         assert!(find(&checks, "cilium_policy_*").blocks(Need::Everything));
     }
 
     #[test]
     fn an_agent_that_is_silent() {
-        let checks = recorded(|live| {
-            live.node.rest.clear();
+        let checks = recorded(|node| {
+            node.rest.clear();
             let missing = |what: &str, why: &str| crate::sources::raw::Missing {
                 what: what.to_owned(),
                 why: why.to_owned(),
             };
-            live.node.missing.push(missing("cilium.sock", "nobody listens"));
+            node.missing.push(missing("cilium.sock", "nobody listens"));
         });
         let agent = find(&checks, "agent cilium.sock");
         assert_eq!((agent.status, agent.found.as_str()), (Status::Degraded, "nobody listens"));

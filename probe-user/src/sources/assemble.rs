@@ -52,10 +52,10 @@ fn read_maps(node: &RawNode, world: &mut World) {
         Ok(Ipcache::new(entries))
     });
     world.lb = read_load_balancer(node, world);
-    world.conntrack = map(node, world, "cilium_ct4_global", conntrack);
-    if let Some(other) = map(node, world, "cilium_ct_any4_global", conntrack) {
-        world.conntrack.get_or_insert_default().extend(other);
-    }
+    let tcp = map(node, world, "cilium_ct4_global", conntrack);
+    let other = map(node, world, "cilium_ct_any4_global", conntrack);
+    // With one of them alone a connection of the other would look like none.
+    world.conntrack = tcp.zip(other).map(|(tcp, other)| tcp.into_iter().chain(other).collect());
     let policies = node.maps.iter().filter(|(name, _)| name.starts_with("cilium_policy_"));
     for (name, raw) in policies {
         match read_policy(name, raw) {

@@ -2,8 +2,13 @@
 //!
 //! All of it is read at once, since it belongs together and changes: the maps on a few threads, the agent, the rules and the
 //! network beside them. Only what no answer can do without ends the reading; the rest is listed as missing.
+//!
+//! A busy node has conntrack and NAT maps of hundreds of thousands of entries. An answer needs few of them, so they are
+//! read whole only for `dump`; and who follows a node ([`refresh`]) asks the agent again only when the maps say that
+//! something changed, or after a while.
 
 use std::{
+    collections::BTreeMap,
     io,
     path::{Path, PathBuf},
     sync::atomic::{AtomicUsize, Ordering},
@@ -30,20 +35,25 @@ pub const CILIUM_RUN: &str = "/var/run/cilium";
 /// Threads that read maps: the kernel does the work, and the node has other things to do.
 const READERS: usize = 4;
 /// Pins whose entries an answer is drawn from, by how they begin.
-const WANTED: [&str; 10] = [
+const WANTED: [&str; 7] = [
     "cilium_policy_",
     "cilium_ipcache",
     "cilium_lxc",
     "cilium_lb4_",
     "cilium_lb6_",
-    "cilium_ct",
-    "cilium_snat_",
-    "cilium_metrics",
     "cilium_runtime_config",
     "cilium_tunnel_map",
 ];
 /// Of these, pins that are large and decide nothing.
 const UNWANTED: [&str; 4] = ["_maglev", "_reverse_sk", "_affinity", "_health"];
+/// Pins of which an answer needs a few entries, and that may have hundreds of thousands.
+const CONNTRACK: &str = "cilium_ct";
+/// Pins that are read only to be shown.
+const SHOWN: [&str; 2] = ["cilium_snat_", "cilium_metrics"];
+/// Conntrack maps with more entries are not read for an answer: that takes some 0.2 s and 30 MB.
+const CONNTRACK_ENTRIES: usize = 65_536;
+/// How old the agent's answers, the netfilter rules and the network may be while the maps have the same keys.
+const SLOW_AGE: Duration = Duration::from_secs(10);
 
 /// Where a live node's facts are.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -79,97 +89,184 @@ pub struct LiveNode {
     pub node: RawNode,
     /// How long each part took: maps by pin name, `agent`, `iptables-save`, `network`.
     pub took: Vec<(String, Duration)>,
+    slow: Slow,
 }
 
-/// Reads the node that this process runs on, in its own network and mount namespaces.
+/// How much is read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Extent {
+    /// What an answer needs.
+    Answer,
+    /// What there is to show.
+    Everything,
+}
+
+/// Reads the node that this process runs on, in its own network and mount namespaces, as far as an answer needs it:
+/// no NAT entries or metrics, and conntrack only of a node with few connections.
 ///
 /// # Errors
 ///
 /// When there is no Cilium here, or none of its maps can be read: nothing could be judged.
 pub fn read(options: &LiveOptions) -> Result<LiveNode> {
-    let globals = globals(options)?;
-    let pins = globals.pins()?;
-    if pins.is_empty() {
-        return Err(no_cilium(options, &anyhow!("no pin of Cilium's in `{}`", globals.path().display())));
+    read_extent(options, Extent::Answer)
+}
+
+/// As [`read`], with every entry of the maps that can be shown.
+///
+/// # Errors
+///
+/// As [`read`].
+pub fn read_whole(options: &LiveOptions) -> Result<LiveNode> {
+    read_extent(options, Extent::Everything)
+}
+
+/// As [`read`], with the agent's answers, the rules and the network of `last` while they are young and the maps of
+/// policies, endpoints, addresses and services have the same keys.
+///
+/// # Errors
+///
+/// As [`read`].
+pub fn refresh(options: &LiveOptions, last: &LiveNode) -> Result<LiveNode> {
+    let (globals, pins) = globals(options)?;
+    let maps = Maps::read(&globals, &pins, Extent::Answer)?;
+    let is_young = last.slow.at.elapsed() < SLOW_AGE;
+    if is_young && maps.same_keys(&last.node) {
+        return Ok(LiveNode::new(maps, last.slow.clone()));
     }
-    let agent = Agent::new(&options.agent_socket());
-    let (maps, answers, rules, network) = thread::scope(|scope| {
-        let answers = scope.spawn(|| timed(|| agent.get_all()));
-        let rules = scope.spawn(|| timed(netfilter::iptables_save));
-        let network = scope.spawn(|| timed(addresses::network));
-        let maps = read_maps(&globals, &pins);
-        let joined = "no reader panics";
-        (maps, answers.join().expect(joined), rules.join().expect(joined), network.join().expect(joined))
-    });
-    let mut live = LiveNode {
-        node: RawNode { origin: "live".to_owned(), ..RawNode::default() },
-        took: vec![
-            ("agent".to_owned(), answers.1),
-            ("iptables-save".to_owned(), rules.1),
-            ("network".to_owned(), network.1),
-        ],
-    };
-    live.add_maps(maps)?;
-    let (rest, missing) = answers.0;
-    live.node.rest = rest;
-    live.node.missing.extend(missing);
-    live.add_rules(rules.0);
-    live.add_network(network.0);
-    Ok(live)
+    Ok(LiveNode::new(maps, Slow::read(options)))
+}
+
+fn read_extent(options: &LiveOptions, extent: Extent) -> Result<LiveNode> {
+    let (globals, pins) = globals(options)?;
+    thread::scope(|scope| {
+        let slow = scope.spawn(|| Slow::read(options));
+        let maps = Maps::read(&globals, &pins, extent);
+        Ok(LiveNode::new(maps?, slow.join().expect("no reader panics")))
+    })
 }
 
 impl LiveNode {
-    fn add_maps(&mut self, maps: Vec<MapRead>) -> Result<()> {
-        let mut first_failure = None;
-        for MapRead { name, reading, took } in maps {
-            self.took.push((name.clone(), took));
+    fn new(maps: Maps, slow: Slow) -> Self {
+        let node = RawNode {
+            origin: "live".to_owned(),
+            maps: maps.read,
+            rest: slow.rest.clone(),
+            iptables_save: slow.iptables_save.clone(),
+            network: slow.network.clone(),
+            missing: [maps.missing, slow.missing.clone()].concat(),
+        };
+        Self { node, took: [maps.took, slow.took.clone()].concat(), slow }
+    }
+}
+
+/// What is asked of programs and of the agent, which costs more than maps and changes less.
+#[derive(Clone, Debug)]
+struct Slow {
+    at: Instant,
+    rest: BTreeMap<String, String>,
+    iptables_save: Option<String>,
+    network: Option<Network>,
+    missing: Vec<Missing>,
+    took: Vec<(String, Duration)>,
+}
+
+impl Slow {
+    fn read(options: &LiveOptions) -> Self {
+        let at = Instant::now();
+        let agent = Agent::new(&options.agent_socket());
+        let (answers, rules, network) = thread::scope(|scope| {
+            let answers = scope.spawn(|| timed(|| agent.get_all()));
+            let rules = scope.spawn(|| timed(netfilter::iptables_save));
+            let network = timed(addresses::network);
+            let joined = "no reader panics";
+            (answers.join().expect(joined), rules.join().expect(joined), network)
+        });
+        let took = [("agent", answers.1), ("iptables-save", rules.1), ("network", network.1)]
+            .map(|(what, took)| (what.to_owned(), took));
+        let (rest, mut missing) = answers.0;
+        let mut add = |what: &str, error: &anyhow::Error| {
+            missing.push(Missing { what: what.to_owned(), why: format!("{error:#}") });
+        };
+        let rules = rules.0.inspect_err(|error| add("iptables-save", error)).ok();
+        let network = network.0.inspect_err(|error| add("network", error)).ok();
+        let (iptables_save, unread) = rules.map(|rules| (rules.text, rules.missing)).unzip();
+        missing.extend(unread.unwrap_or_default());
+        Self { at, rest, iptables_save, network, missing, took: took.to_vec() }
+    }
+}
+
+/// The maps, as they were read.
+#[derive(Default)]
+struct Maps {
+    read: BTreeMap<String, RawMap>,
+    missing: Vec<Missing>,
+    took: Vec<(String, Duration)>,
+}
+
+impl Maps {
+    /// Reads every pin on a few threads: entries where the extent has them, else only what the map is.
+    fn read(globals: &Globals, pins: &[String], extent: Extent) -> Result<Self> {
+        let next = AtomicUsize::new(0);
+        let read_some = || {
+            let mut read = Vec::new();
+            while let Some(name) = pins.get(next.fetch_add(1, Ordering::Relaxed)) {
+                let (reading, took) = timed(|| read_map(globals, name, extent));
+                read.push((name, reading, took));
+            }
+            read
+        };
+        let readers = thread::available_parallelism().map_or(1, usize::from).min(READERS);
+        let mut read: Vec<_> = thread::scope(|scope| {
+            let readers: Vec<_> = (0..readers).map(|_| scope.spawn(read_some)).collect();
+            readers.into_iter().flat_map(|reader| reader.join().expect("no reader panics")).collect()
+        });
+        read.sort_by_key(|(name, ..)| *name);
+        let mut maps = Self::default();
+        let mut failures = Vec::new();
+        for (name, reading, took) in read {
+            maps.took.push((name.clone(), took));
             match reading {
                 Ok(Reading { map, caveat }) => {
-                    self.node.missing.extend(caveat.map(|why| Missing { what: name.clone(), why }));
-                    self.node.maps.insert(name, map);
+                    maps.missing.extend(caveat.map(|why| Missing { what: name.clone(), why }));
+                    maps.read.insert(name.clone(), map);
                 }
                 Err(error) => {
-                    self.node.missing.push(Missing { what: name, why: format!("{error:#}") });
-                    first_failure.get_or_insert(error);
+                    maps.missing.push(Missing { what: name.clone(), why: format!("{error:#}") });
+                    failures.push(error);
                 }
             }
         }
-        match first_failure {
-            Some(error) if self.node.maps.is_empty() => Err(error),
-            _ => Ok(()),
+        match failures.into_iter().next() {
+            Some(error) if maps.read.is_empty() => Err(error),
+            _ => Ok(maps),
         }
     }
 
-    fn add_rules(&mut self, rules: Result<netfilter::Rules>) {
-        match rules {
-            Ok(rules) => {
-                self.node.iptables_save = Some(rules.text);
-                self.node.missing.extend(rules.missing);
-            }
-            Err(error) => {
-                let (what, why) = ("iptables-save".to_owned(), format!("{error:#}"));
-                self.node.missing.push(Missing { what, why });
-            }
-        }
-    }
-
-    fn add_network(&mut self, network: Result<Network>) {
-        match network {
-            Ok(network) => self.node.network = Some(network),
-            Err(error) => {
-                let why = format!("{error:#}");
-                self.node.missing.push(Missing { what: "network".to_owned(), why });
-            }
-        }
+    /// Whether nothing came or went since `last` that the agent would have to explain.
+    fn same_keys(&self, last: &RawNode) -> bool {
+        let keys = |maps: &BTreeMap<String, RawMap>| -> Vec<(String, u32, Vec<Vec<u8>>)> {
+            let wanted = maps.iter().filter(|(name, _)| is_wanted(name));
+            wanted
+                .map(|(name, map)| {
+                    (name.clone(), map.id, map.entries.iter().map(|(key, _)| key.clone()).collect())
+                })
+                .collect()
+        };
+        keys(&self.read) == keys(&last.maps)
     }
 }
 
 /// Cilium's pins, or why there is no Cilium here.
-fn globals(options: &LiveOptions) -> Result<Globals> {
-    Globals::open(&options.bpffs).map_err(|error| {
+fn globals(options: &LiveOptions) -> Result<(Globals, Vec<String>)> {
+    let globals = Globals::open(&options.bpffs).map_err(|error| {
         let is_absent = error.downcast_ref::<Unusable>().is_some_and(|unusable| unusable.is_absent);
         if is_absent { no_cilium(options, &error) } else { error }
-    })
+    })?;
+    let pins = globals.pins()?;
+    if pins.is_empty() {
+        return Err(no_cilium(options, &anyhow!("no pin of Cilium's in `{}`", globals.path().display())));
+    }
+    Ok((globals, pins))
 }
 
 /// What was looked for, what was found, and the next step.
@@ -197,44 +294,28 @@ fn reachable(socket: &Path) -> io::Result<()> {
     std::os::unix::net::UnixStream::connect(socket).map(drop)
 }
 
-/// One map's reading.
-struct MapRead {
-    name: String,
-    reading: Result<Reading>,
-    took: Duration,
-}
-
-/// Reads every pin on a few threads: entries where an answer needs them, else only what the map is.
-fn read_maps(globals: &Globals, pins: &[String]) -> Vec<MapRead> {
-    let next = AtomicUsize::new(0);
-    let read_some = || {
-        let mut read = Vec::new();
-        while let Some(name) = pins.get(next.fetch_add(1, Ordering::Relaxed)) {
-            let (reading, took) = timed(|| read_map(globals, name));
-            read.push(MapRead { name: name.clone(), reading, took });
-        }
-        read
-    };
-    let readers = thread::available_parallelism().map_or(1, usize::from).min(READERS);
-    let mut read: Vec<MapRead> = thread::scope(|scope| {
-        let readers: Vec<_> = (0..readers).map(|_| scope.spawn(read_some)).collect();
-        readers.into_iter().flat_map(|reader| reader.join().expect("no reader panics")).collect()
-    });
-    read.sort_by(|a, b| a.name.cmp(&b.name));
-    read
-}
-
-fn read_map(globals: &Globals, name: &str) -> Result<Reading> {
-    if is_wanted(name) {
+fn read_map(globals: &Globals, name: &str, extent: Extent) -> Result<Reading> {
+    if is_wanted(name) || (extent == Extent::Everything && is_shown(name)) {
         return globals.read(name);
     }
-    let map: RawMap = globals.map(name)?.facts();
-    Ok(Reading { map, caveat: None })
+    if name.starts_with(CONNTRACK) {
+        let reading = globals.read_at_most(name, CONNTRACK_ENTRIES)?;
+        return reading.ok_or_else(|| {
+            let limit =
+                format!("it has more than {CONNTRACK_ENTRIES} entries, too many to read for one answer");
+            Unusable::new(limit, "look at it with `plsprobe dump conntrack`").into()
+        });
+    }
+    Ok(Reading { map: globals.map(name)?.facts(), caveat: None })
 }
 
 fn is_wanted(name: &str) -> bool {
     WANTED.iter().any(|wanted| name.starts_with(wanted))
         && !UNWANTED.iter().any(|unwanted| name.contains(unwanted))
+}
+
+fn is_shown(name: &str) -> bool {
+    name.starts_with(CONNTRACK) || SHOWN.iter().any(|shown| name.starts_with(shown))
 }
 
 fn timed<T>(run: impl FnOnce() -> T) -> (T, Duration) {
@@ -244,7 +325,7 @@ fn timed<T>(run: impl FnOnce() -> T) -> (T, Duration) {
 
 #[cfg(test)]
 mod tests {
-    use std::{collections::BTreeMap, os::unix::net::UnixListener};
+    use std::os::unix::net::UnixListener;
 
     use libbpf_rs::{MapCore as _, MapFlags, MapType};
 
@@ -268,7 +349,9 @@ mod tests {
     /// A recorded scenario's maps, pinned again.
     fn pin(bpffs: &PrivateBpffs, recorded: &mut RawNode) {
         recorded.maps.retain(|name, map| {
-            let Some(map_type) = map_type(&map.map_type).filter(|_| is_wanted(name)) else { return false };
+            let Some(map_type) = map_type(&map.map_type).filter(|_| is_wanted(name) || is_shown(name)) else {
+                return false;
+            };
             let max_entries = map.max_entries.min(16_384);
             let made = bpffs.create(name, map_type, map.key_size, map.value_size, max_entries);
             for (key, value) in &map.entries {
@@ -291,9 +374,13 @@ mod tests {
         let options = LiveOptions { bpffs: bpffs.path().to_owned(), cilium_run: run.path().to_owned() };
         serve_rest(&options.agent_socket(), recorded.rest.clone());
 
-        let live = read(&options).unwrap();
+        let live = read_whole(&options).unwrap();
         assert_eq!(live.node.origin, "live");
         assert_eq!(live.node.maps, recorded.maps);
+        let answer = read(&options).unwrap().node.maps;
+        let differing: Vec<&String> =
+            answer.keys().filter(|name| answer[*name] != recorded.maps[*name]).collect();
+        assert_eq!(differing, ["cilium_snat_v4_external"], "read without its entries");
         let asked: BTreeMap<_, _> = agent::PATHS
             .iter()
             .map(|path| path.replace('/', "-"))
@@ -308,6 +395,52 @@ mod tests {
         assert_eq!(format!("{:?}", from_live.policy), format!("{:?}", from_recording.policy));
         assert_eq!(from_live.endpoints, from_recording.endpoints);
         assert_eq!(from_live.version, from_recording.version);
+    }
+
+    #[test]
+    fn the_agent_is_asked_again_when_keys_change() {
+        let Some(bpffs) = PrivateBpffs::mount() else { return };
+        let policy = bpffs.create("cilium_policy_00001", MapType::Hash, 4, 4, 16);
+        policy.update(&[1; 4], &[1; 4], MapFlags::ANY).unwrap();
+        let run = tempfile::tempdir().unwrap();
+        let options = LiveOptions { bpffs: bpffs.path().to_owned(), cilium_run: run.path().to_owned() };
+        let first = read(&options).unwrap();
+        assert!(first.node.rest.is_empty());
+
+        let answers = agent::PATHS.map(|path| (path.replace('/', "-"), "[]".to_owned()));
+        serve_rest(&options.agent_socket(), answers.into_iter().collect());
+        // A counter moved: nothing to explain.
+        policy.update(&[1; 4], &[2; 4], MapFlags::ANY).unwrap();
+        let second = refresh(&options, &first).unwrap();
+        assert_eq!(second.node.maps["cilium_policy_00001"].entries, [(vec![1; 4], vec![2; 4])]);
+        assert_eq!((second.node.rest.len(), &second.node.missing), (0, &first.node.missing));
+        // A rule came.
+        policy.update(&[2; 4], &[1; 4], MapFlags::ANY).unwrap();
+        let third = refresh(&options, &second).unwrap();
+        assert_eq!(third.node.rest.len(), agent::PATHS.len());
+    }
+
+    #[test]
+    fn too_many_connections_are_not_read_for_an_answer() {
+        let Some(bpffs) = PrivateBpffs::mount() else { return };
+        drop(bpffs.create("cilium_lxc", MapType::Hash, 20, 48, 16));
+        let entries = CONNTRACK_ENTRIES as u32 + 1;
+        let conntrack = bpffs.create("cilium_ct4_global", MapType::Hash, 14, 56, entries);
+        for i in 0..entries {
+            let mut key = [0; 14];
+            key[..4].copy_from_slice(&i.to_ne_bytes());
+            conntrack.update(&key, &[0; 56], MapFlags::ANY).unwrap();
+        }
+        let options = LiveOptions { bpffs: bpffs.path().to_owned(), cilium_run: bpffs.path().join("run") };
+        let node = read(&options).unwrap().node;
+        let missing = node.missing.iter().find(|missing| missing.what == "cilium_ct4_global").unwrap();
+        assert!(missing.why.starts_with("it has more than 65536 entries"), "{missing}");
+        assert!(!node.maps.contains_key("cilium_ct4_global"));
+        assert_eq!(assemble(&node).conntrack, None);
+        assert_eq!(
+            read_whole(&options).unwrap().node.maps["cilium_ct4_global"].entries.len(),
+            entries as usize
+        );
     }
 
     #[test]

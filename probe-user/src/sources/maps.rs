@@ -105,6 +105,16 @@ impl Globals {
     pub fn read(&self, name: &str) -> Result<Reading> {
         read_settled(&self.path.join(name), || {})
     }
+
+    /// Reads one pinned map unless it has more than `limit` entries: then the reading stops and `None` is the answer.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::read`].
+    pub fn read_at_most(&self, name: &str, limit: usize) -> Result<Option<Reading>> {
+        let map = self.map(name)?.read_at_most(limit)?;
+        Ok(map.map(|map| Reading { map, caveat: None }))
+    }
 }
 
 /// A map as it was read.
@@ -187,26 +197,33 @@ impl PinnedMap {
     ///
     /// When the kernel refuses, or the map changes faster than it can be read.
     pub fn read(&self) -> Result<RawMap> {
-        self.read_from(BATCH_BYTES / (self.handle.key_size() as usize + self.value_bytes()?).max(1))
+        let map = self.read_at_most(usize::MAX)?;
+        Ok(map.expect("no map has more entries than memory has bytes"))
     }
 
-    /// [`Self::read`], with room for so many entries in the first batch.
-    fn read_from(&self, capacity: usize) -> Result<RawMap> {
+    /// [`Self::read`], or `None` as soon as there are more than `limit` entries.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::read`].
+    pub fn read_at_most(&self, limit: usize) -> Result<Option<RawMap>> {
         if !holds_entries(self.handle.map_type()) {
-            return Ok(self.facts());
+            return Ok(Some(self.facts()));
         }
+        let capacity = BATCH_BYTES / (self.handle.key_size() as usize + self.value_bytes()?).max(1);
         let in_batches = self
-            .read_in_batches(capacity)
+            .read_in_batches(capacity, limit)
             .with_context(|| format!("failed to read `{}` in batches", pin_name(&self.path)))?;
         let entries = match in_batches {
-            Some(entries) => entries,
-            None => self.read_by_key()?,
+            Batches::All(entries) => entries,
+            Batches::TooMany => return Ok(None),
+            Batches::Refused => self.read_by_key()?,
         };
-        Ok(RawMap { entries: sorted(entries), ..self.facts() })
+        Ok((entries.len() <= limit).then(|| RawMap { entries: sorted(entries), ..self.facts() }))
     }
 
-    /// All entries by `BPF_MAP_LOOKUP_BATCH`, or `None` if this kernel cannot do that for this type of map.
-    fn read_in_batches(&self, capacity: usize) -> Result<Option<Vec<Entry>>> {
+    /// All entries by `BPF_MAP_LOOKUP_BATCH`, with room for `capacity` in the first batch.
+    fn read_in_batches(&self, capacity: usize, limit: usize) -> Result<Batches> {
         let max_entries = (self.handle.max_entries() as usize).max(1);
         let mut batch = Batch::new(self, capacity.clamp(1, max_entries))?;
         let mut entries = Vec::new();
@@ -215,15 +232,18 @@ impl PinnedMap {
                 Step::More if batch.count > 0 => batch.drain_into(&mut entries),
                 Step::Last => {
                     batch.drain_into(&mut entries);
-                    return Ok(Some(entries));
+                    return Ok(Batches::All(entries));
                 }
                 // One bucket of a hash holds more than the buffer; at most the whole map.
                 Step::NoSpace if batch.capacity < max_entries => batch.grow(max_entries),
-                _ => return Ok(None),
+                _ => return Ok(Batches::Refused),
+            }
+            if entries.len() > limit {
+                return Ok(Batches::TooMany);
             }
             // A trie restarts from its first key when the last one was deleted meanwhile.
             if entries.len() > 2 * max_entries {
-                return Ok(None);
+                return Ok(Batches::Refused);
             }
         }
     }
@@ -278,6 +298,14 @@ impl PinnedMap {
 
 /// A key and its value.
 type Entry = (Vec<u8>, Vec<u8>);
+
+/// What reading in batches came to.
+enum Batches {
+    All(Vec<Entry>),
+    TooMany,
+    /// This kernel cannot do that for this type of map, or not while it changes.
+    Refused,
+}
 
 /// What one batch ended with.
 enum Step {

@@ -53,7 +53,7 @@ impl std::str::FromStr for From {
 /// If there is no Cilium, or no recording, or it cannot be read.
 pub fn raw(from: &From, live: &LiveOptions) -> Result<RawNode> {
     match from {
-        From::Live => live::read(live).map(|live| live.node),
+        From::Live => live::read_whole(live).map(|live| live.node),
         From::Path(folder) => folder::read(folder),
     }
 }
@@ -64,5 +64,9 @@ pub fn raw(from: &From, live: &LiveOptions) -> Result<RawNode> {
 ///
 /// As [`raw`].
 pub fn world(from: &From, live: &LiveOptions) -> Result<World> {
-    raw(from, live).map(|node| assemble::assemble(&node))
+    let node = match from {
+        From::Live => live::read(live)?.node,
+        From::Path(_) => raw(from, live)?,
+    };
+    Ok(assemble::assemble(&node))
 }

@@ -17,9 +17,10 @@ use super::verdicts::{Event, Verdicts};
 use crate::attach::{Attachment, Counters, Hook, HookKind, HookState, Record, Records, Settings};
 use crate::cli::{Outcome, Output};
 use crate::render::{trace as text, trace_json as json};
+use crate::sources::assemble::assemble;
 use crate::sources::btf::Btf;
+use crate::sources::live::{self, LiveNode};
 use crate::sources::maps::Globals;
-use crate::sources::{self, From};
 use crate::sys;
 
 /// How often undecided flows are looked at.
@@ -124,6 +125,7 @@ fn notice(text: &str) {
 struct Session<'o> {
     options: &'o Options,
     world: World,
+    node: LiveNode,
     world_read: Instant,
     scope: Scope,
     names: Names,
@@ -142,7 +144,8 @@ struct Session<'o> {
 
 impl<'o> Session<'o> {
     async fn start(options: &'o Options) -> Result<Self> {
-        let world = sources::world(&From::Live, &options.live)?;
+        let node = live::read(&options.live)?;
+        let world = assemble(&node.node);
         let scope = Scope::new(&world, options)?;
         let btf = Btf::load()?;
         let mut config = kernel::config(&btf)?;
@@ -161,6 +164,7 @@ impl<'o> Session<'o> {
         let session = Self {
             options,
             world,
+            node,
             world_read: Instant::now(),
             scope,
             names: Names::new(&btf),
@@ -333,8 +337,10 @@ impl<'o> Session<'o> {
         if self.world_read.elapsed() < WORLD_AGE {
             return;
         }
-        match sources::world(&From::Live, &self.options.live) {
-            Ok(world) => {
+        match live::refresh(&self.options.live, &self.node) {
+            Ok(node) => {
+                self.node = node;
+                let world = assemble(&self.node.node);
                 let has_target = self.scope.endpoints.iter().all(|id| world.endpoints.contains_key(id));
                 if has_target {
                     self.world = world;

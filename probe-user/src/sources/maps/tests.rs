@@ -45,12 +45,16 @@ fn check(map_type: MapType, key: u32, value: u32, entries: usize, max: u32) {
 
     assert_eq!(sorted(pin.read_by_key().unwrap()), expected, "key by key");
     for capacity in [1, 2, 3, 100, 4096, max as usize, usize::MAX] {
-        let batches = pin.read_in_batches(capacity).unwrap().expect("this kernel reads in batches");
+        let Batches::All(batches) = pin.read_in_batches(capacity, usize::MAX).unwrap() else {
+            panic!("this kernel reads {map_type:?} in batches");
+        };
         assert_eq!(batches.len(), entries, "each entry once, first batch of {capacity}");
         assert_eq!(sorted(batches), expected, "first batch of {capacity}");
     }
     let read = pin.read().unwrap();
     assert_eq!(read.entries, expected);
+    assert_eq!(pin.read_at_most(entries).unwrap().as_ref(), Some(&read));
+    assert_eq!(pin.read_at_most(entries - 1).unwrap(), None);
     for (key, value) in expected.iter().step_by(entries / 50 + 1) {
         assert_eq!(pin.lookup(key).unwrap().as_ref(), Some(value));
     }
