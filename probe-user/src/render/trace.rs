@@ -5,7 +5,7 @@ use std::io::{self, Write};
 use probe_common::Counter;
 use probe_model::cilium::events::Notification;
 use probe_model::explain::Verdict;
-use probe_model::path::{HookPoint, Hop, Outcome, Path, PathDrop, Refusal, Rewrite};
+use probe_model::path::{CiliumEvent, HookPoint, Hop, Outcome, Path, PathDrop, Refusal, Rewrite};
 use probe_model::tuple::Tuple;
 use probe_model::world::World;
 
@@ -247,15 +247,26 @@ fn answer_text(path: &Path, names: &Names) -> String {
 
 /// What Cilium notified of, each once with its count.
 fn cilium_text(path: &Path) -> String {
+    // A policy drop is notified twice, as the policy's verdict and as a drop: once is enough to read.
+    let by_policy: Vec<_> = path
+        .cilium
+        .iter()
+        .filter_map(|event| match event.notification {
+            Notification::PolicyVerdict(verdict) => verdict.drop_reason(),
+            _ => None,
+        })
+        .collect();
+    let is_repeated = |event: &CiliumEvent| matches!(event.notification, Notification::Drop(drop) if by_policy.contains(&drop.reason));
     let events: Vec<_> = path
         .cilium
         .iter()
+        .filter(|event| !is_repeated(event))
         .map(|event| {
             let what = match event.notification {
                 Notification::PolicyVerdict(verdict) => {
                     let (direction, source) = (verdict.direction, verdict.header.source);
                     match verdict.drop_reason() {
-                        Some(reason) => format!("{direction} policy of endpoint {source} denies ({reason})"),
+                        Some(reason) => format!("{direction} policy of endpoint {source} drops it, {reason}"),
                         None if verdict.audited => {
                             format!("{direction} policy of endpoint {source} only audits")
                         }
@@ -265,7 +276,7 @@ fn cilium_text(path: &Path) -> String {
                         ),
                     }
                 }
-                Notification::Drop(drop) => format!("drop, {}", drop.reason),
+                Notification::Drop(drop) => format!("dropped, {}", drop.reason),
                 Notification::Trace(trace) => format!("{}", trace.point),
                 Notification::Other { message_type } => format!("message type {message_type}"),
             };
@@ -277,11 +288,11 @@ fn cilium_text(path: &Path) -> String {
 
 fn evidence_text(evidence: &Evidence) -> String {
     match evidence {
-        Evidence::Cilium(EventSource::Probe(means)) => format!("Cilium's own notification ({means})"),
+        Evidence::Cilium(EventSource::Probe(means)) => format!("told by Cilium's own notification ({means})"),
         Evidence::Cilium(EventSource::MonitorSocket) => {
-            "Cilium's own notification (monitor socket)".to_owned()
+            "told by Cilium's own notification (monitor socket)".to_owned()
         }
-        Evidence::Cilium(EventSource::None(_)) => "Cilium's own notification".to_owned(),
+        Evidence::Cilium(EventSource::None(_)) => "told by Cilium's own notification".to_owned(),
         Evidence::Packets => "by the packets seen".to_owned(),
         Evidence::Maps => "by the maps alone, nothing observed decides".to_owned(),
     }
