@@ -54,6 +54,8 @@ const SHOWN: [&str; 2] = ["cilium_snat_", "cilium_metrics"];
 const CONNTRACK_ENTRIES: usize = 65_536;
 /// How old the agent's answers, the netfilter rules and the network may be while the maps have the same keys.
 const SLOW_AGE: Duration = Duration::from_secs(10);
+/// How long after the maps' keys changed the agent is asked at every look: its answers follow later.
+const SETTLING: Duration = Duration::from_secs(3);
 
 /// Where a live node's facts are.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -90,6 +92,8 @@ pub struct LiveNode {
     /// How long each part took: maps by pin name, `agent`, `iptables-save`, `network`.
     pub took: Vec<(String, Duration)>,
     slow: Slow,
+    /// When the maps' keys were last seen to have changed.
+    changed: Instant,
 }
 
 /// How much is read.
@@ -129,11 +133,11 @@ pub fn read_whole(options: &LiveOptions) -> Result<LiveNode> {
 pub fn refresh(options: &LiveOptions, last: &LiveNode) -> Result<LiveNode> {
     let (globals, pins) = globals(options)?;
     let maps = Maps::read(&globals, &pins, Extent::Answer)?;
+    let changed = if maps.same_keys(&last.node) { last.changed } else { Instant::now() };
+    let is_settled = last.slow.at.saturating_duration_since(changed) >= SETTLING;
     let is_young = last.slow.at.elapsed() < SLOW_AGE;
-    if is_young && maps.same_keys(&last.node) {
-        return Ok(LiveNode::new(maps, last.slow.clone()));
-    }
-    Ok(LiveNode::new(maps, Slow::read(options)))
+    let slow = if is_settled && is_young { last.slow.clone() } else { Slow::read(options) };
+    Ok(LiveNode::new(maps, slow, changed))
 }
 
 fn read_extent(options: &LiveOptions, extent: Extent) -> Result<LiveNode> {
@@ -141,12 +145,12 @@ fn read_extent(options: &LiveOptions, extent: Extent) -> Result<LiveNode> {
     thread::scope(|scope| {
         let slow = scope.spawn(|| Slow::read(options));
         let maps = Maps::read(&globals, &pins, extent);
-        Ok(LiveNode::new(maps?, slow.join().expect("no reader panics")))
+        Ok(LiveNode::new(maps?, slow.join().expect("no reader panics"), Instant::now()))
     })
 }
 
 impl LiveNode {
-    fn new(maps: Maps, slow: Slow) -> Self {
+    fn new(maps: Maps, slow: Slow, changed: Instant) -> Self {
         let node = RawNode {
             origin: "live".to_owned(),
             maps: maps.read,
@@ -155,7 +159,7 @@ impl LiveNode {
             network: slow.network.clone(),
             missing: [maps.missing, slow.missing.clone()].concat(),
         };
-        Self { node, took: [maps.took, slow.took.clone()].concat(), slow }
+        Self { node, took: [maps.took, slow.took.clone()].concat(), slow, changed }
     }
 }
 
@@ -404,20 +408,26 @@ mod tests {
         policy.update(&[1; 4], &[1; 4], MapFlags::ANY).unwrap();
         let run = tempfile::tempdir().unwrap();
         let options = LiveOptions { bpffs: bpffs.path().to_owned(), cilium_run: run.path().to_owned() };
-        let first = read(&options).unwrap();
+        let mut first = read(&options).unwrap();
         assert!(first.node.rest.is_empty());
+        first.changed -= 2 * SETTLING;
 
         let answers = agent::PATHS.map(|path| (path.replace('/', "-"), "[]".to_owned()));
         serve_rest(&options.agent_socket(), answers.into_iter().collect());
         // A counter moved: nothing to explain.
         policy.update(&[1; 4], &[2; 4], MapFlags::ANY).unwrap();
-        let second = refresh(&options, &first).unwrap();
+        let mut second = refresh(&options, &first).unwrap();
         assert_eq!(second.node.maps["cilium_policy_00001"].entries, [(vec![1; 4], vec![2; 4])]);
         assert_eq!((second.node.rest.len(), &second.node.missing), (0, &first.node.missing));
-        // A rule came.
+        // A rule came: the agent is asked, and again until its answers have had time to follow.
         policy.update(&[2; 4], &[1; 4], MapFlags::ANY).unwrap();
         let third = refresh(&options, &second).unwrap();
         assert_eq!(third.node.rest.len(), agent::PATHS.len());
+        assert!(refresh(&options, &third).unwrap().slow.at > third.slow.at);
+        // After a while without a change, too.
+        second.slow.at -= SLOW_AGE;
+        second.changed -= SLOW_AGE;
+        assert!(refresh(&options, &second).unwrap().slow.at > second.slow.at);
     }
 
     #[test]
