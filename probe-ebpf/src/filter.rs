@@ -68,5 +68,5 @@ fn side(matched: AddressMatch, addr: &[u8; 16], port: u16, packet: &Packet, with
 #[inline(always)]
 fn is_source(addr: &[u8; 16], version: u8) -> bool {
     let data = SourceKey { version, pad: [0; 3], addr: *addr };
-    SOURCES.get(&Key::new(SourceKey::HEAD_BITS + 128, data)).is_some()
+    SOURCES.get(Key::new(SourceKey::HEAD_BITS + 128, data)).is_some()
 }

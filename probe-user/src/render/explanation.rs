@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 use super::clean;
 use super::dump::port_proto;
 
-/// Version of the JSON that [`json`] writes.
+/// Version of the JSON that [`json()`] writes.
 pub const SCHEMA: &str = "plsprobe.explain/1";
 
 /// Missing facts that the text names; JSON has all.

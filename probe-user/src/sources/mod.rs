@@ -62,7 +62,7 @@ pub fn raw(from: &From, live: &LiveOptions) -> Result<RawNode> {
 ///
 /// # Errors
 ///
-/// As [`raw`].
+/// As [`raw()`].
 pub fn world(from: &From, live: &LiveOptions) -> Result<World> {
     let node = match from {
         From::Live => live::read(live)?.node,
