@@ -51,6 +51,8 @@ fn plain(ready: &Ready, subcommand: &str) -> Command {
     let mut cmd = Command::new("cargo");
     cmd.arg(subcommand).current_dir(&ready.project.root);
     cmd.env("AYA_BUILD_SKIP", "0");
+    // `cargo run` gave it to us out of `.cargo/config.toml`, where it is meant for build scripts.
+    cmd.env_remove("CARGO_TERM_QUIET");
     cmd.env("CARGO_TARGET_BPFEL_UNKNOWN_NONE_LINKER", &ready.bpf_linker);
     cmd
 }

@@ -36,6 +36,7 @@ fn check(binary: &Path) -> Result<()> {
     ensure!(kib <= BUDGET * 1024, "`{}` has {kib} KiB, of {} KiB allowed", binary.display(), BUDGET * 1024);
     // Without an environment, as an initramfs or a bare container would run it.
     let version = sh::output(Command::new(binary).arg("--version").env_clear())?;
+    ensure!(version.starts_with("plsprobe "), "`plsprobe --version` answered `{}`", version.trim());
     let sum = sh::output(Command::new("sha256sum").arg(binary))?;
     println!("{}", binary.display());
     println!("  {}", version.trim());

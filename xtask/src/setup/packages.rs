@@ -11,7 +11,7 @@ pub(crate) const BUILD: &[&str] = &["gcc", "libc6-dev", "libelf-dev", "make", "p
 /// What the lab and the tests call.
 pub(crate) const LAB: &[&str] = &["bpftool", "iproute2", "iptables", "nftables"];
 /// What the virtual machine is made of. Its kernel is fetched apart from this and never installed.
-pub(crate) const VM: &[&str] = &["busybox-static", "dash", "iproute2", "qemu-system-x86", "xz-utils"];
+pub(crate) const VM: &[&str] = &["binutils", "busybox-static", "dash", "qemu-system-x86", "xz-utils"];
 
 /// Installs those of `wanted` that are missing.
 ///

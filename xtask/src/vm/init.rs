@@ -14,7 +14,11 @@ use crate::sh;
 pub(crate) const MARK: &str = "PLSPROBE-VM:";
 
 /// Programs taken from this machine, with their libraries. Busybox' own `ip` breaks namespaces and veth.
-const PROGRAMS: [&str; 2] = ["ip", "tc"];
+const PROGRAMS: [&str; 8] =
+    ["ip", "iptables", "iptables-restore", "iptables-save", "mount", "nft", "tc", "umount"];
+
+/// Where Debian's iptables has the extensions that it opens by itself, so that ldd does not list them.
+const EXTENSIONS: &str = "/usr/lib/x86_64-linux-gnu/xtables";
 
 /// Adds everything but modules, payloads and `/init`.
 ///
@@ -32,6 +36,9 @@ pub(crate) fn add_user_space(image: &mut Initramfs) -> Result<()> {
         let path = sh::find(name).with_context(|| format!("`{name}` not found"))?;
         program(image, &path, &format!("bin/{name}"))?;
     }
+    for entry in std::fs::read_dir(EXTENSIONS).with_context(|| format!("failed to list `{EXTENSIONS}`"))? {
+        library(image, &entry?.path())?;
+    }
     let busybox = sh::find("busybox").context("`busybox` not found")?;
     image.file("bin/busybox", 0o755, super::bytes(&busybox)?)?;
     for applet in sh::output(Command::new(&busybox).arg("--list"))?.lines() {
@@ -44,14 +51,20 @@ pub(crate) fn add_user_space(image: &mut Initramfs) -> Result<()> {
 }
 
 fn program(image: &mut Initramfs, path: &Path, guest_path: &str) -> Result<()> {
-    image.file(guest_path, 0o755, super::bytes(&path.to_owned())?)?;
-    for library in libraries(&sh::output(Command::new("ldd").arg(path))?) {
-        let guest_path = library.to_string_lossy().trim_start_matches('/').to_owned();
-        if !image.has(&guest_path) {
-            image.file(&guest_path, 0o755, super::bytes(&library)?)?;
-        }
+    image.file(guest_path, 0o755, super::bytes(path)?)?;
+    for path in libraries(&sh::output(Command::new("ldd").arg(path))?) {
+        library(image, &path)?;
     }
     Ok(())
+}
+
+/// Adds a library where it is on this machine, unless another program brought it.
+fn library(image: &mut Initramfs, path: &Path) -> Result<()> {
+    let guest_path = path.to_string_lossy().trim_start_matches('/').to_owned();
+    if image.has(&guest_path) {
+        return Ok(());
+    }
+    image.file(&guest_path, 0o755, super::bytes(path)?)
 }
 
 /// The absolute paths in the output of ldd(1).

@@ -9,7 +9,7 @@ mod modules;
 mod payload;
 mod qemu;
 
-use std::path::PathBuf;
+use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Result, bail, ensure};
@@ -22,6 +22,35 @@ use initramfs::Initramfs;
 /// The package that always depends on the newest cloud kernel of a Debian release.
 const DEFAULT_KERNEL: &str = "linux-image-cloud-amd64";
 
+/// Modules that tests need; there is no modprobe in the guest that would bring one later.
+const MODULES: &[&str] = &[
+    "sch_ingress",
+    "cls_bpf",
+    "veth",
+    // The lab's links.
+    "bridge",
+    "dummy",
+    // The lab's NAT gateway.
+    "nf_tables",
+    "nft_chain_nat",
+    "nft_ct",
+    "nft_masq",
+    "nft_nat",
+    // Its kube-proxy, in iptables rules.
+    "nft_compat",
+    "xt_addrtype",
+    "xt_comment",
+    "xt_conntrack",
+    "xt_mark",
+    "xt_MASQUERADE",
+    "xt_nat",
+    "xt_statistic",
+    "xt_tcpudp",
+];
+
+/// Seconds after which a guest is taken for hung. Alone on two cores it needs a quarter of that.
+const TIMEOUT: u64 = 600;
+
 /// Arguments of `cargo xtask vm-test`.
 #[derive(clap::Args)]
 pub(crate) struct Args {
@@ -32,7 +61,7 @@ pub(crate) struct Args {
     #[arg(long)]
     require: bool,
     /// Give up on the guest after this many seconds.
-    #[arg(long, value_name = "SECONDS", default_value_t = 300)]
+    #[arg(long, value_name = "SECONDS", default_value_t = TIMEOUT)]
     timeout: u64,
     /// Run only the payloads whose name contains this.
     #[arg(value_name = "FILTER")]
@@ -42,7 +71,7 @@ pub(crate) struct Args {
 impl Args {
     /// Defaults, for `cargo xtask test`.
     pub(crate) fn required(require: bool) -> Self {
-        Self { kernel: DEFAULT_KERNEL.to_owned(), require, timeout: 300, filter: None }
+        Self { kernel: DEFAULT_KERNEL.to_owned(), require, timeout: TIMEOUT, filter: None }
     }
 }
 
@@ -72,9 +101,9 @@ pub(crate) fn test(ready: &Ready, args: &Args) -> Result<String> {
             return Ok(skipped);
         }
     };
-    let payloads = payload::build(ready, args.filter.as_deref())?;
+    let (programs, payloads) = payload::build(ready, args.filter.as_deref())?;
     ensure!(!payloads.is_empty(), "no payload's name contains the given filter");
-    let image = initramfs(&kernel, &payloads)?;
+    let image = initramfs(&kernel, &programs, &payloads)?;
     let path = ready.project.tools.join("initramfs.cpio");
     image.write_to(&path)?;
     sh::say(&format!("booting {} with {} payloads", kernel.release, payloads.len()));
@@ -93,10 +122,17 @@ fn prepare(project: &Project, package: &str) -> Result<kernel::Kernel> {
     kernel::fetch(project, package)
 }
 
-fn initramfs(kernel: &kernel::Kernel, payloads: &[payload::Payload]) -> Result<Initramfs> {
+fn initramfs(
+    kernel: &kernel::Kernel,
+    programs: &[payload::Program],
+    payloads: &[payload::Payload],
+) -> Result<Initramfs> {
     let mut image = Initramfs::new();
+    for program in programs {
+        image.file(&format!("bin/{}", program.name), 0o755, program.bytes.clone())?;
+    }
     init::add_user_space(&mut image)?;
-    let modules = modules::in_load_order(kernel, &["sch_ingress", "cls_bpf", "veth"])?;
+    let modules = modules::in_load_order(kernel, MODULES)?;
     let mut names = Vec::new();
     for module in &modules {
         image.file(&format!("modules/{}.ko", module.name), 0o644, module.bytes.clone())?;
@@ -119,13 +155,14 @@ fn judge(report: &qemu::Report, payloads: &[payload::Payload]) -> Result<usize> 
             None => Some(format!("`{}` did not end", payload.name)),
         })
         .collect();
-    if failed.is_empty() && report.finished {
+    let trouble = [failed, report.trouble()].concat();
+    if trouble.is_empty() {
         return Ok(payloads.len());
     }
-    bail!("in the virtual machine: {}", [failed, report.trouble()].concat().join(", "));
+    bail!("in the virtual machine: {}", trouble.join(", "));
 }
 
 /// Reads a file that goes into the image.
-fn bytes(path: &PathBuf) -> Result<Vec<u8>> {
+fn bytes(path: &Path) -> Result<Vec<u8>> {
     std::fs::read(path).map_err(|err| anyhow::anyhow!("failed to read `{}`: {err}", path.display()))
 }

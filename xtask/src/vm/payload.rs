@@ -1,4 +1,4 @@
-//! What is run in the guest. To add one, add a line to [`PAYLOADS`].
+//! What is run in the guest. To add something, add a line to [`PAYLOADS`].
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -6,21 +6,17 @@ use std::process::{Command, Stdio};
 use anyhow::{Context, Result, ensure};
 
 use crate::setup::Ready;
-use crate::{cargo, lab, sh};
+use crate::{cargo, sh};
 
 /// Where a payload's executable comes from.
 enum Source {
-    /// A script that is part of xtask.
+    /// A script that is part of xtask. It finds [`PROGRAMS`] on its PATH.
     Script(&'static str),
-    /// A binary of the workspace: package, name.
-    #[expect(dead_code, reason = "a way to add payloads")]
-    Bin(&'static str, &'static str),
-    /// An example: package, name.
-    #[expect(dead_code, reason = "a way to add payloads")]
-    Example(&'static str, &'static str),
-    /// An integration test, the file `tests/NAME.rs`: package, name.
-    #[expect(dead_code, reason = "a way to add payloads")]
-    Test(&'static str, &'static str),
+    /// The unit tests of a library, by the library's name.
+    UnitTests(&'static str),
+    /// An integration test, the file `tests/NAME.rs`.
+    #[expect(dead_code, reason = "the test of the kprobe follows")]
+    Test(&'static str),
 }
 
 /// One executable to run in the guest; its exit code counts.
@@ -31,8 +27,29 @@ struct Line {
 }
 
 /// All payloads, in the order in which they run.
-const PAYLOADS: &[Line] =
-    &[Line { name: "guest", source: Source::Script(include_str!("guest.sh")), args: &[] }];
+///
+/// Of the tests only a few: to verify our programs takes the emulated machine a minute. Their output is shown, as a
+/// test that skips itself must be seen: in the guest there is everything, so that it counts as a failure.
+const PAYLOADS: &[Line] = &[
+    Line { name: "guest", source: Source::Script(include_str!("guest.sh")), args: &[] },
+    Line {
+        name: "offsets",
+        source: Source::UnitTests("probe_user"),
+        args: &["the_kernels_offsets_are_all_there", "--nocapture"],
+    },
+    Line { name: "trace", source: Source::Script(include_str!("trace.sh")), args: &["aks"] },
+];
+
+/// Binaries of the workspace that are in the guest's `/bin`.
+const PROGRAMS: [&str; 2] = ["plsprobe", "plsprobe-lab"];
+
+/// An executable that was built.
+pub(crate) struct Program {
+    /// Its file name.
+    pub(crate) name: &'static str,
+    /// The executable.
+    pub(crate) bytes: Vec<u8>,
+}
 
 /// A payload, built.
 pub(crate) struct Payload {
@@ -51,60 +68,59 @@ impl Payload {
     }
 }
 
-/// Builds all payloads whose name contains `filter`.
+/// Builds the programs, and all payloads whose name contains `filter`.
 ///
 /// # Errors
 ///
 /// If one cannot be built.
-pub(crate) fn build(ready: &Ready, filter: Option<&str>) -> Result<Vec<Payload>> {
+pub(crate) fn build(ready: &Ready, filter: Option<&str>) -> Result<(Vec<Program>, Vec<Payload>)> {
+    let messages = build_tests(ready)?;
+    let program = |name| Ok(Program { name, bytes: executable(ready, &messages, "bin", name)? });
+    let programs = PROGRAMS.into_iter().map(program).collect::<Result<_>>()?;
     let chosen = PAYLOADS.iter().filter(|line| filter.is_none_or(|part| line.name.contains(part)));
-    chosen
-        .map(|line| {
-            let bytes =
-                executable(ready, &line.source).with_context(|| format!("payload `{}`", line.name))?;
-            Ok(Payload { name: line.name, args: line.args, bytes })
-        })
-        .collect()
-}
-
-fn executable(ready: &Ready, source: &Source) -> Result<Vec<u8>> {
-    let built = match source {
-        Source::Script(text) => return Ok(text.as_bytes().to_vec()),
-        Source::Bin(package, name) => {
-            sh::run(cargo::host(ready, "build").args(["--quiet", "--package", package, "--bin", name]))?;
-            lab::binary(ready, name)
-        }
-        Source::Example(package, name) => {
-            sh::run(cargo::host(ready, "build").args(["--quiet", "--package", package, "--example", name]))?;
-            lab::binary(ready, "examples").join(name)
-        }
-        Source::Test(package, name) => test_binary(ready, package, name)?,
+    let payload = |line: &Line| {
+        let bytes = match line.source {
+            Source::Script(text) => text.as_bytes().to_vec(),
+            Source::UnitTests(library) => executable(ready, &messages, "lib", library)?,
+            Source::Test(file) => executable(ready, &messages, "test", file)?,
+        };
+        Ok(Payload { name: line.name, args: line.args, bytes })
     };
-    stripped(ready, &built)
+    Ok((programs, chosen.map(payload).collect::<Result<_>>()?))
 }
 
-/// Builds an integration test and finds its executable, whose name only cargo knows.
-fn test_binary(ready: &Ready, package: &str, name: &str) -> Result<PathBuf> {
+/// Builds all tests and the binaries they run, as `cargo test` does: fewer at once would be another build, with other features of dependencies.
+///
+/// Returns cargo's messages, which name the executables.
+fn build_tests(ready: &Ready) -> Result<String> {
     let mut cmd = cargo::host(ready, "test");
-    cmd.args(["--quiet", "--package", package, "--test", name, "--no-run", "--message-format", "json"]);
-    let out = cmd
-        .stderr(Stdio::inherit())
-        .output()
-        .with_context(|| format!("failed to run `{}`", sh::line(&cmd)))?;
+    cmd.args(["--no-run", "--message-format", "json-render-diagnostics"]).stderr(Stdio::inherit());
+    let out = cmd.output().with_context(|| format!("failed to run `{}`", sh::line(&cmd)))?;
     ensure!(out.status.success(), "`{}` failed: {}", sh::line(&cmd), out.status);
-    let messages = String::from_utf8(out.stdout).context("cargo's messages are not UTF-8")?;
-    test_executable(&messages, name).with_context(|| format!("cargo names no executable of test `{name}`"))
+    String::from_utf8(out.stdout).context("cargo's messages are not UTF-8")
+}
+
+fn executable(ready: &Ready, messages: &str, kind: &str, name: &str) -> Result<Vec<u8>> {
+    let built = executable_path(messages, kind, name);
+    stripped(ready, &built.with_context(|| format!("cargo names no executable of {kind} `{name}`"))?)
 }
 
 /// Finds the one fact we need in cargo's JSON messages, without a JSON parser for it.
-fn test_executable(messages: &str, name: &str) -> Option<PathBuf> {
-    let artifact = messages.lines().find(|line| {
-        line.contains(r#""reason":"compiler-artifact""#)
-            && line.contains(r#""kind":["test"]"#)
-            && line.contains(&format!(r#""name":"{name}""#))
-    })?;
-    let (_, rest) = artifact.split_once(r#""executable":""#)?;
-    rest.split_once('"').map(|(path, _)| PathBuf::from(path))
+///
+/// A library has an executable if it is its tests; a binary has its own, and its tests with a hash in the file name.
+fn executable_path(messages: &str, kind: &str, name: &str) -> Option<PathBuf> {
+    let is_meant = |path: &PathBuf| kind != "bin" || path.file_name().is_some_and(|file| file == name);
+    let wanted = [
+        r#""reason":"compiler-artifact""#.to_owned(),
+        format!(r#""kind":["{kind}"]"#),
+        format!(r#""name":"{name}""#),
+    ];
+    messages
+        .lines()
+        .filter(|line| wanted.iter().all(|part| line.contains(part)))
+        .filter_map(|line| line.split_once(r#""executable":""#))
+        .filter_map(|(_, rest)| rest.split_once('"').map(|(path, _)| PathBuf::from(path)))
+        .find(is_meant)
 }
 
 /// Debug information would make most of the image, and nobody reads it there.
@@ -119,12 +135,15 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_executable_of_a_test_is_found_in_cargos_messages() {
+    fn executables_are_found_in_cargos_messages() {
         let messages = r#"{"reason":"compiler-artifact","target":{"kind":["lib"],"name":"vm"},"executable":null}
-{"reason":"compiler-artifact","target":{"kind":["test"],"name":"vm"},"executable":"/t/deps/vm-1a2b","fresh":false}
+{"reason":"compiler-artifact","target":{"kind":["lib"],"name":"vm"},"executable":"/t/deps/vm-0a0a","fresh":false}
+{"reason":"compiler-artifact","target":{"kind":["bin"],"name":"vm"},"executable":"/t/deps/vm-1a2b","fresh":false}
+{"reason":"compiler-artifact","target":{"kind":["bin"],"name":"vm"},"executable":"/t/vm","fresh":false}
 {"reason":"build-finished","success":true}"#;
-        assert_eq!(test_executable(messages, "vm"), Some(PathBuf::from("/t/deps/vm-1a2b")));
-        assert_eq!(test_executable(messages, "other"), None);
+        assert_eq!(executable_path(messages, "lib", "vm"), Some(PathBuf::from("/t/deps/vm-0a0a")));
+        assert_eq!(executable_path(messages, "bin", "vm"), Some(PathBuf::from("/t/vm")));
+        assert_eq!(executable_path(messages, "bin", "other"), None);
     }
 
     #[test]

@@ -17,7 +17,7 @@ pub(crate) struct Report {
     /// Exit code of each payload that ended.
     pub(crate) exits: BTreeMap<String, i32>,
     /// Whether pid 1 came to its end.
-    pub(crate) finished: bool,
+    finished: bool,
     /// Whether the guest was killed because its time was over.
     timed_out: bool,
     complaints: Vec<String>,
@@ -37,6 +37,12 @@ impl Report {
 
     /// Reads one line of the console.
     fn read(&mut self, line: &str) {
+        if let Some((_, reason)) = line.split_once("skipped: ") {
+            self.complaints.push(format!("a test skipped itself: {reason}"));
+        }
+        if line == "running 0 tests" {
+            self.complaints.push("a payload had no test to run".to_owned());
+        }
         // The kernel's own lines may stand before ours on the same line.
         let Some((_, words)) = line.split_once(MARK) else { return };
         match words.split_whitespace().collect::<Vec<_>>()[..] {
@@ -138,11 +144,11 @@ mod tests {
     fn the_console_is_understood() {
         let report = report(
             "[    1.2] x\nPLSPROBE-VM: start a\nPLSPROBE-VM: exit a 0\n[ 3.1] noisePLSPROBE-VM: exit b 101\n\
-             PLSPROBE-VM: trouble module veth was refused\nPLSPROBE-VM: finished\n",
+             PLSPROBE-VM: trouble module veth was refused\ntest x ... skipped: not root\nok\nPLSPROBE-VM: finished\n",
         );
         assert_eq!(report.exits, BTreeMap::from([("a".to_owned(), 0), ("b".to_owned(), 101)]));
         assert!(report.finished);
-        assert_eq!(report.trouble(), ["module veth was refused"]);
+        assert_eq!(report.trouble(), ["module veth was refused", "a test skipped itself: not root"]);
     }
 
     #[test]
