@@ -50,7 +50,8 @@ const UNWANTED: [&str; 4] = ["_maglev", "_reverse_sk", "_affinity", "_health"];
 const CONNTRACK: &str = "cilium_ct";
 /// Pins that are read only to be shown.
 const SHOWN: [&str; 2] = ["cilium_snat_", "cilium_metrics"];
-/// Conntrack maps with more entries are not read for an answer: that takes some 0.2 s and 30 MB.
+/// Conntrack maps with more entries are not read for an answer: reading and decoding 200,000 took 0.9 s and 0.2 s on two
+/// loaded cores.
 const CONNTRACK_ENTRIES: usize = 65_536;
 /// How old the agent's answers, the netfilter rules and the network may be while the maps have the same keys.
 const SLOW_AGE: Duration = Duration::from_secs(10);
