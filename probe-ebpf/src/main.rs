@@ -4,6 +4,11 @@
 //! its control block, and nothing here knows more of Cilium than the bytes of a notification.
 #![no_std]
 #![no_main]
+#![expect(
+    clippy::inline_always,
+    reason = "a call would pass its arguments over a stack of 512 bytes for all frames"
+)]
+#![expect(clippy::needless_pass_by_value, reason = "aya's macros hand a program its context by value")]
 
 mod emit;
 mod event;

@@ -81,6 +81,7 @@ impl fmt::Display for Direction {
 struct Attached {
     interface: Interface,
     ifindex: u32,
+    direction: Direction,
     program: &'static str,
     link: Option<SchedClassifierLinkId>,
     hook: Hook,
@@ -108,6 +109,7 @@ impl Classifiers {
             self.0.push(Attached {
                 interface: interface.clone(),
                 ifindex: ifindex(&interface.name).unwrap_or(0),
+                direction,
                 program,
                 link,
                 hook: Hook {
@@ -151,6 +153,29 @@ impl Classifiers {
             }
         }
         changed
+    }
+
+    /// Detaches and attaches anew at one place, which brings ours to the front again.
+    pub(super) fn reattach(&mut self, ebpf: &mut Ebpf, place: &str) -> Option<Hook> {
+        let attached =
+            self.0.iter_mut().find(|attached| attached.hook.place == place && attached.link.is_some())?;
+        let direction = attached.direction;
+        // The new one first: no packet passes unseen in between, and a refusal leaves the old one.
+        let renewed = attach(ebpf, &attached.interface.name, direction, attached.program);
+        attached.hook.state = match renewed {
+            Ok((link, means)) => {
+                let old = attached.link.replace(link);
+                if let (Some(old), Ok(program)) = (old, classifier(ebpf, attached.program))
+                    && let Err(error) = program.detach(old)
+                {
+                    HookState::Refused(format!("attached anew, but the old one stayed: {error}"))
+                } else {
+                    HookState::Attached(means)
+                }
+            }
+            Err(error) => HookState::Lost(format!("another filter runs before ours: {error:#}")),
+        };
+        Some(attached.hook.clone())
     }
 
     /// Detaches each by its own handle, so that nothing of anybody else's can go with it.

@@ -10,7 +10,7 @@ mod records;
 mod tracing;
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 
 use std::time::Duration;
 
@@ -27,7 +27,7 @@ pub use records::{Record, Records};
 use crate::sys;
 
 /// How long classifiers work on after the last renewal of their lease.
-const LEASE: Duration = Duration::from_secs(5);
+const LEASE: Duration = Duration::from_secs(10);
 
 /// What to load and where to attach it.
 #[derive(Clone, Debug)]
@@ -40,6 +40,20 @@ pub struct Settings {
     pub ring_bytes: u32,
     /// Interfaces to look at.
     pub interfaces: Vec<Interface>,
+    /// By which means Cilium's notifications are to be seen.
+    pub event_probe: EventProbe,
+}
+
+/// Means to see Cilium's notifications.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum EventProbe {
+    /// The best that the kernel allows.
+    #[default]
+    Any,
+    /// fentry or nothing.
+    Fentry,
+    /// A kprobe or nothing.
+    Kprobe,
 }
 
 /// Default size of the ring buffer.
@@ -133,7 +147,7 @@ impl Attachment {
         let mut lease = take(&mut ebpf, "LEASE")?;
         renew(&mut lease)?;
         let counters = take(&mut ebpf, "COUNTERS")?;
-        let tracing = tracing::attach(&mut ebpf, &settings.config);
+        let tracing = tracing::attach(&mut ebpf, settings);
         let classifiers = classifiers::Classifiers::attach(&mut ebpf, &settings.interfaces);
         Ok((Self { classifiers, tracing, lease, counters, ebpf, _alone: slot }, records))
     }
@@ -160,6 +174,12 @@ impl Attachment {
     /// Looks whether interfaces have gone and attaches to those named that are new. Returns the hooks that changed.
     pub fn recheck(&mut self, interfaces: &[Interface]) -> Vec<Hook> {
         self.classifiers.recheck(&mut self.ebpf, interfaces)
+    }
+
+    /// Attaches anew at a place (`eth0 ingress`) where somebody else's filter has come before ours.
+    /// `None` if nothing of ours is there.
+    pub fn reattach(&mut self, place: &str) -> Option<Hook> {
+        self.classifiers.reattach(&mut self.ebpf, place)
     }
 
     /// What the programs counted so far.

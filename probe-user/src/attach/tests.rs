@@ -12,12 +12,12 @@ use super::*;
 use crate::sources::btf::Btf;
 use crate::trace::kernel;
 
-const NODE: &str = "10.99.0.1";
+pub(crate) const NODE: &str = "10.99.0.1";
 const NODE_V6: &str = "fd99::1";
-const PORT: u16 = 4040;
+pub(crate) const PORT: u16 = 4040;
 
 /// The far end of the veth: a thread in a network namespace of its own.
-struct Peer {
+pub(crate) struct Peer {
     jobs: mpsc::Sender<Box<dyn FnOnce() + Send>>,
 }
 
@@ -31,7 +31,7 @@ impl Peer {
 }
 
 /// Runs `test` in a thread with its own network namespace and a veth `v0` (10.99.0.1) to the peer's (10.99.0.2).
-fn scratch(test: impl FnOnce(&Peer) + Send + 'static) {
+pub(crate) fn scratch(test: impl FnOnce(&Peer) + Send + 'static) {
     if !is_built_in() {
         println!("skipped: built without its eBPF object");
         return;
@@ -93,24 +93,24 @@ fn connect_peer() -> Peer {
 }
 
 #[track_caller]
-fn sh(command: &str) -> String {
+pub(crate) fn sh(command: &str) -> String {
     let output = Command::new("sh").args(["-c", command]).output().unwrap();
     assert!(output.status.success(), "`{command}`: {}", String::from_utf8_lossy(&output.stderr));
     String::from_utf8(output.stdout).unwrap()
 }
 
-fn filters() -> String {
+pub(crate) fn filters() -> String {
     sh("tc filter show dev v0 ingress; tc filter show dev v0 egress")
 }
 
-fn settings(filter: Filter) -> Settings {
+pub(crate) fn settings(filter: Filter) -> Settings {
     let config = Btf::load().and_then(|btf| kernel::config(&btf)).unwrap();
     let interfaces = vec![Interface { name: "v0".into(), role: Role::Uplink }];
-    Settings { filter, config, ring_bytes: RING_BYTES, interfaces }
+    Settings { filter, config, ring_bytes: RING_BYTES, interfaces, event_probe: EventProbe::Any }
 }
 
 /// Packets to or from `addr`.
-fn about(addr: &str) -> Filter {
+pub(crate) fn about(addr: &str) -> Filter {
     Filter { targets: vec![Target { addr: addr.parse().unwrap(), port: None }], sources: vec![] }
 }
 
@@ -131,13 +131,13 @@ fn observe(settings: &Settings, traffic: impl FnOnce()) -> (Vec<Record>, Counter
     })
 }
 
-fn in_runtime<T>(body: impl FnOnce() -> T) -> T {
+pub(crate) fn in_runtime<T>(body: impl FnOnce() -> T) -> T {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     let _inside = runtime.enter();
     body()
 }
 
-fn packets(records: &[Record], point: HookPoint) -> Vec<Packet> {
+pub(crate) fn packets(records: &[Record], point: HookPoint) -> Vec<Packet> {
     let at = |record: &Record| match record {
         Record::Packet(record) if record.header.point == point as u8 => Some(record.packet),
         _ => None,
@@ -146,7 +146,7 @@ fn packets(records: &[Record], point: HookPoint) -> Vec<Packet> {
 }
 
 /// Sends `count` datagrams of `len` bytes from the peer to the node.
-fn send_udp(peer: &Peer, to: &str, count: usize, len: usize) {
+pub(crate) fn send_udp(peer: &Peer, to: &str, count: usize, len: usize) {
     let to: IpAddr = to.parse().unwrap();
     peer.run(move || {
         let any: IpAddr = if to.is_ipv4() { [0; 4].into() } else { [0; 16].into() };

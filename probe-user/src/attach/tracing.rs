@@ -2,15 +2,14 @@
 use anyhow::{Context as _, Result, anyhow};
 use aya::programs::{FEntry, KProbe, RawTracePoint};
 use aya::{Btf, Ebpf};
-use probe_common::Config;
 
 use super::classifiers::describe_load;
-use super::{Hook, HookKind, HookState};
+use super::{EventProbe, Hook, HookKind, HookState, Settings};
 
 /// The kernel function behind `bpf_perf_event_output` of a tc program.
 const EVENT_OUTPUT: &str = "bpf_skb_event_output";
 
-pub(super) fn attach(ebpf: &mut Ebpf, config: &Config) -> Vec<Hook> {
+pub(super) fn attach(ebpf: &mut Ebpf, settings: &Settings) -> Vec<Hook> {
     let drops = Hook {
         kind: HookKind::KernelDrops,
         place: "skb:kfree_skb".into(),
@@ -19,10 +18,10 @@ pub(super) fn attach(ebpf: &mut Ebpf, config: &Config) -> Vec<Hook> {
             Err(error) => HookState::Refused(format!("{error:#}")),
         },
     };
-    let state = if config.events_map_id == 0 {
+    let state = if settings.config.events_map_id == 0 {
         HookState::Refused("`cilium_events` was not found".into())
     } else {
-        attach_events(ebpf)
+        attach_events(ebpf, settings.event_probe)
     };
     let events = Hook { kind: HookKind::CiliumEvents, place: EVENT_OUTPUT.into(), state };
     vec![drops, events]
@@ -36,15 +35,21 @@ fn attach_kfree(ebpf: &mut Ebpf) -> Result<()> {
 }
 
 /// fentry first: it costs less and, unlike a kprobe, is not skipped while another program runs on the CPU.
-fn attach_events(ebpf: &mut Ebpf) -> HookState {
-    let fentry = match attach_fentry(ebpf) {
-        Ok(()) => return HookState::Attached("fentry"),
-        Err(error) => error,
-    };
-    match attach_kprobe(ebpf) {
-        Ok(()) => HookState::Attached("kprobe"),
-        Err(kprobe) => HookState::Refused(format!("fentry: {fentry:#}; kprobe: {kprobe:#}")),
+fn attach_events(ebpf: &mut Ebpf, probe: EventProbe) -> HookState {
+    let mut refusals = Vec::new();
+    if probe != EventProbe::Kprobe {
+        match attach_fentry(ebpf) {
+            Ok(()) => return HookState::Attached("fentry"),
+            Err(error) => refusals.push(format!("fentry: {error:#}")),
+        }
     }
+    if probe != EventProbe::Fentry {
+        match attach_kprobe(ebpf) {
+            Ok(()) => return HookState::Attached("kprobe"),
+            Err(error) => refusals.push(format!("kprobe: {error:#}")),
+        }
+    }
+    HookState::Refused(refusals.join("; "))
 }
 
 fn attach_fentry(ebpf: &mut Ebpf) -> Result<()> {

@@ -2,6 +2,7 @@
 
 pub mod judge;
 pub mod kernel;
+pub(crate) mod neighbours;
 pub mod scope;
 mod session;
 mod verdicts;

@@ -12,9 +12,10 @@ use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
 use super::Options;
 use super::judge::{EventSource, FlowVerdict, Judgement, judge};
 use super::kernel::{self, Names};
+use super::neighbours;
 use super::scope::Scope;
 use super::verdicts::{Event, Verdicts};
-use crate::attach::{Attachment, Counters, Hook, HookKind, HookState, Record, Records, Settings};
+use crate::attach::{Attachment, Counters, EventProbe, Hook, HookKind, HookState, Record, Records, Settings};
 use crate::cli::{Outcome, Output};
 use crate::render::{trace as text, trace_json as json};
 use crate::sources::assemble::assemble;
@@ -157,6 +158,7 @@ impl<'o> Session<'o> {
             config,
             ring_bytes: options.ring_bytes,
             interfaces: scope.interfaces.clone(),
+            event_probe: EventProbe::Any,
         };
         let (attachment, records) = Attachment::start(&settings)?;
         let probe = probe_state(&attachment);
@@ -283,6 +285,12 @@ impl<'o> Session<'o> {
                 HookState::Lost(why) | HookState::Refused(why) => {
                     notice(&format!("nothing is seen any more at `{}`: {why}", hook.place));
                 }
+            }
+        }
+        for place in neighbours::displaced(self.world.links.as_deref().unwrap_or_default())? {
+            let renewed = self.attachment.reattach(&place);
+            if let Some(HookState::Attached(_)) = renewed.map(|hook| hook.state) {
+                notice(&format!("another filter had come before ours at `{place}`; attached anew"));
             }
         }
         let lost = self.attachment.counters()?.lost();

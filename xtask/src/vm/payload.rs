@@ -15,7 +15,6 @@ enum Source {
     /// The unit tests of a library, by the library's name.
     UnitTests(&'static str),
     /// An integration test, the file `tests/NAME.rs`.
-    #[expect(dead_code, reason = "the test of the kprobe follows")]
     Test(&'static str),
 }
 
@@ -37,6 +36,7 @@ const PAYLOADS: &[Line] = &[
         source: Source::UnitTests("probe_user"),
         args: &["the_kernels_offsets_are_all_there", "--nocapture"],
     },
+    Line { name: "kernel-events", source: Source::Test("kernel_events"), args: &["--nocapture"] },
     Line { name: "trace", source: Source::Script(include_str!("trace.sh")), args: &["aks"] },
 ];
 
