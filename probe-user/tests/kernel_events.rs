@@ -62,9 +62,9 @@ fn program(map_fd: u64) -> Vec<u64> {
     let mut code = vec![instruction(MOVE, 6, 1, 0, 0)];
     let mut padded = [0u8; 40];
     padded[..DROP_NOTIFY_SIZE].copy_from_slice(&notification());
-    for (index, word) in padded.chunks_exact(8).enumerate() {
+    for (at, word) in (-40i16..0).step_by(8).zip(padded.chunks_exact(8)) {
         code.extend(wide(1, 0, u64::from_le_bytes(word.try_into().unwrap())));
-        code.push(instruction(STORE, 10, 1, -40 + 8 * index as i16, 0));
+        code.push(instruction(STORE, 10, 1, at, 0));
     }
     code.push(instruction(MOVE, 1, 6, 0, 0));
     code.extend(wide(2, 1, map_fd));
@@ -155,7 +155,7 @@ fn a_notification_arrives_whole_by(probe: EventProbe, means: &'static str) {
         }
         assert_eq!(hook.state, HookState::Attached(means));
 
-        let emitter = load(&program(events.as_fd().as_raw_fd() as u64));
+        let emitter = load(&program(events.as_fd().as_raw_fd().cast_unsigned().into()));
         let mut lo = TcHookBuilder::new(emitter.as_fd()).ifindex(1).handle(1).priority(1).hook(TC_INGRESS);
         lo.create().unwrap();
         lo.attach().unwrap();

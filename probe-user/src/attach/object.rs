@@ -23,6 +23,8 @@ pub(super) fn load(settings: &Settings) -> Result<Ebpf> {
     check_wire_version(PROBE)?;
     let config = Config { filter_sources: (!settings.filter.sources.is_empty()).into(), ..settings.config };
     EbpfLoader::new()
+        // Our programs have no relocations against the kernel's types; parsing those takes longest of all.
+        .btf(None)
         .override_global("CONFIG", &Wire(config), true)
         .map_max_entries("RECORDS", settings.ring_bytes)
         .load(PROBE)
