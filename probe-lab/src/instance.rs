@@ -335,7 +335,7 @@ mod tests {
     #[test]
     fn down_ends_the_children_of_a_killed_owner_and_nobody_else() {
         if let Some(why) = crate::unavailable() {
-            return println!("skipped: {why}");
+            return fixtures::skip!("{why}");
         }
         let instance = Instance::new(&format!("t{}-children", std::process::id())).unwrap();
         let sleep = || Command::new("sleep").arg("60").spawn().unwrap();

@@ -16,7 +16,7 @@ use serde_json::Value;
 
 fn up(test: &str, scenario: &str) -> Option<Lab> {
     if let Some(why) = probe_lab::unavailable() {
-        println!("skipped: {why}");
+        fixtures::skip!("{why}");
         return None;
     }
     let instance = format!("t{}-{test}", std::process::id());
@@ -88,7 +88,7 @@ fn the_monitor_socket_ends_with_the_agent() {
 #[test]
 fn the_datapaths_events_reach_a_listener() {
     if let Some(why) = probe_lab::standin::unavailable() {
-        return println!("skipped: {why}");
+        return fixtures::skip!("{why}");
     }
     let instance = format!("t{}-events", std::process::id());
     let options = LabOptions { instance, scenario: "allow-nat-ip".to_owned(), ..LabOptions::default() };

@@ -13,7 +13,7 @@ struct Named(String);
 impl Named {
     fn new(test: &str) -> Option<Self> {
         if let Some(why) = probe_lab::standin::unavailable() {
-            println!("skipped: {why}");
+            fixtures::skip!("{why}");
             return None;
         }
         Some(Self(format!("t{}-{test}", std::process::id())))

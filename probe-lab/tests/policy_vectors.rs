@@ -82,7 +82,7 @@ fn entry(text: &str) -> Result<(Vec<u8>, Vec<u8>)> {
 #[test]
 fn group_b_1_14_to_1_16_3() -> Result<()> {
     if let Some(reason) = standin::unavailable() {
-        println!("skipped: {reason}");
+        fixtures::skip!("{reason}");
         return Ok(());
     }
     let instance = format!("vectors-{}", std::process::id());

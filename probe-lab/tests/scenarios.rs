@@ -5,7 +5,7 @@ use probe_lab::{ClientSaw, Lab, LabOptions, Shape};
 
 fn up(scenario: &Scenario, shape: Shape) -> Option<Lab> {
     if let Some(why) = probe_lab::standin::unavailable() {
-        println!("skipped: {why}");
+        fixtures::skip!("{why}");
         return None;
     }
     let instance = format!("t{}-{}-{shape}", std::process::id(), scenario.name);

@@ -24,7 +24,7 @@ impl World {
     /// line that says why not.
     fn up(instance: &str, shape: Shape, contents: &MapContents) -> Result<Option<Self>> {
         if let Some(reason) = standin::unavailable() {
-            println!("skipped: {reason}");
+            fixtures::skip!("{reason}");
             return Ok(None);
         }
         let options = LabOptions {

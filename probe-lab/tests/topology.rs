@@ -12,7 +12,7 @@ use probe_lab::{ClientSaw, Instance, Lab, LabOptions, Ns, Probe, Proto, Shape};
 /// An instance of this test run's own, or `None` with a word why.
 fn instance(test: &str) -> Option<String> {
     if let Some(why) = probe_lab::unavailable() {
-        println!("skipped: {why}");
+        fixtures::skip!("{why}");
         return None;
     }
     Some(format!("t{}-{test}", std::process::id()))

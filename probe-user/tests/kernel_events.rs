@@ -109,17 +109,17 @@ fn events_map() -> MapHandle {
 /// Runs `test` in a network namespace of its own, gone with its thread; prints why if it cannot.
 fn scratch(test: impl FnOnce() + Send + 'static) {
     if !is_built_in() {
-        println!("skipped: built without its eBPF object");
+        fixtures::skip!("built without its eBPF object");
         return;
     }
     if !std::path::Path::new(VMLINUX).exists() {
-        println!("skipped: no kernel BTF");
+        fixtures::skip!("no kernel BTF");
         return;
     }
     let test = std::thread::spawn(move || {
         // SAFETY: changes only this thread's network namespace.
         if unsafe { libc::unshare(libc::CLONE_NEWNET) } != 0 {
-            println!("skipped: no network namespace of its own ({})", std::io::Error::last_os_error());
+            fixtures::skip!("no network namespace of its own ({})", std::io::Error::last_os_error());
             return;
         }
         let up = std::process::Command::new("ip").args(["link", "set", "lo", "up"]).status();
@@ -150,7 +150,7 @@ fn a_notification_arrives_whole_by(probe: EventProbe, means: &'static str) {
         let hook = attachment.hooks().find(|hook| hook.kind == HookKind::CiliumEvents).unwrap();
         if let HookState::Refused(why) = &hook.state {
             assert!(!has_kprobes(), "a kernel with kprobes refuses it: {why}");
-            println!("skipped: this kernel refuses it: {why}");
+            fixtures::skip!("this kernel refuses it: {why}");
             return;
         }
         assert_eq!(hook.state, HookState::Attached(means));

@@ -20,7 +20,7 @@ struct Ran {
 impl Node {
     fn up(test: &str, shape: Shape) -> Option<Self> {
         if let Some(why) = probe_lab::standin::unavailable() {
-            println!("skipped: {why}");
+            fixtures::skip!("{why}");
             return None;
         }
         let instance = format!("n{}-{test}", std::process::id());

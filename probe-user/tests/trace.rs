@@ -25,7 +25,7 @@ fn lab(test: &str, shape: Shape, scenario: &str) -> Option<Lab> {
     let why =
         probe_lab::standin::unavailable().or((!built).then(|| "built without its eBPF object".to_owned()));
     if let Some(why) = why {
-        println!("skipped: {why}");
+        fixtures::skip!("{why}");
         return None;
     }
     let instance = format!("t{}-{test}", std::process::id());

@@ -118,8 +118,7 @@ fn doc(ready: &Ready) -> Result<String> {
 fn cargo_test(ready: &Ready) -> Result<String> {
     let mut cmd = cargo::host(ready, "test");
     cargo::run_tests_as_root(ready, &mut cmd, "run the tests that make namespaces and load eBPF")?;
-    // Without `--show-output` the test harness swallows the `skipped: ` lines of tests that pass.
-    let mut child = cmd.args(["--no-fail-fast", "--", "--show-output"]).stdout(Stdio::piped()).spawn()?;
+    let mut child = cmd.arg("--no-fail-fast").stdout(Stdio::piped()).spawn()?;
     let mut tally = Tally::default();
     let stdout = child.stdout.take().context("cargo has no stdout")?;
     for line in BufReader::new(stdout).lines() {
@@ -145,7 +144,9 @@ struct Tally {
 
 impl Tally {
     fn read(&mut self, line: &str) {
-        if let Some(reason) = line.strip_prefix("skipped: ") {
+        // `skipped (3 so far): not root`, as `fixtures::skip!` prints it.
+        let skipped = line.strip_prefix("skipped (").and_then(|rest| rest.split_once(" so far): "));
+        if let Some((_, reason)) = skipped {
             *self.skipped.entry(reason.trim().to_owned()).or_default() += 1;
         }
         let Some(counts) = line.strip_prefix("test result: ") else { return };
@@ -191,8 +192,8 @@ mod tests {
         let mut tally = Tally::default();
         for line in [
             "test a ... ok",
-            "skipped: not root",
-            "skipped: not root",
+            "skipped (1 so far): not root",
+            "skipped (2 so far): not root",
             "test result: ok. 12 passed; 0 failed; 1 ignored; 0 measured; 0 filtered out; finished in 0.31s",
             "test result: FAILED. 3 passed; 2 failed; 0 ignored; 0 measured; 4 filtered out; finished in 1.05s",
         ] {

@@ -92,7 +92,7 @@ impl World {
     /// Brings it up, or prints why not.
     fn up(instance: &str, recording: Recording) -> Result<Option<Self>> {
         if let Some(reason) = standin::unavailable() {
-            println!("skipped: {reason}");
+            fixtures::skip!("{reason}");
             return Ok(None);
         }
         let shape = if recording.name == KUBE_PROXY.name { Shape::KubeProxy } else { Shape::Kpr };

@@ -107,7 +107,7 @@ fn ipv6(world: &mut World, recorded: &[Notification]) -> Result<()> {
     let expected =
         recorded.iter().find(|n| n.drop_reason() == Some(139)).context("no drop 139 was recorded")?;
     if fs::metadata("/proc/sys/net/ipv6").is_err() {
-        println!("skipped: this kernel has no IPv6");
+        fixtures::skip!("this kernel has no IPv6");
         return Ok(());
     }
     world.lab.run_in(Ns::App, || fs::write("/proc/sys/net/ipv6/conf/eth0/disable_ipv6", "0"))??;

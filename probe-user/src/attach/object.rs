@@ -64,7 +64,7 @@ mod tests {
     #[test]
     fn the_object_exports_our_wire_version() {
         if !is_built_in() {
-            println!("skipped: built without its eBPF object");
+            fixtures::skip!("built without its eBPF object");
             return;
         }
         assert_eq!(exported_wire_version(PROBE).unwrap(), WIRE_VERSION);

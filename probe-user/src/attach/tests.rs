@@ -33,16 +33,16 @@ impl Peer {
 /// Runs `test` in a thread with its own network namespace and a veth `v0` (10.99.0.1) to the peer's (10.99.0.2).
 pub(crate) fn scratch(test: impl FnOnce(&Peer) + Send + 'static) {
     if !is_built_in() {
-        println!("skipped: built without its eBPF object");
+        fixtures::skip!("built without its eBPF object");
         return;
     }
     let test = std::thread::spawn(move || {
         if let Err(error) = unshare_network() {
-            println!("skipped: no network namespace of its own ({error})");
+            fixtures::skip!("no network namespace of its own ({error})");
             return;
         }
         if Command::new("tc").arg("-V").output().is_err() {
-            println!("skipped: no `tc`");
+            fixtures::skip!("no `tc`");
             return;
         }
         test(&connect_peer());
@@ -369,7 +369,7 @@ fn beside_tcx_ours_is_tcx_and_first() {
             program.load().unwrap();
             let order = TcAttachOptions::TcxOrder(LinkOrder::last());
             if let Err(error) = program.attach_with_options("v0", TcAttachType::Ingress, order) {
-                println!("skipped: no tcx ({error})");
+                fixtures::skip!("no tcx ({error})");
                 return;
             }
             let (mut attachment, mut records) = Attachment::start(&settings).unwrap();
@@ -418,7 +418,7 @@ fn an_interface_that_goes_and_one_that_does_not_exist() {
 #[test]
 fn the_kernels_offsets_are_all_there() {
     if !std::path::Path::new(crate::sources::btf::VMLINUX).exists() {
-        println!("skipped: no kernel BTF");
+        fixtures::skip!("no kernel BTF");
         return;
     }
     let config: Config = kernel::config(&Btf::load().unwrap()).unwrap();

@@ -149,7 +149,7 @@ mod tests {
     fn a_namespace_of_the_seeds_shape() {
         // SAFETY: only this thread's network namespace is unshared, no file descriptors.
         if let Err(error) = unsafe { unshare_unsafe(UnshareFlags::NEWNET) } {
-            println!("skipped: cannot make a network namespace: {error}");
+            fixtures::skip!("cannot make a network namespace: {error}");
             return;
         }
         let commands = [
@@ -168,7 +168,7 @@ mod tests {
             "route add 10.3.0.0/16 dev lxc1 table 1000",
         ];
         if Command::new("ip").arg("-V").output().is_err() {
-            println!("skipped: `ip` is not installed");
+            fixtures::skip!("`ip` is not installed");
             return;
         }
         for command in commands {

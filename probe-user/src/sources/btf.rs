@@ -162,7 +162,7 @@ mod tests {
     fn kernel() -> Option<Btf> {
         let btf = Path::new(VMLINUX).exists().then(|| Btf::load().unwrap());
         if btf.is_none() {
-            println!("skipped: no {VMLINUX}");
+            fixtures::skip!("no {VMLINUX}");
         }
         btf
     }

@@ -191,12 +191,12 @@ mod tests {
     fn tc_and_tcx_in_a_namespace() {
         // SAFETY: only this thread's network namespace is unshared, no file descriptors.
         if let Err(error) = unsafe { unshare_unsafe(UnshareFlags::NEWNET) } {
-            println!("skipped: cannot make a network namespace: {error}");
+            fixtures::skip!("cannot make a network namespace: {error}");
             return;
         }
         let veth = ["link", "add", "eth0", "type", "veth", "peer", "name", "peer0"];
         if !Command::new("ip").args(veth).output().is_ok_and(|output| output.status.success()) {
-            println!("skipped: `ip` does not work here");
+            fixtures::skip!("`ip` does not work here");
             return;
         }
         let links = addresses::network().unwrap().links;
@@ -218,7 +218,7 @@ mod tests {
         assert!(filter.name.starts_with("plsprobe_try") && filter.program > 0, "{filter:?}");
 
         if !has_tcx() {
-            println!("skipped: no tcx in this kernel");
+            fixtures::skip!("no tcx in this kernel");
             return;
         }
         let hook = libbpf_sys::BPF_TCX_EGRESS;

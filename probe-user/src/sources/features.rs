@@ -176,7 +176,7 @@ mod tests {
     #[test]
     fn this_kernel_answers_every_question() {
         if let Err(error) = classifier() {
-            println!("skipped: {error:#}");
+            fixtures::skip!("{error:#}");
             return;
         }
         // Whatever the answers, each is one line with a reason.
@@ -195,7 +195,7 @@ mod tests {
     fn without_privileges_nothing_loads() {
         // SAFETY: a raw system call, which changes this thread alone; the thread ends with this test.
         if unsafe { libc::syscall(libc::SYS_setresuid, 65_534, 65_534, 65_534) } != 0 {
-            println!("skipped: cannot become another user");
+            fixtures::skip!("cannot become another user");
             return;
         }
         let error = format!("{:#}", classifier().unwrap_err());

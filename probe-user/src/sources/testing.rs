@@ -27,7 +27,7 @@ impl PrivateBpffs {
         match Self::try_mount() {
             Ok(bpffs) => Some(bpffs),
             Err(error) => {
-                println!("skipped: cannot mount a BPF file system and make maps here: {error}");
+                fixtures::skip!("cannot mount a BPF file system and make maps here: {error}");
                 None
             }
         }

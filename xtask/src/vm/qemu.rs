@@ -37,7 +37,8 @@ impl Report {
 
     /// Reads one line of the console.
     fn read(&mut self, line: &str) {
-        if let Some((_, reason)) = line.split_once("skipped: ") {
+        let skipped = line.split_once("skipped (").and_then(|(_, rest)| rest.split_once(" so far): "));
+        if let Some((_, reason)) = skipped {
             self.complaints.push(format!("a test skipped itself: {reason}"));
         }
         if line == "running 0 tests" {
@@ -144,7 +145,7 @@ mod tests {
     fn the_console_is_understood() {
         let report = report(
             "[    1.2] x\nPLSPROBE-VM: start a\nPLSPROBE-VM: exit a 0\n[ 3.1] noisePLSPROBE-VM: exit b 101\n\
-             PLSPROBE-VM: trouble module veth was refused\ntest x ... skipped: not root\nok\nPLSPROBE-VM: finished\n",
+             PLSPROBE-VM: trouble module veth was refused\ntest x ... skipped (1 so far): not root\nok\nPLSPROBE-VM: finished\n",
         );
         assert_eq!(report.exits, BTreeMap::from([("a".to_owned(), 0), ("b".to_owned(), 101)]));
         assert!(report.finished);
