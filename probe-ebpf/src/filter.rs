@@ -5,27 +5,22 @@ use probe_common::{FRAGMENT_LATER, PORT_ANY, Packet, SourceKey, TargetKey, Targe
 use crate::maps::{SOURCES, TARGETS, setting};
 use crate::parse::Network;
 
-/// How an address fares before ports are known.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub(crate) enum AddressMatch {
-    No,
-    SomePorts,
-    Yes,
+/// Whether the addresses alone allow a match: most packets are turned away here, their layer 4 unread.
+///
+/// [`wanted`] asks for the addresses again. To hand it what was found here would cost less per packet that matches,
+/// but the verifier would walk through all that follows once for each combination.
+#[inline(always)]
+pub(crate) fn may_match(network: &Network) -> bool {
+    // An ICMP error may quote a packet of a target's.
+    network.may_quote()
+        || own_entry(&network.src, network.version).is_some()
+        || own_entry(&network.dst, network.version).is_some()
 }
 
-/// Looks both addresses up; both `No` turns the packet away without reading its layer 4.
+/// The entry of an address itself.
 #[inline(always)]
-pub(crate) fn addresses(network: &Network) -> (AddressMatch, AddressMatch) {
-    (address(&network.src, network.version), address(&network.dst, network.version))
-}
-
-#[inline(always)]
-fn address(addr: &[u8; 16], version: u8) -> AddressMatch {
-    match lookup(&TargetKey { addr: *addr, port: PORT_ANY, proto: 0, version }) {
-        None => AddressMatch::No,
-        Some(value) if value == TargetMatch::SomePorts as u32 => AddressMatch::SomePorts,
-        Some(_) => AddressMatch::Yes,
-    }
+fn own_entry(addr: &[u8; 16], version: u8) -> Option<u32> {
+    lookup(&TargetKey { addr: *addr, port: PORT_ANY, proto: 0, version })
 }
 
 #[inline(always)]
@@ -36,37 +31,31 @@ fn lookup(key: &TargetKey) -> Option<u32> {
 
 /// The judgement with layer 4 known.
 #[inline(always)]
-pub(crate) fn wanted(packet: &Packet, matches: (AddressMatch, AddressMatch)) -> bool {
-    // Later fragments and ICMP errors carry no port of their own: the address decides.
-    let without_port = packet.fragment & FRAGMENT_LATER != 0 || packet.quoted_proto != 0;
-    let from_target = side(matches.0, &packet.src, packet.src_port, packet, without_port);
-    let to_target = side(matches.1, &packet.dst, packet.dst_port, packet, without_port)
-        || (packet.quoted_proto != 0 && address(&packet.quoted_dst, packet.version) != AddressMatch::No);
-    if !from_target && !to_target {
+pub(crate) fn wanted(packet: &Packet) -> bool {
+    let quotes_target = packet.quoted_proto != 0 && own_entry(&packet.quoted_dst, packet.version).is_some();
+    (is_from_peer(&packet.src, packet) && (quotes_target || is_target(&packet.dst, packet.dst_port, packet)))
+        || (is_from_peer(&packet.dst, packet) && is_target(&packet.src, packet.src_port, packet))
+}
+
+/// Whether one side of the packet is what the operator asked about.
+#[inline(always)]
+fn is_target(addr: &[u8; 16], port: u16, packet: &Packet) -> bool {
+    let Some(value) = own_entry(addr, packet.version) else {
         return false;
-    }
+    };
+    // Later fragments and ICMP errors carry no port of their own: the address decides.
+    value != TargetMatch::SomePorts as u32
+        || packet.fragment & FRAGMENT_LATER != 0
+        || packet.quoted_proto != 0
+        || lookup(&TargetKey { addr: *addr, port, proto: packet.proto, version: packet.version }).is_some()
+}
+
+/// Whether the other side is one the operator asked about.
+#[inline(always)]
+fn is_from_peer(addr: &[u8; 16], packet: &Packet) -> bool {
     if setting!(filter_sources) == 0 {
         return true;
     }
-    (to_target && is_source(&packet.src, packet.version))
-        || (from_target && is_source(&packet.dst, packet.version))
-}
-
-#[inline(always)]
-fn side(matched: AddressMatch, addr: &[u8; 16], port: u16, packet: &Packet, without_port: bool) -> bool {
-    match matched {
-        AddressMatch::No => false,
-        AddressMatch::Yes => true,
-        AddressMatch::SomePorts => {
-            without_port
-                || lookup(&TargetKey { addr: *addr, port, proto: packet.proto, version: packet.version })
-                    .is_some()
-        }
-    }
-}
-
-#[inline(always)]
-fn is_source(addr: &[u8; 16], version: u8) -> bool {
-    let data = SourceKey { version, pad: [0; 3], addr: *addr };
+    let data = SourceKey { version: packet.version, pad: [0; 3], addr: *addr };
     SOURCES.get(Key::new(SourceKey::HEAD_BITS + 128, data)).is_some()
 }

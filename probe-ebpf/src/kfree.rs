@@ -5,7 +5,7 @@ use aya_ebpf::programs::RawTracePointContext;
 use probe_common::{Counter, DropRecord, RecordKind};
 
 use crate::emit::{discard, reserve};
-use crate::filter::{self, AddressMatch};
+use crate::filter;
 use crate::kernel::SkBuff;
 use crate::maps::{count, setting};
 use crate::parse;
@@ -35,8 +35,7 @@ fn look(ctx: &RawTracePointContext) -> Option<()> {
     let Some(network) = parse::network(&source) else {
         return Some(()); // netlink messages and unix sockets are freed here too
     };
-    let matches = filter::addresses(&network);
-    if matches == (AddressMatch::No, AddressMatch::No) && !network.may_quote() {
+    if !filter::may_match(&network) {
         return Some(());
     }
     let (ifindex, netns) = skb.device()?;
@@ -47,7 +46,7 @@ fn look(ctx: &RawTracePointContext) -> Option<()> {
     // SAFETY: `reserve` zeroed the record, a valid value of plain integers.
     let record = unsafe { entry.assume_init_mut() };
     parse::packet(&source, &network, &mut record.packet);
-    if !filter::wanted(&record.packet, matches) {
+    if !filter::wanted(&record.packet) {
         discard(entry);
         return Some(());
     }

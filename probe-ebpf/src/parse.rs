@@ -11,8 +11,8 @@ const IPV6_HEADER_LEN: u32 = 40;
 const TCP_HEADER_LEN: u32 = 20;
 const UDP_HEADER_LEN: u32 = 8;
 const ICMP_HEADER_LEN: u32 = 8;
-/// Extension headers followed in an IPv6 packet: hop-by-hop, routing, destination options, fragment.
-const IPV6_EXTENSIONS_MAX: u32 = 4;
+/// Extension headers followed in an IPv6 packet: one of options or routing, and a fragment header.
+const IPV6_EXTENSIONS_MAX: u32 = 2;
 
 /// Bytes of one packet, counted from its network header.
 pub(crate) trait Source {

@@ -7,7 +7,7 @@ use aya_ebpf::programs::TcContext;
 use probe_common::{Counter, HookPoint, PacketRecord, RecordKind};
 
 use crate::emit::{discard, reserve};
-use crate::filter::{self, AddressMatch};
+use crate::filter;
 use crate::maps::{count, lease_holds};
 use crate::parse::{self, Source};
 
@@ -81,8 +81,7 @@ fn look(ctx: &TcContext, point: HookPoint) {
     let Some(network) = parse::network(&source) else {
         return; // not IP, ARP for the most part
     };
-    let matches = filter::addresses(&network);
-    if matches == (AddressMatch::No, AddressMatch::No) && !network.may_quote() {
+    if !filter::may_match(&network) {
         return;
     }
     // SAFETY: the helper takes no argument and returns a number.
@@ -97,7 +96,7 @@ fn look(ctx: &TcContext, point: HookPoint) {
     // SAFETY: `reserve` zeroed the record, a valid value of plain integers.
     let record = unsafe { entry.assume_init_mut() };
     parse::packet(&source, &network, &mut record.packet);
-    if !filter::wanted(&record.packet, matches) {
+    if !filter::wanted(&record.packet) {
         discard(entry);
         return;
     }

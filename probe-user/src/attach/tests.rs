@@ -13,6 +13,8 @@ use crate::sources::btf::Btf;
 use crate::trace::kernel;
 
 pub(crate) const NODE: &str = "10.99.0.1";
+/// Instructions that the verifier may walk through for one program; it gives up at a million.
+const VERIFIED_MAX: u32 = 30_000;
 const NODE_V6: &str = "fd99::1";
 pub(crate) const PORT: u16 = 4040;
 
@@ -411,6 +413,23 @@ fn an_interface_that_goes_and_one_that_does_not_exist() {
             assert_eq!(changed.len(), 2);
             assert_eq!(changed[0].state, HookState::Lost("interface `v0` has gone".into()));
             assert!(attachment.detach().is_empty());
+        });
+    });
+}
+
+#[test]
+fn the_verifier_is_soon_done() {
+    scratch(|_| {
+        in_runtime(|| {
+            let started = std::time::Instant::now();
+            let (attachment, _records) = Attachment::start(&settings(about(NODE))).unwrap();
+            println!("started in {:?}", started.elapsed());
+            for (name, program) in attachment.ebpf.programs() {
+                let Ok(info) = program.info() else { continue };
+                let verified = info.verified_instruction_count().unwrap_or(0);
+                println!("{name}: {verified} instructions verified, {:?} bytes", info.size_translated());
+                assert!(verified < VERIFIED_MAX, "{name}: {verified}");
+            }
         });
     });
 }
