@@ -160,6 +160,9 @@ fn long(world: &World, judgement: &Judgement, names: &Names, lines: &mut Vec<Str
 /// The maps' cause where it fits what was seen; else what was seen.
 fn cause_sentence(judgement: &Judgement) -> String {
     let sentence = &judgement.explanation.cause.sentence;
+    if !judgement.findings.is_empty() {
+        return format!("not known from the maps, which say: {sentence}");
+    }
     match judgement.path.outcome {
         Outcome::Refused { from, .. } if judgement.verdict == FlowVerdict::Allowed => {
             format!(
@@ -168,6 +171,11 @@ fn cause_sentence(judgement: &Judgement) -> String {
         }
         Outcome::NoAnswer if judgement.verdict == FlowVerdict::Allowed => {
             format!("Cilium let it through and the pod did not answer; {sentence}")
+        }
+        Outcome::NoAnswer | Outcome::Silent if judgement.explanation.verdict == Verdict::Allowed => {
+            format!(
+                "nothing that plsprobe knows of on this node stops it, and no answer was seen; {sentence}"
+            )
         }
         _ => sentence.clone(),
     }
@@ -357,4 +365,173 @@ fn hooks_text(summary: &Summary) -> String {
         HookState::Lost(why) | HookState::Refused(why) => Some(format!("not {}: {}", hook.place, clean(why))),
     }));
     parts.join("; ")
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use expect_test::{Expect, expect};
+    use probe_model::cilium::EndpointId;
+    use probe_model::cilium::drop_reason::DropReason;
+    use probe_model::cilium::events::{CaptureHeader, DropNotify};
+    use probe_model::cilium::identity::Identity;
+    use probe_model::path::{Packet, Seen, Sighting, TcpFlags, Tracker};
+    use probe_model::tuple::Protocol;
+
+    use super::*;
+    use crate::sources::{self, From, LiveOptions};
+    use crate::trace::judge::judge;
+
+    const FRONTEND: &str = "10.224.0.7:80";
+    const POD: &str = "10.0.0.143:80";
+    const UPLINK: u32 = 2;
+    const VETH: u32 = 7;
+
+    fn packet(from: &str, to: &str, flags: u8, seq: u32, ack: u32) -> Packet {
+        let end = |text: &str| text.parse::<std::net::SocketAddr>().unwrap();
+        let ((saddr, sport), (daddr, dport)) =
+            ((end(from).ip(), end(from).port()), (end(to).ip(), end(to).port()));
+        Packet {
+            tuple: Tuple { saddr, daddr, sport, dport, protocol: Protocol::TCP },
+            flags: TcpFlags(flags),
+            seq,
+            ack,
+            payload_len: 0,
+            payload_hash: 0,
+            ip_id: 7,
+            ttl: 64,
+            later_fragment: false,
+            icmp: None,
+            quoted: None,
+        }
+    }
+
+    fn at(us: u64, point: HookPoint, ifindex: u32, packet: Packet) -> Sighting {
+        Sighting { ktime_ns: us * 1000, packet, seen: Seen::Hook { point, ifindex, mark: 0 } }
+    }
+
+    fn policy_drop(us: u64, packet: Packet) -> Sighting {
+        let header = CaptureHeader { source: EndpointId(413), hash: 0, len_orig: 74, len_cap: 74 };
+        let notification = Notification::Drop(DropNotify {
+            header,
+            reason: DropReason::POLICY,
+            src_label: Identity(2),
+            dst_label: Identity(0),
+            dst_id: 413,
+            line: 1,
+            file: 2,
+            ext_error: 0,
+            ifindex: UPLINK,
+        });
+        Sighting { ktime_ns: us * 1000, packet, seen: Seen::Cilium { notification } }
+    }
+
+    /// The text of the one flow that `sightings` are of, judged by the maps of a recording.
+    #[track_caller]
+    fn check(recording: &str, sightings: &[Sighting], expected: &Expect) {
+        let folder = fixtures::recording("cilium-1.14").join(recording);
+        let world = sources::world(&From::Path(folder), &LiveOptions::default()).unwrap();
+        let mut tracker = Tracker::default();
+        for sighting in sightings {
+            tracker.push(*sighting);
+        }
+        let paths = tracker.finish();
+        assert_eq!(paths.len(), 1, "{paths:#?}");
+        let names = Names::from_parts(
+            BTreeMap::from([(5, "TC_INGRESS".to_owned())]),
+            BTreeMap::from([(UPLINK, "eth0".to_owned()), (VETH, "lxc1".to_owned())]),
+        );
+        let nat_ips = ["10.224.0.8".parse().unwrap(), "10.224.0.9".parse().unwrap()];
+        let path = paths.into_iter().next().unwrap();
+        let judgement = judge(&world, path, &EventSource::MonitorSocket, &nat_ips);
+        let mut text = Vec::new();
+        flow(&world, &judgement, &names, &mut text).unwrap();
+        expected.assert_eq(&String::from_utf8(text).unwrap());
+    }
+
+    #[test]
+    fn an_answered_flow() {
+        let client = "10.224.0.8:40000";
+        check(
+            "cidr-pls8-80",
+            &[
+                at(0, HookPoint::UplinkIn, UPLINK, packet(client, FRONTEND, 0x02, 9, 0)),
+                at(140, HookPoint::PodOut, VETH, packet(POD, client, 0x12, 50, 10)),
+                at(171, HookPoint::UplinkOut, UPLINK, packet(FRONTEND, client, 0x12, 50, 10)),
+            ],
+            &expect![[r#"
+                10.224.0.8:40000 -> 10.224.0.7:80 TCP: allowed, answered after 0.140 ms
+                  from     PLS NAT IP 10.224.0.8, identity 16777218 (cidr:10.224.0.8/32); DNAT 10.224.0.7:80 to 10.0.0.143:80; eth0 in 0.000 > lxc1 from pod 0.140 > eth0 out 0.171 ms
+                  why      NetworkPolicy default/allow-pls-nat admits 16777218 (cidr:10.224.0.8/32) to default/pls-app-7d9c5bd5f4-x2v8q on TCP/80; cilium_policy_02686: ingress 16777218 (cidr:10.224.0.8/32), 80/TCP allow (match L3-L4, 12 packets so far); by the packets seen
+            "#]],
+        );
+    }
+
+    #[test]
+    fn a_flow_that_policy_drops() {
+        let client = "10.224.0.9:40000";
+        check(
+            "cidr-pls8-80",
+            &[
+                at(0, HookPoint::UplinkIn, UPLINK, packet(client, FRONTEND, 0x02, 9, 0)),
+                policy_drop(60, packet(client, POD, 0x02, 9, 0)),
+            ],
+            &expect![[r#"
+                10.224.0.9:40000 -> 10.224.0.7:80 TCP: dropped by Cilium, Policy denied (133)
+                  cause    NetworkPolicy default/allow-pls-nat selects default/pls-app-7d9c5bd5f4-x2v8q for ingress, and no rule admits traffic from world (2) on TCP/80 [PLS-01]
+                  from     PLS NAT IP 10.224.0.9, identity world (2)
+                  rewrite  DNAT 10.224.0.7:80 to 10.0.0.143:80
+                  hops     eth0 in 0.000 ms
+                  answer   none seen
+                  verdict  dropped, Policy denied (133); told by Cilium's own notification (monitor socket)
+                  entry    none in cilium_policy_02686 for ingress world (2), 80/TCP
+                  nearest  allow 16777218 (cidr:10.224.0.8/32), 80/TCP of NetworkPolicy default/allow-pls-nat; but the peer is world (2)
+                  policy   NetworkPolicy default/allow-pls-nat
+            "#]],
+        );
+    }
+
+    #[test]
+    fn maps_that_say_otherwise_are_a_finding() {
+        let client = "10.224.0.8:40000";
+        check(
+            "cidr-pls8-80",
+            &[
+                at(0, HookPoint::UplinkIn, UPLINK, packet(client, FRONTEND, 0x02, 9, 0)),
+                policy_drop(60, packet(client, POD, 0x02, 9, 0)),
+            ],
+            &expect![[r#"
+                10.224.0.8:40000 -> 10.224.0.7:80 TCP: dropped by Cilium, Policy denied (133)
+                  cause    not known from the maps, which say: NetworkPolicy default/allow-pls-nat admits 16777218 (cidr:10.224.0.8/32) to default/pls-app-7d9c5bd5f4-x2v8q on TCP/80 [ALLOWED]
+                  from     PLS NAT IP 10.224.0.8, identity world (2)
+                  rewrite  DNAT 10.224.0.7:80 to 10.0.0.143:80
+                  hops     eth0 in 0.000 ms
+                  answer   none seen
+                  verdict  dropped, Policy denied (133); told by Cilium's own notification (monitor socket)
+                  entry    cilium_policy_02686: ingress 16777218 (cidr:10.224.0.8/32), 80/TCP allow (match L3-L4, 12 packets so far)
+                  policy   NetworkPolicy default/allow-pls-nat
+                  finding  the maps say allowed, but Cilium dropped it (Policy denied (133)): the maps changed in between, or Cilium or plsprobe is wrong; run it again
+            "#]],
+        );
+    }
+
+    #[test]
+    fn silence_is_inconclusive() {
+        let client = "10.224.0.8:40000";
+        check(
+            "cidr-pls8-80",
+            &[at(0, HookPoint::UplinkIn, UPLINK, packet(client, FRONTEND, 0x02, 9, 0))],
+            &expect![[r#"
+                10.224.0.8:40000 -> 10.224.0.7:80 TCP: inconclusive: seen, then silence; allowed by the maps
+                  cause    nothing that plsprobe knows of on this node stops it, and no answer was seen; NetworkPolicy default/allow-pls-nat admits 16777218 (cidr:10.224.0.8/32) to default/pls-app-7d9c5bd5f4-x2v8q on TCP/80 [ALLOWED]
+                  from     PLS NAT IP 10.224.0.8, identity 16777218 (cidr:10.224.0.8/32)
+                  hops     eth0 in 0.000 ms
+                  answer   none seen
+                  verdict  by the maps alone, nothing observed decides
+                  entry    cilium_policy_02686: ingress 16777218 (cidr:10.224.0.8/32), 80/TCP allow (match L3-L4, 12 packets so far)
+                  policy   NetworkPolicy default/allow-pls-nat
+            "#]],
+        );
+    }
 }
