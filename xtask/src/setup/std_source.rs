@@ -45,7 +45,7 @@ pub(crate) fn ensure(project: &Project, rustc: &Rustc, sysroot: &Path, origin: O
     sh::say(&format!("bringing the source of `core` {}, to build it for the BPF target", rustc.release));
     let from_rustup = match origin {
         Origin::Debian => Err(anyhow::anyhow!("not asked")),
-        Origin::Any | Origin::Rustup => rustup(project),
+        Origin::Any | Origin::Rustup => rustup(project, &lock),
     };
     if let Err(rustup_says) = from_rustup {
         if origin == Origin::Rustup {
@@ -60,12 +60,14 @@ pub(crate) fn ensure(project: &Project, rustc: &Rustc, sysroot: &Path, origin: O
     Ok(())
 }
 
-fn rustup(project: &Project) -> Result<()> {
+fn rustup(project: &Project, lock: &Path) -> Result<()> {
     ensure!(sh::find("rustup").is_some(), "there is no rustup");
     let mut add = Command::new("rustup");
     add.args(["component", "add", "rust-src"]).current_dir(&project.root);
     match sh::quietly_within(&mut add, RUSTUP_PATIENCE)? {
-        Some((status, _)) if status.success() => Ok(()),
+        Some((status, _)) if status.success() && lock.is_file() => Ok(()),
+        // It believes its own list of what is installed rather than the disk.
+        Some((status, _)) if status.success() => bail!("it says it is there, and it is not"),
         Some((_, stderr)) => bail!("{}", stderr.lines().last().unwrap_or("it failed without a word").trim()),
         None => bail!("no answer within {} seconds", RUSTUP_PATIENCE.as_secs()),
     }
