@@ -58,14 +58,14 @@ pub enum Output {
 
 #[derive(Subcommand)]
 enum Command {
+    /// Watch packets to a target on this node and say of each flow what became of it, and why
+    Trace(trace::Args),
     /// Say what happens to a packet, and why: from the maps of this node or of a recording
     Explain(explain::Args),
     /// Print Cilium's maps, as its own command line does
     Dump(dump::Args),
     /// Say what this kernel, these privileges and this Cilium allow, and what to do about the rest
     Doctor,
-    /// Watch packets to a target on this node and say of each flow what became of it, and why
-    Trace(trace::Args),
 }
 
 /// How a run ended; the process' exit code.
