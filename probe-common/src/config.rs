@@ -47,6 +47,44 @@ impl SourceKey {
     pub const HEAD_BITS: u32 = 32;
 }
 
+/// Which addresses may have an entry in the target map: a set without false negatives, a few instructions to ask.
+///
+/// Most packets on a node concern none of the targets; this spares them two lookups in a hash map.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct AddressSet {
+    /// 256 bits, one for each hash.
+    pub words: [u64; 4],
+}
+
+impl AddressSet {
+    /// Where the bit of an address is: word and bit in it.
+    #[inline(always)]
+    #[expect(clippy::inline_always, reason = "an eBPF program has no room for calls")]
+    pub const fn place(addr: &[u8; 16]) -> (usize, u32) {
+        let low =
+            u64::from_ne_bytes([addr[0], addr[1], addr[2], addr[3], addr[4], addr[5], addr[6], addr[7]]);
+        let high = u64::from_ne_bytes([
+            addr[8], addr[9], addr[10], addr[11], addr[12], addr[13], addr[14], addr[15],
+        ]);
+        // Fibonacci hashing: the top eight bits of the product.
+        let hash = ((low ^ high).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 56) as u32;
+        ((hash >> 6) as usize & 3, hash & 63)
+    }
+
+    /// Adds an address.
+    pub const fn insert(&mut self, addr: &[u8; 16]) {
+        let (word, bit) = Self::place(addr);
+        self.words[word] |= 1 << bit;
+    }
+
+    /// Whether an address may be in it; `true` for each that is.
+    pub const fn may_contain(&self, addr: &[u8; 16]) -> bool {
+        let (word, bit) = Self::place(addr);
+        self.words[word] & 1 << bit != 0
+    }
+}
+
 /// Byte offsets of kernel fields, from the running kernel's BTF.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -91,6 +129,8 @@ pub struct Config {
     pub has_drop_reason: u32,
     /// Value of `reason` that means consumed, not dropped (`SKB_CONSUMED`).
     pub reason_consumed: u32,
+    /// Addresses of the target map.
+    pub addresses: AddressSet,
 }
 
 const _: () = {
@@ -101,9 +141,32 @@ const _: () = {
     assert!(size_of::<SourceKey>() == 20);
     assert!(offset_of!(SourceKey, addr) == 4);
     assert!(size_of::<KernelOffsets>() == 48);
-    assert!(size_of::<Config>() == 64);
+    assert!(size_of::<AddressSet>() == 32);
+    assert!(size_of::<Config>() == 96);
     assert!(offset_of!(Config, events_map_id) == 48);
     assert!(offset_of!(Config, filter_sources) == 52);
     assert!(offset_of!(Config, has_drop_reason) == 56);
     assert!(offset_of!(Config, reason_consumed) == 60);
+    assert!(offset_of!(Config, addresses) == 64);
 };
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_was_added_is_found_and_most_others_are_not() {
+        let address = |number: u32| {
+            let mut addr = [0; 16];
+            addr[..4].copy_from_slice(&number.to_be_bytes());
+            addr
+        };
+        let mut set = AddressSet::default();
+        let inside = || (0..8).map(|n| address(0x0ae0_0001 + n * 7));
+        inside().for_each(|addr| set.insert(&addr));
+        assert!(inside().all(|addr| set.may_contain(&addr)));
+        let wrong = (0..10_000).filter(|n| set.may_contain(&address(0xc0a8_0000 + n))).count();
+        assert!(wrong < 1_000, "{wrong} of 10,000 other addresses seem to be in a set of eight");
+        assert!(!AddressSet::default().may_contain(&address(1)));
+    }
+}

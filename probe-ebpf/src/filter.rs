@@ -1,8 +1,8 @@
 //! Which packets the operator asked about.
 use aya_ebpf::maps::lpm_trie::Key;
-use probe_common::{FRAGMENT_LATER, PORT_ANY, Packet, SourceKey, TargetKey, TargetMatch};
+use probe_common::{AddressSet, FRAGMENT_LATER, PORT_ANY, Packet, SourceKey, TargetKey, TargetMatch};
 
-use crate::maps::{SOURCES, TARGETS, setting};
+use crate::maps::{SOURCES, TARGETS, config, setting};
 use crate::parse::Network;
 
 /// Whether the addresses alone allow a match: most packets are turned away here, their layer 4 unread.
@@ -13,8 +13,18 @@ use crate::parse::Network;
 pub(crate) fn may_match(network: &Network) -> bool {
     // An ICMP error may quote a packet of a target's.
     network.may_quote()
-        || own_entry(&network.src, network.version).is_some()
-        || own_entry(&network.dst, network.version).is_some()
+        || (may_have_entry(&network.src) && own_entry(&network.src, network.version).is_some())
+        || (may_have_entry(&network.dst) && own_entry(&network.dst, network.version).is_some())
+}
+
+/// Whether a lookup is worth its time.
+#[inline(always)]
+fn may_have_entry(addr: &[u8; 16]) -> bool {
+    let (word, bit) = AddressSet::place(addr);
+    // SAFETY: `place` gives an index below four, the length of the array; volatile for `setting!`'s reason.
+    let bits =
+        unsafe { core::ptr::read_volatile((&raw const (*config()).addresses.words).cast::<u64>().add(word)) };
+    bits & 1 << bit != 0
 }
 
 /// The entry of an address itself.

@@ -1,7 +1,7 @@
 //! The maps and constants that user space fills or reads.
 use aya_ebpf::macros::map;
 use aya_ebpf::maps::{Array, HashMap, LpmTrie, PerCpuArray, RingBuf};
-use probe_common::{Config, Counter, KernelOffsets, SourceKey, TargetKey};
+use probe_common::{AddressSet, Config, Counter, KernelOffsets, SourceKey, TargetKey};
 
 /// Records for user space. The loader sets the size.
 #[map]
@@ -48,6 +48,7 @@ static CONFIG: Config = Config {
     filter_sources: 0,
     has_drop_reason: 0,
     reason_consumed: 0,
+    addresses: AddressSet { words: [0; 4] },
 };
 
 /// Where [`setting!`] reads.

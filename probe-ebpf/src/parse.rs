@@ -47,20 +47,20 @@ impl Network {
 /// Reads the IP header, whichever it is; `None` for anything else.
 #[inline(always)]
 pub(crate) fn network(source: &impl Source) -> Option<Network> {
-    let [first] = source.bytes::<1>(0)?;
-    match first >> 4 {
-        4 => ipv4(source),
-        6 => ipv6(source),
+    // The longer header begins with as many bytes as the shorter one has: one read for most packets.
+    let header: [u8; IPV4_HEADER_LEN as usize] = source.bytes(0)?;
+    match header[0] >> 4 {
+        4 => Some(ipv4(&header)),
+        6 => ipv6(source, &header),
         _ => None,
     }
 }
 
 #[inline(always)]
-fn ipv4(source: &impl Source) -> Option<Network> {
-    let header: [u8; IPV4_HEADER_LEN as usize] = source.bytes(0)?;
+fn ipv4(header: &[u8; IPV4_HEADER_LEN as usize]) -> Network {
     let header_len = u32::from(header[0] & 0x0f) * 4;
     let total_len = u32::from(u16::from_be_bytes([header[2], header[3]]));
-    Some(Network {
+    Network {
         src: widen(header[12], header[13], header[14], header[15]),
         dst: widen(header[16], header[17], header[18], header[19]),
         offset: header_len,
@@ -70,7 +70,7 @@ fn ipv4(source: &impl Source) -> Option<Network> {
         proto: header[9],
         ttl: header[8],
         fragment: fragment_bits(u16::from_be_bytes([header[6], header[7]]), 0x3fff, 0x1fff),
-    })
+    }
 }
 
 #[inline(always)]
@@ -85,8 +85,7 @@ const fn fragment_bits(field: u16, any: u16, offset: u16) -> u8 {
 }
 
 #[inline(always)]
-fn ipv6(source: &impl Source) -> Option<Network> {
-    let header: [u8; 8] = source.bytes(0)?;
+fn ipv6(source: &impl Source, header: &[u8; IPV4_HEADER_LEN as usize]) -> Option<Network> {
     let mut network = Network {
         src: source.bytes(8)?,
         dst: source.bytes(24)?,

@@ -417,6 +417,34 @@ fn an_interface_that_goes_and_one_that_does_not_exist() {
     });
 }
 
+/// `cargo test -p probe-user --release --lib cost -- --ignored --nocapture`.
+#[test]
+#[ignore = "a measurement, not a test"]
+fn cost_of_a_packet() {
+    use aya::programs::{SchedClassifier, TestRun as _, TestRunOptions};
+    const REPEAT: u32 = 1_000_000;
+    scratch(|_| {
+        in_runtime(|| {
+            // An Ethernet frame with a TCP SYN from 10.99.0.2 to 10.99.0.1:80.
+            let mut frame = vec![0u8; 12];
+            frame.extend([0x08, 0, 0x45, 0, 0, 40, 0, 1, 0x40, 0, 64, 6, 0, 0, 10, 99, 0, 2, 10, 99, 0, 1]);
+            frame.extend([0x9c, 0x40, 0, 80, 0, 0, 0, 9, 0, 0, 0, 0, 0x50, 2, 0xff, 0xff, 0, 0, 0, 0]);
+            let measure = |what: &str, filter: Filter| {
+                let (mut attachment, records) = Attachment::start(&settings(filter)).unwrap();
+                let program: &mut SchedClassifier =
+                    attachment.ebpf.program_mut("plsprobe_uplink_in").unwrap().try_into().unwrap();
+                let options = TestRunOptions { data_in: Some(&frame), repeat: REPEAT, ..Default::default() };
+                let result = program.test_run(options).unwrap();
+                let counters = attachment.counters().unwrap();
+                println!("{what}: {:?} a packet, {} lost", result.duration, counters.lost());
+                drop(records);
+            };
+            measure("turned away by its addresses", about("10.1.2.3"));
+            measure("matched (the ring fills)", about(NODE));
+        });
+    });
+}
+
 #[test]
 fn the_verifier_is_soon_done() {
     scratch(|_| {

@@ -69,7 +69,8 @@ fn outcome_text(judgement: &Judgement, names: &Names) -> String {
         }
         Outcome::DroppedByKernel { reason, reply } => {
             let what = if reply { "its answer was dropped" } else { "dropped" };
-            let reason = names.drop_reason(reason);
+            let first = judgement.path.drops.iter().find(|drop| drop.reason == reason && drop.reply == reply);
+            let reason = first.map_or_else(|| names.drop_reason(reason), |drop| names.freed(drop));
             match (&judgement.explanation.verdict, reason.starts_with("TC_")) {
                 // A tc program freed it, which on this node is Cilium: the maps say why.
                 (Verdict::Dropped(why), true) => {
@@ -314,7 +315,7 @@ fn policies_text(judgement: &Judgement) -> String {
 fn drop_text(drop: &PathDrop, names: &Names) -> String {
     let what = if drop.reply { "answer freed" } else { "freed" };
     let times = if drop.count > 1 { format!(" {} times", drop.count) } else { String::new() };
-    format!("{what} by the kernel, {}{times}", names.drop_reason(drop.reason))
+    format!("{what} by the kernel, {}{times}", names.freed(drop))
 }
 
 /// Writes how the trace went.

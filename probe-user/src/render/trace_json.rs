@@ -142,7 +142,7 @@ fn event_value(event: &CiliumEvent) -> Value {
 
 fn drop_value(drop: &PathDrop, names: &Names) -> Value {
     json!({
-        "ktime_ns": drop.ktime_ns, "reason": drop.reason, "name": names.drop_reason(drop.reason),
+        "ktime_ns": drop.ktime_ns, "reason": drop.reason, "name": names.freed(drop),
         "location": format!("{:#x}", drop.location), "ifindex": drop.ifindex, "netns": drop.netns,
         "reply": drop.reply, "count": drop.count, "tuple": tuple_value(&drop.tuple),
     })

@@ -3,7 +3,7 @@ use std::collections::BTreeMap;
 
 use anyhow::{Context as _, Result};
 use probe_common::{Config, KernelOffsets};
-use probe_model::path::Path;
+use probe_model::path::{Path, PathDrop};
 
 use crate::sources::btf::Btf;
 use crate::sys;
@@ -38,10 +38,9 @@ pub fn config(btf: &Btf) -> Result<Config> {
     let consumed = drop_reasons(btf).into_iter().find(|(_, name)| name == SKB_CONSUMED);
     Ok(Config {
         offsets,
-        events_map_id: 0,
-        filter_sources: 0,
         has_drop_reason: has_drop_reason.into(),
         reason_consumed: consumed.map_or(u32::MAX, |(value, _)| value),
+        ..Config::default()
     })
 }
 
@@ -62,17 +61,18 @@ pub fn drop_reasons(btf: &Btf) -> BTreeMap<u32, String> {
 pub struct Names {
     drop_reasons: BTreeMap<u32, String>,
     interfaces: BTreeMap<u32, String>,
+    functions: BTreeMap<u64, String>,
 }
 
 impl Names {
     /// The kernel's drop reasons; interfaces are learnt as they occur.
     pub fn new(btf: &Btf) -> Self {
-        Self { drop_reasons: drop_reasons(btf), interfaces: BTreeMap::new() }
+        Self { drop_reasons: drop_reasons(btf), ..Self::default() }
     }
 
     /// From what is known already, for tests and recordings.
     pub fn from_parts(drop_reasons: BTreeMap<u32, String>, interfaces: BTreeMap<u32, String>) -> Self {
-        Self { drop_reasons, interfaces }
+        Self { drop_reasons, interfaces, ..Self::default() }
     }
 
     /// Asks the kernel for the names of a path's interfaces, while they exist.
@@ -83,6 +83,29 @@ impl Names {
             {
                 self.interfaces.insert(hop.ifindex, name);
             }
+        }
+    }
+
+    /// Looks up the functions that freed a path's packets, where the kernel gives no reason: before 5.17.
+    pub(crate) fn learn_functions(&mut self, path: &Path) {
+        let unnamed = path.drops.iter().filter(|drop| drop.reason == 0).map(|drop| drop.location);
+        let unnamed: Vec<u64> = unnamed.filter(|location| !self.functions.contains_key(location)).collect();
+        if unnamed.is_empty() {
+            return;
+        }
+        // Unreadable or with its addresses hidden, it names nothing: the number is shown then.
+        let symbols = std::fs::read_to_string("/proc/kallsyms").unwrap_or_default();
+        for location in unnamed {
+            let name = function_at(&symbols, location).unwrap_or_else(|| format!("{location:#x}"));
+            self.functions.insert(location, name);
+        }
+    }
+
+    /// Why the kernel freed a packet: the reason's name, and before 5.17 the function that did.
+    pub fn freed(&self, drop: &PathDrop) -> String {
+        match self.functions.get(&drop.location) {
+            Some(function) if drop.reason == 0 => format!("no reason given, in {function}"),
+            _ => self.drop_reason(drop.reason),
         }
     }
 
@@ -100,5 +123,31 @@ impl Names {
             None if reason == 0 => "no reason given".to_owned(),
             None => format!("subsystem {} reason {}", reason >> 16, reason & 0xffff),
         }
+    }
+}
+
+/// The function of `/proc/kallsyms` that `address` lies in: the last one that begins at or before it.
+fn function_at(symbols: &str, address: u64) -> Option<String> {
+    let functions = symbols.lines().filter_map(|line| {
+        let mut fields = line.split_ascii_whitespace();
+        let start = u64::from_str_radix(fields.next()?, 16).ok()?;
+        let is_code = matches!(fields.next()?, "t" | "T" | "w" | "W");
+        (is_code && start != 0 && start <= address).then_some((start, fields.next()?))
+    });
+    functions.max_by_key(|(start, _)| *start).map(|(_, name)| name.to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_function_that_an_address_lies_in() {
+        let symbols = "ffffffff81000000 T _stext\nffffffff81e00000 t tcp_v4_rcv\nffffffff81e00800 D some_data\n\
+                       ffffffff81e01000 T ip_rcv\n0000000000000000 T hidden\n";
+        assert_eq!(function_at(symbols, 0xffff_ffff_81e0_0900).as_deref(), Some("tcp_v4_rcv"));
+        assert_eq!(function_at(symbols, 0xffff_ffff_81e0_1000).as_deref(), Some("ip_rcv"));
+        assert_eq!(function_at(symbols, 0x1000), None);
+        assert_eq!(function_at("0000000000000000 T hidden\n", 0x1000), None);
     }
 }

@@ -316,6 +316,7 @@ impl<'o> Session<'o> {
                 break;
             }
             self.names.learn_interfaces(&path);
+            self.names.learn_functions(&path);
             let judgement = judge(&self.world, path, self.verdicts.source(), &self.options.pls_nat_ips);
             self.count(&judgement);
             let mut out = std::io::stdout().lock();
