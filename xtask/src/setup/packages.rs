@@ -9,7 +9,7 @@ use crate::sh;
 /// What the host crates link with: libbpf's C code, and libelf and zlib as static libraries.
 pub(crate) const BUILD: &[&str] = &["gcc", "libc6-dev", "libelf-dev", "make", "pkg-config", "zlib1g-dev"];
 /// What the lab and the tests call.
-pub(crate) const LAB: &[&str] = &["bpftool", "iproute2", "iptables", "nftables"];
+pub(crate) const LAB: &[&str] = &["bpftool", "iproute2", "iptables", "nftables", "procps"];
 /// What the virtual machine is made of. Its kernel is fetched apart from this and never installed.
 pub(crate) const VM: &[&str] = &["binutils", "busybox-static", "dash", "qemu-system-x86", "xz-utils"];
 
@@ -72,6 +72,7 @@ fn without_apt(wanted: &[&str], purpose: &str) -> Result<()> {
     let programs = wanted.iter().filter_map(|package| match *package {
         "iproute2" => Some("ip"),
         "nftables" => Some("nft"),
+        "procps" => Some("kill"),
         "qemu-system-x86" => Some("qemu-system-x86_64"),
         "busybox-static" => Some("busybox"),
         "xz-utils" => Some("xz"),
