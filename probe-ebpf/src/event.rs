@@ -6,6 +6,7 @@
 use aya_ebpf::helpers::generated::{bpf_ktime_get_ns, bpf_probe_read_kernel};
 use aya_ebpf::macros::{fentry, kprobe};
 use aya_ebpf::programs::{FEntryContext, ProbeContext};
+use aya_log_ebpf::warn;
 use probe_common::{Counter, EventRecord, RecordKind};
 
 use crate::emit::reserve;
@@ -35,6 +36,7 @@ pub(crate) fn plsprobe_event_kprobe(ctx: ProbeContext) -> u32 {
     })();
     if call.and_then(|call| keep(&call)).is_none() {
         count(Counter::Unreadable);
+        warn!(&ctx, "a notification of Cilium's could not be read");
     }
     0
 }
@@ -46,6 +48,7 @@ pub(crate) fn plsprobe_event_fentry(ctx: FEntryContext) -> i32 {
         Call { skb: ctx.arg(0), map: ctx.arg(1), flags: ctx.arg(2), meta: ctx.arg(3), meta_size: ctx.arg(4) };
     if keep(&call).is_none() {
         count(Counter::Unreadable);
+        warn!(&ctx, "a notification of Cilium's could not be read");
     }
     0
 }

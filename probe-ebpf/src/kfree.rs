@@ -2,6 +2,7 @@
 use aya_ebpf::helpers::generated::bpf_ktime_get_ns;
 use aya_ebpf::macros::raw_tracepoint;
 use aya_ebpf::programs::RawTracePointContext;
+use aya_log_ebpf::warn;
 use probe_common::{Counter, DropRecord, RecordKind};
 
 use crate::emit::{discard, reserve};
@@ -15,6 +16,7 @@ use crate::parse;
 pub(crate) fn plsprobe_kfree(ctx: RawTracePointContext) -> i32 {
     if look(&ctx).is_none() {
         count(Counter::Unreadable);
+        warn!(&ctx, "a packet that the kernel dropped could not be read");
     }
     0
 }

@@ -6,6 +6,7 @@ mod alone;
 mod classifiers;
 mod filter;
 mod object;
+mod program_log;
 mod records;
 mod tracing;
 
@@ -122,6 +123,7 @@ pub struct Attachment {
     tracing: Vec<Hook>,
     lease: Array<MapData, u64>,
     counters: PerCpuArray<MapData, u64>,
+    log: program_log::ProgramLog,
     ebpf: Ebpf,
     _alone: alone::Slot,
 }
@@ -142,6 +144,7 @@ impl Attachment {
         // Only kernels before 5.11 need it; there the load fails with the reason.
         let _ = sys::lift_memlock_limit();
         let mut ebpf = object::load(settings)?;
+        let log = program_log::ProgramLog::open(&mut ebpf)?;
         filter::fill(&mut ebpf, &settings.filter)?;
         let records = Records::new(take(&mut ebpf, "RECORDS")?)?;
         let mut lease = take(&mut ebpf, "LEASE")?;
@@ -149,7 +152,9 @@ impl Attachment {
         let counters = take(&mut ebpf, "COUNTERS")?;
         let tracing = tracing::attach(&mut ebpf, settings);
         let classifiers = classifiers::Classifiers::attach(&mut ebpf, &settings.interfaces);
-        Ok((Self { classifiers, tracing, lease, counters, ebpf, _alone: slot }, records))
+        // Verifying the programs may have taken longer than the lease on a slow machine.
+        renew(&mut lease)?;
+        Ok((Self { classifiers, tracing, lease, counters, log, ebpf, _alone: slot }, records))
     }
 
     /// Every hook that was wanted, with what came of it.
@@ -180,6 +185,11 @@ impl Attachment {
     /// `None` if nothing of ours is there.
     pub fn reattach(&mut self, place: &str) -> Option<Hook> {
         self.classifiers.reattach(&mut self.ebpf, place)
+    }
+
+    /// What the programs said since the last time, each message once.
+    pub fn program_news(&mut self) -> Vec<String> {
+        self.log.news()
     }
 
     /// What the programs counted so far.

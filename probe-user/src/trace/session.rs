@@ -277,6 +277,9 @@ impl<'o> Session<'o> {
     /// Renews the lease; sees interfaces go and come, and records that are lost.
     fn keep_house(&mut self) -> Result<()> {
         self.attachment.renew_lease()?;
+        for message in self.attachment.program_news() {
+            notice(&message);
+        }
         for hook in self.attachment.recheck(&self.scope.interfaces) {
             match &hook.state {
                 HookState::Attached(means) => {
