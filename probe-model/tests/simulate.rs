@@ -15,7 +15,7 @@ use probe_model::explain::{Verdict, explain};
 use probe_model::netfilter::Ruleset;
 use probe_model::simulate::{Question, simulate};
 use probe_model::tuple::{Protocol, Tuple};
-use probe_model::world::{Link, NamedPolicyMap, Route, World};
+use probe_model::world::{ConfigSource, Link, NamedPolicyMap, Route, World};
 
 const APP: EndpointId = EndpointId(2686);
 const OTHER: EndpointId = EndpointId(340);
@@ -269,6 +269,23 @@ fn a_filter_rule_drops() {
     let world = kube_proxy(rules);
     assert_eq!(verdict(&world, &tcp(NAT_IP, APP_IP, 80)), Verdict::Filtered);
     assert_eq!(verdict(&world, &tcp(Ipv4Addr::new(10, 224, 0, 9), APP_IP, 80)), Verdict::Allowed);
+}
+
+/// As on AKS: kube-proxy replacement, and the host's stack between uplink and pod.
+#[test]
+fn the_host_stack_may_drop_what_cilium_translated() {
+    let rules = "*filter\n:FORWARD ACCEPT [0:0]\n-A FORWARD -d 10.0.0.143/32 -j DROP\nCOMMIT\n";
+    let mut world = kube_proxy(rules);
+    world.config.node_port = true;
+    world.lb = Some(load_balancer(Lb4Service::ROUTABLE, &[APP_IP], &[]));
+    let question = tcp(NAT_IP, FRONTEND, 80);
+    // Only the pins tell, and the two ways differ.
+    assert!(matches!(verdict(&world, &question), Verdict::Inconclusive(_)));
+    world.config.source = ConfigSource::Agent;
+    world.config.host_legacy_routing = true;
+    assert_eq!(verdict(&world, &question), Verdict::Filtered);
+    world.config.host_legacy_routing = false;
+    assert_eq!(verdict(&world, &question), Verdict::Allowed, "BPF host routing passes netfilter by");
 }
 
 #[test]

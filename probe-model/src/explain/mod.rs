@@ -153,9 +153,9 @@ fn caveats(world: &World, question: &Question, way: &Trajectory) -> Vec<Caveat> 
         let text = "the node's netfilter rules are not known: assumed that Cilium's own rule marks what the host sends";
         add("host-mark", text.to_owned());
     }
-    if !world.config.node_port && world.netfilter.is_none() && !from_host {
-        let text =
-            "without kube-proxy replacement, netfilter may rewrite the packet; its rules are not known";
+    let through_stack = !world.config.node_port || world.config.host_legacy_routing;
+    if through_stack && world.netfilter.is_none() && !from_host {
+        let text = "the packet passes the host's stack, where netfilter may rewrite or drop it; its rules are not known";
         add("netfilter-unknown", text.to_owned());
     }
     if world.conntrack.is_none() {

@@ -12,7 +12,7 @@ use crate::cilium::{Direction, EndpointId};
 use crate::netfilter::walk::Facts;
 use crate::netfilter::{End, Hook, Packet, Ruleset};
 use crate::tuple::{Protocol, Tuple};
-use crate::world::{AddressOwner, RoutingMode, World};
+use crate::world::{AddressOwner, ConfigSource, RoutingMode, World};
 
 /// ICMP destination unreachable, fragmentation needed: let through before any lookup.
 const ICMP_FRAG_NEEDED: (u8, u8) = (3, 4);
@@ -78,7 +78,45 @@ impl Walk<'_> {
         match walk.frontend() {
             Err(fact) => walk.unknown(Unknown::Fact(fact)),
             Ok(Some(frontend)) => walk.north_south(&frontend),
-            Ok(None) => walk.local_delivery(None),
+            Ok(None) => walk.past_uplink(),
+        }
+    }
+
+    /// From the uplink's program to the pod: at once with BPF host routing, else through the host's stack, whose
+    /// netfilter may still drop or rewrite.
+    fn past_uplink(self) -> Vec<Trajectory> {
+        let dev = self.world.uplink().map(str::to_owned);
+        let is_pod = matches!(self.world.owner(self.tuple.daddr), AddressOwner::Endpoint(_));
+        if !is_pod {
+            return self.local_delivery(None);
+        }
+        self.by_host_routing(|walk| walk.local_delivery(None), |walk| walk.host_stack(dev.as_deref()))
+    }
+
+    /// One of two ways with kube-proxy replacement: by BPF host routing or by the host's stack.
+    ///
+    /// Where only the pins tell the configuration, both must come to the same.
+    fn by_host_routing(
+        self,
+        direct: impl Fn(Self) -> Vec<Trajectory>,
+        stack: impl Fn(Self) -> Vec<Trajectory>,
+    ) -> Vec<Trajectory> {
+        let config = &self.world.config;
+        if self.world.netfilter.is_none() {
+            return direct(self);
+        }
+        match config.source {
+            ConfigSource::Agent if config.host_legacy_routing => stack(self),
+            ConfigSource::Agent => direct(self),
+            ConfigSource::Pins => {
+                let (direct, stack) = (direct(self.clone()), stack(self.clone()));
+                let outcomes =
+                    |ways: &[Trajectory]| ways.iter().map(|way| way.outcome.clone()).collect::<Vec<_>>();
+                if outcomes(&direct) == outcomes(&stack) {
+                    return direct;
+                }
+                self.unknown(Unknown::Fact("rest/config".to_owned()))
+            }
         }
     }
 
@@ -94,7 +132,7 @@ impl Walk<'_> {
         if !service.is_routable() {
             return self.end(Outcome::Dropped(DropReason::IS_CLUSTER_IP));
         }
-        self.each_backend(frontend, |walk| walk.local_delivery(None))
+        self.each_backend(frontend, Self::past_uplink)
     }
 
     /// Every backend of `frontend`, each as a way of its own that goes on with `next`.
@@ -179,7 +217,10 @@ impl Walk<'_> {
         }
         let dev =
             self.world.endpoints.get(&source).and_then(|endpoint| endpoint.interface.as_ref()?.name.clone());
-        if self.world.config.node_port { self.out_of_node() } else { self.host_stack(dev.as_deref()) }
+        if !self.world.config.node_port {
+            return self.host_stack(dev.as_deref());
+        }
+        self.by_host_routing(Self::out_of_node, |walk| walk.host_stack(dev.as_deref()))
     }
 
     /// From the node itself: socket load balancing or netfilter, then the route to the pod.
