@@ -75,18 +75,6 @@ impl Ipv4CtTuple {
         Self { daddr: client.0, saddr: pod.0, dport: pod.1, sport: client.1, nexthdr, flags: Self::IN }
     }
 
-    /// The entry of a service lookup by `client:client_port` for `frontend:frontend_port`.
-    pub fn service(client: (Ipv4Addr, u16), frontend: (Ipv4Addr, u16), nexthdr: u8) -> Self {
-        Self {
-            daddr: frontend.0,
-            saddr: client.0,
-            dport: client.1,
-            sport: frontend.1,
-            nexthdr,
-            flags: Self::SERVICE,
-        }
-    }
-
     /// The egress entry of a connection `local:local_port` to `server:server_port`.
     pub fn egress(local: (Ipv4Addr, u16), server: (Ipv4Addr, u16), nexthdr: u8) -> Self {
         Self { daddr: local.0, saddr: server.0, dport: server.1, sport: local.1, nexthdr, flags: Self::OUT }

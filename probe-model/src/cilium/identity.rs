@@ -15,21 +15,10 @@ impl Identity {
     pub const HOST: Self = Self(1);
     /// Everything outside the cluster that no CIDR identity covers.
     pub const WORLD: Self = Self(2);
-    /// Another node of the cluster.
-    pub const REMOTE_NODE: Self = Self(6);
-    /// The API server (also a remote node).
-    pub const KUBE_APISERVER: Self = Self(7);
 
     /// A CIDR or FQDN identity: allocated on this node, other numbers elsewhere and after a restart.
     pub fn is_local_scope(self) -> bool {
         self.0 >> 24 == 1
-    }
-
-    /// One for which the datapath asks the ipcache again, as the mark may hide a better answer.
-    ///
-    /// Source: `identity_is_reserved`, Cilium 1.14 `bpf/lib/identity.h`.
-    pub fn is_reserved(self) -> bool {
-        self.0 < 3 || self == Self::REMOTE_NODE || self == Self::KUBE_APISERVER || self.0 >> 24 == 2
     }
 
     /// The reserved label's name without `reserved:`, if the number is a reserved one.

@@ -9,7 +9,7 @@ use std::net::IpAddr;
 use crate::cilium::Direction;
 use crate::cilium::drop_reason::DropReason;
 use crate::cilium::policy::PolicyVerdict;
-use crate::simulate::{Outcome, PolicyStep, Question, Step, Trajectory, Unknown, simulate};
+use crate::simulate::{Outcome, PolicyStep, Question, Step, Trajectory, simulate};
 use crate::world::{ConfigSource, PolicyRef, World};
 
 pub use attribution::{policies_behind, policies_selecting};
@@ -180,9 +180,4 @@ fn caveats(world: &World, question: &Question, way: &Trajectory) -> Vec<Caveat> 
         }
     }
     all
-}
-
-/// Whether an [`Unknown`] is about something outside this node, so that no more reading here would help.
-pub fn is_elsewhere(unknown: &Unknown) -> bool {
-    matches!(unknown, Unknown::RemotePod { .. } | Unknown::L7Proxy { .. } | Unknown::Authentication { .. })
 }

@@ -10,7 +10,7 @@ pub use parse::ParseError;
 pub use walk::{End, Hook, Packet, Traversal};
 
 use std::collections::BTreeMap;
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::Ipv4Addr;
 
 use ipnet::Ipv4Net;
 
@@ -112,25 +112,6 @@ impl Ruleset {
     /// no error: it counts when a packet meets it.
     pub fn parse(text: &str) -> Result<Self, ParseError> {
         parse::ruleset(text)
-    }
-
-    /// Whether any rule rewrites destinations, as kube-proxy's do.
-    pub fn has_dnat(&self) -> bool {
-        let nat = self.tables.get("nat");
-        nat.is_some_and(|chains| {
-            chains.values().flat_map(|chain| &chain.rules).any(|rule| matches!(rule.target, Target::Dnat(_)))
-        })
-    }
-
-    /// Whether a rule names `address` as its exact destination: a service frontend, in kube-proxy's manner.
-    pub fn names_destination(&self, address: IpAddr) -> bool {
-        let IpAddr::V4(address) = address else { return false };
-        let exact = Test::Destination(Ipv4Net::from(address));
-        let nat = self.tables.get("nat");
-        nat.is_some_and(|chains| {
-            let mut matches = chains.values().flat_map(|chain| &chain.rules).flat_map(|rule| &rule.matches);
-            matches.any(|condition| !condition.negated && condition.test == exact)
-        })
     }
 
     /// Destination ports that rules of the nat table name, with their exact address if they name one too: what can be

@@ -215,8 +215,7 @@ impl Walk<'_> {
         if node.is_some() || cluster_pod {
             return self.unknown(Unknown::RemotePod { address, node });
         }
-        let dev =
-            self.world.endpoints.get(&source).and_then(|endpoint| endpoint.interface.as_ref()?.name.clone());
+        let dev = self.interface_of(source);
         if !self.world.config.node_port {
             return self.host_stack(dev.as_deref());
         }
