@@ -420,6 +420,11 @@ impl World {
         self.endpoints.get(&id).is_some_and(Endpoint::is_host)
     }
 
+    /// An endpoint's name as [`Endpoint::name`] gives it, or its id if no source knows more.
+    pub fn endpoint_name(&self, id: EndpointId) -> String {
+        self.endpoints.get(&id).map_or_else(|| format!("endpoint {id}"), Endpoint::name)
+    }
+
     /// An endpoint's identity: from `cilium_lxc`, else from the agent.
     pub fn endpoint_identity(&self, id: EndpointId) -> Identity {
         let in_lxc = self.lxc.iter().flatten().find(|(_, info)| info.lxc_id == id && !info.is_host());

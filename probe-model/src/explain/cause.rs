@@ -106,10 +106,7 @@ fn other_generation<'w>(world: &'w World, pin: &str) -> Option<&'w Missing> {
 
 /// The pod's name and what it is asked for, `default/pls-app` and `TCP/80`.
 fn subject(world: &World, step: &PolicyStep) -> (String, String) {
-    let name = match world.endpoints.get(&step.endpoint) {
-        Some(endpoint) => endpoint.name(),
-        None => format!("endpoint {}", step.endpoint),
-    };
+    let name = world.endpoint_name(step.endpoint);
     let protocol = Protocol(step.query.protocol);
     let port = if protocol.has_ports() || protocol.is_icmp() {
         let port = step.query.port;

@@ -36,7 +36,7 @@ pub struct Explanation {
 }
 
 impl Explanation {
-    /// The way that the answer rests on: the first that has the verdict's outcome.
+    /// The first way; the answer's evidence, as a verdict is only given where every way has it.
     pub fn trajectory(&self) -> &Trajectory {
         // `simulate` gives at least one way.
         &self.trajectories[0]

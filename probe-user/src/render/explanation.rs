@@ -92,7 +92,7 @@ pub fn path(world: &World, way: &Trajectory) -> String {
             Step::FromNetwork { dev, .. } => {
                 parts.push(format!("in by {}", dev.as_deref().unwrap_or("the uplink")));
             }
-            Step::FromPod(id) => parts.push(format!("from {}", endpoint_name(world, *id))),
+            Step::FromPod(id) => parts.push(format!("from {}", world.endpoint_name(*id))),
             Step::FromHost => parts.push("from this node".to_owned()),
             Step::Reply(_) => parts.push("an answer by conntrack".to_owned()),
             Step::Service { frontend, backend } => {
@@ -107,7 +107,7 @@ pub fn path(world: &World, way: &Trajectory) -> String {
                 parts.push(format!(
                     "{} policy of {}",
                     step.query.direction,
-                    endpoint_name(world, step.endpoint)
+                    world.endpoint_name(step.endpoint)
                 ));
             }
         }
@@ -132,10 +132,6 @@ fn target_of(rule: &str) -> &str {
 
 fn frontend_text(frontend: &Frontend) -> String {
     format!("{}:{} ({})", frontend.key.address, frontend.key.dport, frontend.service.kind())
-}
-
-fn endpoint_name(world: &World, id: probe_model::cilium::EndpointId) -> String {
-    world.endpoints.get(&id).map_or_else(|| format!("endpoint {id}"), probe_model::world::Endpoint::name)
 }
 
 /// The lines of evidence behind a step, if it needs one.
@@ -307,7 +303,7 @@ fn step_value(world: &World, step: &Step) -> Value {
             json!({ "step": "from-network", "dev": dev, "overlay": overlay })
         }
         Step::FromPod(id) => {
-            json!({ "step": "from-pod", "endpoint": id.0, "pod": endpoint_name(world, *id) })
+            json!({ "step": "from-pod", "endpoint": id.0, "pod": world.endpoint_name(*id) })
         }
         Step::FromHost => json!({ "step": "from-host" }),
         Step::Reply(entry) => json!({ "step": "reply", "conntrack": entry.to_string() }),

@@ -2,10 +2,10 @@
 use std::net::IpAddr;
 
 use ipnet::IpNet;
+use probe_model::cilium::Direction;
 use probe_model::cilium::drop_reason::DropReason;
 use probe_model::cilium::events::Notification;
 use probe_model::cilium::identity::Identity;
-use probe_model::cilium::{Direction, EndpointId};
 use probe_model::explain::{self, AZURE_PROBE, Explanation, Verdict};
 use probe_model::path::{CiliumEvent, Outcome, Path, Refusal};
 use probe_model::simulate::{Question, Step};
@@ -192,7 +192,7 @@ fn origin(world: &World, address: IpAddr, pls_nat_ips: &[IpAddr]) -> Origin {
         return Origin::AzureProbe;
     }
     match world.owner(address) {
-        AddressOwner::Endpoint(id) if !world.is_host_endpoint(id) => Origin::Pod(endpoint_name(world, id)),
+        AddressOwner::Endpoint(id) if !world.is_host_endpoint(id) => Origin::Pod(world.endpoint_name(id)),
         AddressOwner::Endpoint(_) | AddressOwner::Host => Origin::Node,
         AddressOwner::Elsewhere => {
             let on_link = world.links.iter().flatten().flat_map(|link| &link.addresses);
@@ -202,10 +202,6 @@ fn origin(world: &World, address: IpAddr, pls_nat_ips: &[IpAddr]) -> Origin {
             subnet.map_or(Origin::Routed, Origin::Subnet)
         }
     }
-}
-
-fn endpoint_name(world: &World, id: EndpointId) -> String {
-    world.endpoints.get(&id).map_or_else(|| format!("endpoint {id}"), probe_model::world::Endpoint::name)
 }
 
 /// The peer's identity in Cilium's own notification.
