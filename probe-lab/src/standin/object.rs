@@ -4,7 +4,7 @@ use std::path::Path;
 
 use anyhow::{Context as _, Result, bail};
 use aya::maps::ProgramArray;
-use aya::programs::SchedClassifier;
+use aya::programs::{ProgramError, SchedClassifier};
 use aya::{Ebpf, EbpfLoader, include_bytes_aligned};
 
 use super::config::Config;
@@ -49,7 +49,7 @@ impl Object {
             .program_mut(name)
             .with_context(|| format!("failed to find program `{name}` in the stand-in's object"))?
             .try_into()?;
-        program.load().with_context(|| format!("failed to load program `{name}`"))?;
+        load_again(|| program.load()).with_context(|| format!("failed to load program `{name}`"))?;
         Ok(program.fd()?.as_fd())
     }
 
@@ -60,11 +60,24 @@ impl Object {
             .program_mut("handle_policy")
             .context("failed to find program `handle_policy` in the stand-in's object")?
             .try_into()?;
-        program.load().context("failed to load program `handle_policy`")?;
+        load_again(|| program.load()).context("failed to load program `handle_policy`")?;
         let fd = program.fd()?.try_clone()?;
         let map = self.ebpf.map_mut("cilium_call_policy").context("failed to find `cilium_call_policy`")?;
         ProgramArray::try_from(map)?
             .set(u32::from(endpoint_id), &fd, 0)
             .with_context(|| format!("failed to put endpoint `{endpoint_id}` into `cilium_call_policy`"))
     }
+}
+
+/// Loads a program, again if the kernel was interrupted: its verifier gives up with EAGAIN while a signal is pending.
+fn load_again(mut load: impl FnMut() -> Result<(), ProgramError>) -> Result<(), ProgramError> {
+    const ATTEMPTS: u32 = 10;
+    let interrupted = |error: &ProgramError| matches!(error, ProgramError::LoadError { io_error, .. } if io_error.kind() == std::io::ErrorKind::WouldBlock);
+    for _ in 1..ATTEMPTS {
+        match load() {
+            Err(error) if interrupted(&error) => {}
+            done => return done,
+        }
+    }
+    load()
 }

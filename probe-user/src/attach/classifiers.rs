@@ -203,6 +203,19 @@ fn classifier<'a>(ebpf: &'a mut Ebpf, name: &str) -> Result<&'a mut SchedClassif
     Ok(program.try_into()?)
 }
 
+/// Loads a program, again if the kernel was interrupted: its verifier gives up with EAGAIN while a signal is pending.
+pub(super) fn load_again(mut load: impl FnMut() -> Result<(), ProgramError>) -> Result<(), ProgramError> {
+    const ATTEMPTS: u32 = 10;
+    let interrupted = |error: &ProgramError| matches!(error, ProgramError::LoadError { io_error, .. } if io_error.kind() == std::io::ErrorKind::WouldBlock);
+    for _ in 1..ATTEMPTS {
+        match load() {
+            Err(error) if interrupted(&error) => {}
+            done => return done,
+        }
+    }
+    load()
+}
+
 /// Attaches one program before whoever is there, by the means that neighbour uses.
 fn attach(
     ebpf: &mut Ebpf,
@@ -211,7 +224,7 @@ fn attach(
     name: &str,
 ) -> Result<(SchedClassifierLinkId, &'static str)> {
     let program = classifier(ebpf, name)?;
-    match program.load() {
+    match load_again(|| program.load()) {
         Ok(()) | Err(ProgramError::AlreadyLoaded) => {}
         Err(error) => return Err(describe_load(error)),
     }

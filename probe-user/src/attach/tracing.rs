@@ -3,7 +3,7 @@ use anyhow::{Context as _, Result, anyhow};
 use aya::programs::{FEntry, KProbe, RawTracePoint};
 use aya::{Btf, Ebpf};
 
-use super::classifiers::describe_load;
+use super::classifiers::{describe_load, load_again};
 use super::{EventProbe, Hook, HookKind, HookState, Settings};
 
 /// The kernel function behind `bpf_perf_event_output` of a tc program.
@@ -29,7 +29,7 @@ pub(super) fn attach(ebpf: &mut Ebpf, settings: &Settings) -> Vec<Hook> {
 
 fn attach_kfree(ebpf: &mut Ebpf) -> Result<()> {
     let program: &mut RawTracePoint = program(ebpf, "plsprobe_kfree")?.try_into()?;
-    program.load().map_err(describe_load)?;
+    load_again(|| program.load()).map_err(describe_load)?;
     program.attach("kfree_skb").context("failed to attach")?;
     Ok(())
 }
@@ -55,14 +55,14 @@ fn attach_events(ebpf: &mut Ebpf, probe: EventProbe) -> HookState {
 fn attach_fentry(ebpf: &mut Ebpf) -> Result<()> {
     let btf = Btf::from_sys_fs().context("failed to read the kernel's BTF")?;
     let program: &mut FEntry = program(ebpf, "plsprobe_event_fentry")?.try_into()?;
-    program.load(EVENT_OUTPUT, &btf).map_err(describe_load)?;
+    load_again(|| program.load(EVENT_OUTPUT, &btf)).map_err(describe_load)?;
     program.attach().context("failed to attach")?;
     Ok(())
 }
 
 fn attach_kprobe(ebpf: &mut Ebpf) -> Result<()> {
     let program: &mut KProbe = program(ebpf, "plsprobe_event_kprobe")?.try_into()?;
-    program.load().map_err(describe_load)?;
+    load_again(|| program.load()).map_err(describe_load)?;
     program.attach(EVENT_OUTPUT, 0).context("failed to attach")?;
     Ok(())
 }
