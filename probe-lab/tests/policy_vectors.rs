@@ -10,11 +10,13 @@ use probe_lab::{Lab, LabOptions, Ns, Shape};
 use probe_model::cilium::Direction;
 use probe_model::cilium::events::{Notification, Sample};
 use probe_model::cilium::identity::Identity;
-use probe_model::cilium::policy::{PolicyEntry, PolicyKey};
+use probe_model::cilium::policy::{PolicyEntry, PolicyKey, PolicyLayout};
 use socket2::{Domain, Socket, Type};
 
 const VECTORS: &str = include_str!("../../fixtures/policy-vectors.tsv");
 
+/// What the stand-in has.
+const LAYOUT: PolicyLayout = PolicyLayout::WildcardBits;
 const TCP: u8 = 6;
 const HOST: u32 = 1;
 
@@ -74,9 +76,9 @@ fn entry(text: &str) -> Result<(Vec<u8>, Vec<u8>)> {
     let entry = PolicyEntry {
         proxy_port: number(fields[5])?,
         auth_type: number(fields[6])?,
-        ..PolicyEntry::for_key(&key, fields[4] == "1")
+        ..PolicyEntry::for_key(&key, LAYOUT, fields[4] == "1")
     };
-    Ok((key.encode().to_vec(), entry.encode().to_vec()))
+    Ok((key.encode(LAYOUT), entry.encode(LAYOUT)))
 }
 
 #[test]

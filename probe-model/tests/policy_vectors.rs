@@ -1,6 +1,7 @@
 //! The policy lookup against golden vectors that Cilium's own datapath functions computed.
 
 use probe_model::cilium::Direction;
+use probe_model::cilium::drop_reason::DropReason;
 use probe_model::cilium::identity::Identity;
 use probe_model::cilium::policy::{
     PolicyDecision, PolicyEntry, PolicyKey, PolicyLayout, PolicyMap, PolicyQuery, PolicyVerdict,
@@ -26,19 +27,17 @@ fn entry(text: &str, layout: PolicyLayout) -> (PolicyKey, PolicyEntry) {
         protocol: number(fields[2]),
         dport: number(fields[3]),
     };
-    let deny = fields[4] == "1";
-    let flags = match layout {
-        PolicyLayout::WildcardBits => PolicyEntry::for_key(&key, deny).flags,
-        PolicyLayout::PrefixLength => l4_prefix << 3 | u8::from(deny),
-    };
+    let x: u32 = number(fields[8]);
     let entry = PolicyEntry {
         proxy_port: number(fields[5]),
-        flags,
         auth_type: number(fields[6]),
-        packets: 0,
-        bytes: 0,
+        has_explicit_auth_type: fields[7] == "1",
+        proxy_port_priority: x as u8,
+        precedence: x,
+        ..PolicyEntry::for_key(&key, layout, fields[4] == "1")
     };
-    (key, entry)
+    // What the layout has no bytes for must not count.
+    (key, PolicyEntry::decode(&entry.encode(layout), layout).expect("an entry of the layout's size"))
 }
 
 fn check(group: &str, layout: PolicyLayout) {
@@ -53,6 +52,7 @@ fn check(group: &str, layout: PolicyLayout) {
             direction: Direction::Ingress,
             protocol: number(fields[4]),
             port: number(fields[5]),
+            untracked_fragment: false,
         };
         let decision = PolicyMap::new(layout, entries.iter().copied()).lookup(query);
         assert_eq!(result(&decision), expected(&fields), "{line}");
@@ -69,17 +69,21 @@ fn expected(fields: &[&str]) -> Answer {
 }
 
 fn result(decision: &PolicyDecision) -> Answer {
-    let auth_type = decision.entry.map_or(0, |(_, entry)| entry.auth_type);
+    let match_type = decision.match_type as u8;
     match decision.verdict {
-        PolicyVerdict::Allow { proxy_port } => (0, decision.match_type as u8, 0, proxy_port),
-        PolicyVerdict::Drop(reason) => {
-            let auth_type = if reason.0 == 189 { auth_type } else { 0 };
+        PolicyVerdict::Allow { proxy_port } => (0, match_type, 0, proxy_port),
+        PolicyVerdict::Drop(DropReason::POLICY_AUTH_REQUIRED) => {
             // The datapath leaves the proxy port set when authentication is what fails.
-            let proxy_port =
-                if reason.0 == 189 { decision.entry.map_or(0, |(_, entry)| entry.proxy_port) } else { 0 };
-            (-i32::from(reason.0), decision.match_type as u8, auth_type, proxy_port)
+            let proxy_port = decision.entry.map_or(0, |(_, entry)| entry.proxy_port);
+            (-189, match_type, decision.auth_type, proxy_port)
         }
+        PolicyVerdict::Drop(reason) => (-i32::from(reason.0), match_type, decision.auth_type, 0),
     }
+}
+
+#[test]
+fn group_a_1_13() {
+    check("A", PolicyLayout::HashKey);
 }
 
 #[test]
@@ -90,4 +94,20 @@ fn group_b_1_14_to_1_16_3() {
 #[test]
 fn group_c_1_16_4_on() {
     check("C", PolicyLayout::PrefixLength);
+}
+
+#[test]
+fn group_d_1_17_and_1_18() {
+    check("D", PolicyLayout::ProxyPriority);
+    check("D", PolicyLayout::CountersApart);
+}
+
+#[test]
+fn group_e_1_19() {
+    check("E", PolicyLayout::Precedence);
+}
+
+#[test]
+fn group_f_1_20_on() {
+    check("F", PolicyLayout::Aggregates);
 }

@@ -31,7 +31,7 @@ fn key(identity: u32, direction: Direction, protocol: u8, dport: u16) -> PolicyK
 }
 
 fn policy(id: EndpointId, keys: &[PolicyKey]) -> (EndpointId, NamedPolicyMap) {
-    let entries = keys.iter().map(|key| (*key, PolicyEntry::for_key(key, false)));
+    let entries = keys.iter().map(|key| (*key, PolicyEntry::for_key(key, PolicyLayout::WildcardBits, false)));
     (
         id,
         NamedPolicyMap {
@@ -160,7 +160,8 @@ fn audit_mode_lets_through_and_says_so() {
 fn redirected_to_the_proxy_is_inconclusive() {
     let mut world = world();
     let key = key(2, Direction::Ingress, 6, 8080);
-    let entry = PolicyEntry { proxy_port: 10001, ..PolicyEntry::for_key(&key, false) };
+    let entry =
+        PolicyEntry { proxy_port: 10001, ..PolicyEntry::for_key(&key, PolicyLayout::WildcardBits, false) };
     let map = PolicyMap::new(PolicyLayout::WildcardBits, [(key, entry)]);
     world.policy.insert(APP, NamedPolicyMap { name: pin_name(APP), id: 1, map });
     assert!(matches!(verdict(&world, &tcp(NAT_IP, FRONTEND, 80)), Verdict::Inconclusive(_)));

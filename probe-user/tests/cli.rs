@@ -393,17 +393,17 @@ fn missing_policy_map() {
 #[test]
 fn unknown_layout() {
     let spoiled = Spoiled::new("layout", "cilium-1.14", "deny-all");
-    // Cilium 1.18's policy values are 8 bytes under another pin.
+    // Sizes that no Cilium up to 1.20 has under this pin.
     std::fs::remove_file(spoiled.0.join("maps/_show.json")).expect("a dump");
     std::fs::remove_file(spoiled.0.join("maps/cilium_policy_02686.json")).expect("a dump");
     let entry = r#"[{"key":["0x28","0","0","0","0","0","0","0","1","0","0","0"],"value":["0","0","0","0","0","0","0","0"]}]"#;
-    std::fs::write(spoiled.0.join("maps/cilium_policy_v2_02686.json"), entry).expect("a file");
+    std::fs::write(spoiled.0.join("maps/cilium_policy_v3_02686.json"), entry).expect("a file");
     check(
         &spoiled.0,
         "dump policy",
         2,
         &expect![[r#"
-            plsprobe: failed to read `cilium_policy_v2_02686`: no known layout: found a pin `cilium_policy_v2_<id>` with key 12 and value 8 bytes (Cilium 1.17 or later), known is key 12 and value 24 bytes under `cilium_policy_<id>` (Cilium 1.14 to 1.16); run `plsprobe doctor` and attach its output
+            plsprobe: failed to read `cilium_policy_v3_02686`: no known layout: found key 12 and value 8 bytes under `cilium_policy_v3_<id>`, known is key/value 8/24 (Cilium 1.13) or 12/24 bytes (1.14 to 1.16) under `cilium_policy_<id>`, 12/24 (1.17), 12/8 (1.18) or 12/12 (1.19) under `cilium_policy_v2_<id>`, 12/12 (1.20) under `cilium_policy_v3_<id>`; run `plsprobe doctor` and attach its output
         "#]],
     );
     check(
@@ -412,10 +412,10 @@ fn unknown_layout() {
         3,
         &expect![[r#"
             10.224.0.8 -> 10.0.0.143:80 TCP: inconclusive
-              cause    `cilium_policy_v2_02686`: no known layout: found a pin `cilium_policy_v2_<id>` with key 12 and value 8 bytes (Cilium 1.17 or later), known is key 12 and value 24 bytes under `cilium_policy_<id>` (Cilium 1.14 to 1.16); run `plsprobe doctor` and attach its output [INCONCLUSIVE]
+              cause    `cilium_policy_v3_02686`: no known layout: found key 12 and value 8 bytes under `cilium_policy_v3_<id>`, known is key/value 8/24 (Cilium 1.13) or 12/24 bytes (1.14 to 1.16) under `cilium_policy_<id>`, 12/24 (1.17), 12/8 (1.18) or 12/12 (1.19) under `cilium_policy_v2_<id>`, 12/12 (1.20) under `cilium_policy_v3_<id>`; run `plsprobe doctor` and attach its output [INCONCLUSIVE]
               path     in by the uplink > unknown
               identity 10.224.0.8 is world (2): ipcache 0.0.0.0/0
-              rests on the maps of FOLDER, Cilium 1.14.0-dev; no packet was observed; missing: maps/_show.json, node, cilium_policy_v2_02686
+              rests on the maps of FOLDER, Cilium 1.14.0-dev; no packet was observed; missing: maps/_show.json, node, cilium_policy_v3_02686
         "#]],
     );
 }

@@ -9,7 +9,7 @@ use probe_model::cilium::ipcache::{IpcacheKey, RemoteEndpointInfo};
 use probe_model::cilium::lb::{Lb4Backend, Lb4Key, Lb4ReverseNat, Lb4Service};
 use probe_model::cilium::lxc::{EndpointInfo, EndpointKey, Mac};
 
-use super::realize::Realized;
+use super::realize::{LAYOUT, Realized};
 use crate::addresses::{
     APP_CLUSTER_IP, APP_POD, ILB, NGINX_CLUSTER_IP, NGINX_POD, NODE, NODE_PORT, Pod, SERVICE_PORT,
 };
@@ -100,7 +100,7 @@ pub fn map_entries(app: &Realized, shape: Shape, router: Ipv4Addr) -> Result<Map
 
 /// The entries of an endpoint's policy map.
 pub fn policy_entries(realized: &Realized) -> Entries {
-    realized.entries.iter().map(|(key, entry)| (key.encode().into(), entry.encode().into())).collect()
+    realized.entries.iter().map(|(key, entry)| (key.encode(LAYOUT), entry.encode(LAYOUT))).collect()
 }
 
 fn ipcache_entry((prefix, sec_identity): (Ipv4Net, Identity)) -> (Vec<u8>, Vec<u8>) {

@@ -7,7 +7,7 @@ use anyhow::{Context as _, Result};
 use ipnet::Ipv4Net;
 use probe_model::cilium::Direction;
 use probe_model::cilium::identity::Identity;
-use probe_model::cilium::policy::{PolicyEntry, PolicyKey};
+use probe_model::cilium::policy::{PolicyEntry, PolicyKey, PolicyLayout};
 
 use crate::scenario::{Policy, Rule};
 
@@ -19,6 +19,8 @@ const ANY_L4: u32 = 40;
 const FULL_L4: u32 = 64;
 /// IP protocol number of TCP.
 const TCP: u8 = 6;
+/// The layout of the stand-in's policy maps.
+pub(super) const LAYOUT: PolicyLayout = PolicyLayout::WildcardBits;
 
 /// A policy as the datapath of one endpoint sees it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -113,7 +115,7 @@ impl Realized {
             None => PolicyKey { prefixlen: ANY_L4, sec_label, direction, protocol: 0, dport: 0 },
             Some(dport) => PolicyKey { prefixlen: FULL_L4, sec_label, direction, protocol: TCP, dport },
         };
-        self.entries.insert(key, PolicyEntry::for_key(&key, deny));
+        self.entries.insert(key, PolicyEntry::for_key(&key, LAYOUT, deny));
     }
 }
 
@@ -169,9 +171,9 @@ mod tests {
                 (prefix, RemoteEndpointInfo::decode(&value).unwrap().sec_identity)
             })
             .collect();
-        let theirs = map_dump(&maps.join("cilium_policy_02686.json"))
-            .into_iter()
-            .map(|(key, value)| (PolicyKey::decode(&key).unwrap(), PolicyEntry::decode(&value).unwrap()));
+        let theirs = map_dump(&maps.join("cilium_policy_02686.json")).into_iter().map(|(key, value)| {
+            (PolicyKey::decode(&key, LAYOUT).unwrap(), PolicyEntry::decode(&value, LAYOUT).unwrap())
+        });
         let ours = realized.cidr_identities.iter().map(|(prefix, identity)| (prefix.to_string(), *identity));
         let ours =
             comparable(realized.entries.iter().map(|(key, entry)| (*key, *entry)), &ours.collect::<Vec<_>>());

@@ -4,6 +4,7 @@
 
 pub mod ct;
 pub mod drop_reason;
+pub mod entries;
 pub mod events;
 pub mod gob;
 pub mod identity;

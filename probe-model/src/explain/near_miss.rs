@@ -35,18 +35,17 @@ pub enum FailedField {
 pub fn near_miss(world: &World, step: &PolicyStep, peer: IpAddr) -> Option<NearMiss> {
     let query = step.query;
     let entries = &world.policy.get(&step.endpoint)?.map;
-    let candidates =
-        entries.entries().filter(|(key, entry)| key.direction == query.direction && !entry.deny());
+    let candidates = entries.iter().filter(|(key, entry)| key.direction == query.direction && !entry.deny());
     let misses = candidates.filter_map(|(key, _)| {
         let same_peer = key.sec_label == query.identity || key.sec_label == Identity::UNKNOWN;
         let same_protocol = key.covers_protocol(query.protocol);
         let same_port = key.covers_port(query.port);
         match (same_peer, same_protocol, same_port) {
-            (true, true, false) => Some((FailedField::Port, 0, *key)),
-            (true, false, true) => Some((FailedField::Protocol, 0, *key)),
+            (true, true, false) => Some((FailedField::Port, 0, key)),
+            (true, false, true) => Some((FailedField::Protocol, 0, key)),
             // Every pod admits its node; that says nothing of a peer elsewhere.
             (false, true, true) if key.sec_label != Identity::HOST => {
-                Some((FailedField::Identity, shared_bits(world, key.sec_label, peer), *key))
+                Some((FailedField::Identity, shared_bits(world, key.sec_label, peer), key))
             }
             _ => None,
         }

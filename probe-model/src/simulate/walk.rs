@@ -412,7 +412,8 @@ impl Walk<'_> {
             Some((icmp_type, _)) if config.icmp_rules => u16::from(icmp_type),
             _ => self.tuple.dport,
         };
-        let query = PolicyQuery { identity, direction, protocol: self.tuple.protocol.0, port };
+        let protocol = self.tuple.protocol.0;
+        let query = PolicyQuery { identity, direction, protocol, port, untracked_fragment: false };
         let decision = policy.map.lookup(query);
         let agent = self.world.endpoints.get(&id).and_then(|endpoint| endpoint.policy.as_ref());
         let audit = config.audit_mode || agent.is_some_and(|policy| policy.audit_mode);
@@ -431,8 +432,7 @@ impl Walk<'_> {
             PolicyVerdict::Allow { proxy_port: 0 } => Ok(walk),
             PolicyVerdict::Allow { proxy_port } => Err(walk.unknown(Unknown::L7Proxy { port: proxy_port })),
             PolicyVerdict::Drop(DropReason::POLICY_AUTH_REQUIRED) => {
-                let auth_type = decision.entry.map_or(0, |(_, entry)| entry.auth_type);
-                Err(walk.unknown(Unknown::Authentication { auth_type }))
+                Err(walk.unknown(Unknown::Authentication { auth_type: decision.auth_type }))
             }
             PolicyVerdict::Drop(reason) => Err(walk.end(Outcome::Dropped(reason))),
         }

@@ -257,6 +257,7 @@ mod tests {
     use std::path::PathBuf;
 
     use probe_model::cilium::Direction;
+    use probe_model::cilium::entries::Entries;
 
     use super::*;
     use crate::doctor::Status;
@@ -298,11 +299,13 @@ mod tests {
             let ipcache = maps.remove("cilium_ipcache").unwrap();
             maps.insert(
                 "cilium_ipcache_v2".to_owned(),
-                RawMap { value_size: 24, entries: vec![], ..ipcache },
+                RawMap { value_size: 24, entries: Entries::default(), ..ipcache },
             );
-            maps.get_mut("cilium_lxc").unwrap().entries[0].1.pop();
+            let lxc = maps.get_mut("cilium_lxc").unwrap();
+            let shorter = lxc.entries.iter().map(|(key, value)| (key, &value[..47]));
+            lxc.entries = Entries::collect(shorter).unwrap();
             let name = maps.keys().find(|name| name.starts_with("cilium_policy_")).unwrap().clone();
-            maps.get_mut(&name).unwrap().value_size = 8;
+            maps.get_mut(&name).unwrap().value_size = 16;
         });
         let ipcache = find(&checks, "cilium_ipcache");
         assert_eq!(
@@ -311,7 +314,7 @@ mod tests {
         );
         assert!(ipcache.blocks(Need::Everything));
         assert!(find(&checks, "cilium_lxc").blocks(Need::Everything));
-        let policy = checks.iter().find(|check| check.found.contains("value 8")).unwrap();
+        let policy = checks.iter().find(|check| check.found.contains("value 16")).unwrap();
         assert!(policy.what.starts_with("cilium_policy_") && policy.blocks(Need::Everything), "{policy:?}");
         assert!(find(&checks, "cilium_policy_*").found.starts_with("2 maps"));
     }

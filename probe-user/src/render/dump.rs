@@ -9,7 +9,7 @@ use probe_model::cilium::drop_reason::DropReason;
 use probe_model::cilium::lb::Frontend;
 use probe_model::cilium::metrics::{MetricsKey, MetricsValue};
 use probe_model::cilium::nat::Ipv4NatEntry;
-use probe_model::cilium::policy::{PolicyEntry, PolicyKey};
+use probe_model::cilium::policy::{PolicyCounters, PolicyEntry, PolicyKey};
 use probe_model::cilium::{Direction, EndpointId};
 use probe_model::tuple::Protocol;
 use probe_model::world::World;
@@ -126,8 +126,8 @@ pub fn policy(world: &World, only: Option<EndpointId>) -> Result<Dump> {
             )
         });
         for (key, entry) in entries {
-            rows.push(policy_row(world, key, entry));
-            dump.json.push(policy_json(world, *id, &policy.name, key, entry));
+            rows.push(policy_row(world, &key, &entry));
+            dump.json.push(policy_json(world, *id, &policy.name, &key, &entry));
         }
         dump.table(&rows);
         dump.line("");
@@ -145,6 +145,8 @@ fn policy_row(world: &World, key: &PolicyKey, entry: &PolicyEntry) -> Vec<String
     let labels = world.labels(key.sec_label).join(" ");
     let reserved = key.sec_label.reserved_name().filter(|_| labels.is_empty());
     let labels = reserved.map_or(labels, |name| format!("reserved:{name}"));
+    let count =
+        |of: fn(PolicyCounters) -> u64| entry.counters.map_or_else(|| "-".to_owned(), |c| of(c).to_string());
     vec![
         policy_word(entry).to_owned(),
         direction_word(key.direction).to_owned(),
@@ -152,8 +154,8 @@ fn policy_row(world: &World, key: &PolicyKey, entry: &PolicyEntry) -> Vec<String
         port_proto(key),
         if entry.proxy_port == 0 { "NONE".to_owned() } else { entry.proxy_port.to_string() },
         auth_word(entry.auth_type),
-        entry.bytes.to_string(),
-        entry.packets.to_string(),
+        count(|counters| counters.bytes),
+        count(|counters| counters.packets),
         key.l4_prefix().to_string(),
         clean(&labels).into_owned(),
     ]
@@ -179,8 +181,8 @@ fn policy_json(
         "prefix_bits": key.l4_prefix(),
         "proxy_port": entry.proxy_port,
         "auth_type": entry.auth_type,
-        "packets": entry.packets,
-        "bytes": entry.bytes,
+        "packets": entry.counters.map(|counters| counters.packets),
+        "bytes": entry.counters.map(|counters| counters.bytes),
     })
 }
 
@@ -425,7 +427,7 @@ pub fn nat(node: &RawNode) -> Result<Dump> {
         );
     };
     let mut entries = BTreeMap::new();
-    for (key, value) in &map.entries {
+    for (key, value) in map.entries.iter() {
         entries.insert(Ipv4CtTuple::decode(key)?, Ipv4NatEntry::decode(value)?);
     }
     let mut dump = Dump::default();
@@ -457,7 +459,7 @@ pub fn metrics(node: &RawNode) -> Result<Dump> {
         bail!("failed to read `cilium_metrics`: it is not there");
     };
     let mut totals: BTreeMap<(String, &str), (MetricsKey, MetricsValue)> = BTreeMap::new();
-    for (key, values) in &map.entries {
+    for (key, values) in map.entries.iter() {
         let key = MetricsKey::decode(key)?;
         let name = (metrics_reason(key.reason), metrics_direction(key.direction));
         let (_, total) = totals.entry(name).or_insert((key, MetricsValue::default()));

@@ -175,8 +175,9 @@ pub fn entry_text(world: &World, step: &PolicyStep) -> String {
         return format!("none in {map} for {direction} {peer}, {}/{protocol}", query.port);
     };
     let verb = if entry.deny() { "deny" } else { "allow" };
-    let (who, matched, packets) = (key_text(world, key), decision.match_type, entry.packets);
-    format!("{map}: {direction} {who} {verb} (match {matched}, {packets} packets so far)")
+    let (who, matched) = (key_text(world, key), decision.match_type);
+    let packets = entry.counters.map(|counters| format!(", {} packets so far", counters.packets));
+    format!("{map}: {direction} {who} {verb} (match {matched}{})", packets.unwrap_or_default())
 }
 
 /// Peer and port of a key: `any identity, ANY`, `16777218 (cidr:10.224.0.8/32), 80/TCP`.
@@ -335,7 +336,8 @@ pub fn policy_step_value(step: &PolicyStep) -> Value {
         "identity": step.query.identity.0, "protocol": step.query.protocol, "port": step.query.port,
         "decision": verdict, "match": step.decision.match_type.to_string(), "audited": step.audited,
         "entry": step.decision.entry.as_ref().map(|(key, entry)| json!({
-            "key": key_value(key), "deny": entry.deny(), "packets": entry.packets, "bytes": entry.bytes,
+            "key": key_value(key), "deny": entry.deny(), "packets": entry.counters.map(|counters| counters.packets),
+            "bytes": entry.counters.map(|counters| counters.bytes),
         })),
         "loser": step.decision.loser.as_ref().map(|(key, _)| key_value(key)),
     })

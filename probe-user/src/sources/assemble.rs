@@ -7,7 +7,7 @@ use probe_model::cilium::ipcache::{Ipcache, IpcacheKey, RemoteEndpointInfo};
 use probe_model::cilium::layout::policy_layout;
 use probe_model::cilium::lb::{Lb4Backend, Lb4Key, Lb4Service, Lb4SourceRange, LoadBalancer};
 use probe_model::cilium::lxc::{EndpointInfo, EndpointKey};
-use probe_model::cilium::policy::{PolicyEntry, PolicyKey, PolicyMap, pin_endpoint};
+use probe_model::cilium::policy::{PolicyLayout, PolicyMap, pin_endpoint};
 use probe_model::cilium::{DecodeError, EndpointId};
 use probe_model::netfilter::Ruleset;
 use probe_model::world::{Config, Endpoint, Interface, Missing, NamedPolicyMap, RoutingMode, World};
@@ -69,20 +69,18 @@ fn read_maps(node: &RawNode, world: &mut World) {
 
 fn read_policy(name: &str, raw: &RawMap) -> Result<(EndpointId, NamedPolicyMap), String> {
     let text = |error: &dyn std::error::Error| error.to_string();
+    let endpoint = pin_endpoint(name)
+        .ok_or_else(|| format!("expected five digits at the end of `{name}`, the endpoint's id"))?;
     let (mut key_size, mut value_size) = (raw.key_size, raw.value_size);
     if raw.entries.is_empty() && (key_size, value_size) == (0, 0) {
         // An empty dump without `_show.json`: whatever its layout, nothing is in it.
-        (key_size, value_size) = (PolicyKey::SIZE as u32, PolicyEntry::SIZE as u32);
+        let any = PolicyLayout::ALL.into_iter().find(|layout| layout.pin_name(endpoint) == name);
+        let any = any.expect("every pin of an endpoint has a layout");
+        (key_size, value_size) = (any.key_size() as u32, any.value_size() as u32);
     }
-    // Sizes first: with other sizes the entries would only fail to decode, which says less.
-    policy_layout(name, key_size, value_size, &[]).map_err(|error| text(&error))?;
-    let endpoint = pin_endpoint(name)
-        .ok_or_else(|| format!("expected five digits after `cilium_policy_` in `{name}`"))?;
-    let decoded: Vec<_> =
-        entries(raw, |key, value| Ok((PolicyKey::decode(key)?, PolicyEntry::decode(value)?)))
-            .map_err(|error| text(&error))?;
-    let layout = policy_layout(name, key_size, value_size, &decoded).map_err(|error| text(&error))?;
-    Ok((endpoint, NamedPolicyMap { name: name.to_owned(), id: raw.id, map: PolicyMap::new(layout, decoded) }))
+    let layout = policy_layout(name, key_size, value_size, &raw.entries).map_err(|error| text(&error))?;
+    let map = PolicyMap::decode(layout, &raw.entries).map_err(|error| text(&error))?;
+    Ok((endpoint, NamedPolicyMap { name: name.to_owned(), id: raw.id, map }))
 }
 
 fn read_load_balancer(node: &RawNode, world: &mut World) -> Option<LoadBalancer> {

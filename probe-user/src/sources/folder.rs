@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use anyhow::{Context as _, Result, bail, ensure};
+use probe_model::cilium::entries::Entries;
 use serde::Deserialize;
 
 use super::network_text;
@@ -106,7 +107,7 @@ fn read_show(path: &Path) -> Result<BTreeMap<String, RawMap>> {
     let by_pin = maps.into_iter().flat_map(|map| {
         let pins = pin_names(map.pinned.as_ref());
         let ShownMap { id, map_type, bytes_key: key_size, bytes_value: value_size, max_entries, .. } = map;
-        let facts = RawMap { id, map_type, key_size, value_size, max_entries, entries: Vec::new() };
+        let facts = RawMap { id, map_type, key_size, value_size, max_entries, entries: Entries::default() };
         pins.into_iter().map(move |pin| (pin, facts.clone()))
     });
     Ok(by_pin.collect())
@@ -119,10 +120,11 @@ fn read_map(path: &Path, shown: Option<RawMap>) -> Result<RawMap> {
         decode_entry(entry).with_context(|| format!("failed to read entry {idx} of `{}`", path.display()))
     });
     let entries: Vec<_> = entries.collect::<Result<_>>()?;
-    let mut map = shown.unwrap_or_else(|| unshown(&entries));
+    let map = shown.unwrap_or_else(|| unshown(&entries));
     check_sizes(path, &map, &entries)?;
-    map.entries = entries;
-    Ok(map)
+    let entries = Entries::collect(entries);
+    let entries = entries.with_context(|| format!("failed to read the entries of `{}`", path.display()))?;
+    Ok(RawMap { entries, ..map })
 }
 
 /// Perf event arrays and the like have no entries to dump.

@@ -249,15 +249,12 @@ impl Maps {
 
     /// Whether nothing came or went since `last` that the agent would have to explain.
     fn same_keys(&self, last: &RawNode) -> bool {
-        let keys = |maps: &BTreeMap<String, RawMap>| -> Vec<(String, u32, Vec<Vec<u8>>)> {
-            let wanted = maps.iter().filter(|(name, _)| is_wanted(name));
-            wanted
-                .map(|(name, map)| {
-                    (name.clone(), map.id, map.entries.iter().map(|(key, _)| key.clone()).collect())
-                })
-                .collect()
+        let wanted = |maps| BTreeMap::iter(maps).filter(|(name, _): &(&String, &RawMap)| is_wanted(name));
+        let (ours, theirs): (Vec<_>, Vec<_>) = (wanted(&self.read).collect(), wanted(&last.maps).collect());
+        let same = |((name, ours), (last_name, last)): ((&String, &RawMap), (&String, &RawMap))| {
+            name == last_name && ours.id == last.id && ours.entries.keys().eq(last.entries.keys())
         };
-        keys(&self.read) == keys(&last.maps)
+        ours.len() == theirs.len() && ours.into_iter().zip(theirs).all(same)
     }
 }
 
@@ -359,12 +356,12 @@ mod tests {
             };
             let max_entries = map.max_entries.min(16_384);
             let made = bpffs.create(name, map_type, map.key_size, map.value_size, max_entries);
-            for (key, value) in &map.entries {
+            for (key, value) in map.entries.iter() {
                 made.update(key, value, MapFlags::ANY).unwrap();
             }
             map.id = made.info().unwrap().info.id;
             map.max_entries = max_entries;
-            map.entries.sort();
+            map.entries = super::super::maps::sorted(map.entries.clone());
             true
         });
         assert!(recorded.maps.len() > 10, "{:?}", recorded.maps.keys());
@@ -418,7 +415,10 @@ mod tests {
         // A counter moved: nothing to explain.
         policy.update(&[1; 4], &[2; 4], MapFlags::ANY).unwrap();
         let mut second = refresh(&options, &first).unwrap();
-        assert_eq!(second.node.maps["cilium_policy_00001"].entries, [(vec![1; 4], vec![2; 4])]);
+        assert_eq!(
+            second.node.maps["cilium_policy_00001"].entries.iter().collect::<Vec<_>>(),
+            [(&[1; 4][..], &[2; 4][..])]
+        );
         assert_eq!((second.node.rest.len(), &second.node.missing), (0, &first.node.missing));
         // A rule came: the agent is asked, and again until its answers have had time to follow.
         policy.update(&[2; 4], &[1; 4], MapFlags::ANY).unwrap();

@@ -17,6 +17,8 @@ use std::{
 use anyhow::{Context as _, Result, bail};
 use libbpf_rs::{ErrorKind, MapCore, MapFlags, MapHandle, MapType};
 
+use probe_model::cilium::entries::Entries;
+
 use super::{raw::RawMap, unusable::Unusable};
 
 /// Where Cilium pins its maps, under the bpffs root. Source: `pkg/defaults` and `bpf/lib/maps.h`, Cilium 1.13–1.18.
@@ -170,7 +172,7 @@ impl PinnedMap {
             key_size: self.handle.key_size(),
             value_size: self.handle.value_size(),
             max_entries: self.handle.max_entries(),
-            entries: Vec::new(),
+            entries: Entries::default(),
         }
     }
 
@@ -226,42 +228,44 @@ impl PinnedMap {
     fn read_in_batches(&self, capacity: usize, limit: usize) -> Result<Batches> {
         let max_entries = (self.handle.max_entries() as usize).max(1);
         let mut batch = Batch::new(self, capacity.clamp(1, max_entries))?;
-        let mut entries = Vec::new();
+        let (mut bytes, mut count) = (Vec::new(), 0);
         loop {
             match batch.lookup(self) {
-                Step::More if batch.count > 0 => batch.drain_into(&mut entries),
+                Step::More if batch.count > 0 => batch.drain_into(&mut bytes),
                 Step::Last => {
-                    batch.drain_into(&mut entries);
-                    return Ok(Batches::All(entries));
+                    batch.drain_into(&mut bytes);
+                    return Ok(Batches::All(self.entries(bytes)?));
                 }
                 // One bucket of a hash holds more than the buffer; at most the whole map.
                 Step::NoSpace if batch.capacity < max_entries => batch.grow(max_entries),
                 _ => return Ok(Batches::Refused),
             }
-            if entries.len() > limit {
+            count += batch.count;
+            if count > limit {
                 return Ok(Batches::TooMany);
             }
             // A trie restarts from its first key when the last one was deleted meanwhile.
-            if entries.len() > 2 * max_entries {
+            if count > 2 * max_entries {
                 return Ok(Batches::Refused);
             }
         }
     }
 
     /// All entries by `BPF_MAP_GET_NEXT_KEY` and a lookup each.
-    fn read_by_key(&self) -> Result<Vec<Entry>> {
+    fn read_by_key(&self) -> Result<Entries> {
         let name = pin_name(&self.path);
-        let (mut entries, mut key) = (Vec::new(), None);
+        let (mut bytes, mut key) = (Vec::new(), None);
         // A deleted key restarts a hash from its first bucket: without a bound this might never end.
         let bound = 2 * self.handle.max_entries() as usize + 1;
         for _ in 0..bound {
             let next = self.next_key(key.as_deref());
             let Some(next) = next.with_context(|| format!("failed to list the keys of `{name}`"))? else {
-                return Ok(entries);
+                return self.entries(bytes);
             };
             // Deleted since, or an empty slot of an array of programs.
             if let Some(value) = self.lookup(&next)? {
-                entries.push((next.clone(), value));
+                bytes.extend_from_slice(&next);
+                bytes.extend_from_slice(&value);
             }
             key = Some(next);
         }
@@ -285,23 +289,31 @@ impl PinnedMap {
         }
     }
 
+    /// Keys and values one after another as entries, if there are any: of a per-CPU map only a lookup tells their size.
+    fn entries(&self, bytes: Vec<u8>) -> Result<Entries> {
+        let value_size = self.handle.value_size() as usize;
+        let cpus = if self.handle.map_type().is_percpu() { possible_cpus()? } else { 1 };
+        let entries = Entries::new(self.handle.key_size() as usize, value_size * cpus, bytes);
+        entries.with_context(|| format!("failed to read `{}`", pin_name(&self.path)))
+    }
+
     /// Bytes that a lookup writes for one value.
     fn value_bytes(&self) -> Result<usize> {
         let value = self.handle.value_size() as usize;
         if !self.handle.map_type().is_percpu() {
             return Ok(value);
         }
-        let cpus = libbpf_rs::num_possible_cpus().context("failed to count the possible CPUs")?;
-        Ok(value.next_multiple_of(8) * cpus)
+        Ok(value.next_multiple_of(8) * possible_cpus()?)
     }
 }
 
-/// A key and its value.
-type Entry = (Vec<u8>, Vec<u8>);
+fn possible_cpus() -> Result<usize> {
+    libbpf_rs::num_possible_cpus().context("failed to count the possible CPUs")
+}
 
 /// What reading in batches came to.
 enum Batches {
-    All(Vec<Entry>),
+    All(Entries),
     TooMany,
     /// This kernel cannot do that for this type of map, or not while it changes.
     Refused,
@@ -376,24 +388,20 @@ impl Batch {
         }
     }
 
-    fn drain_into(&mut self, entries: &mut Vec<Entry>) {
-        entries.reserve(self.count);
+    fn drain_into(&mut self, bytes: &mut Vec<u8>) {
+        bytes.reserve(self.count * (self.key_size + self.value_bytes));
         for i in 0..self.count {
-            let key = &self.keys[i * self.key_size..][..self.key_size];
+            bytes.extend_from_slice(&self.keys[i * self.key_size..][..self.key_size]);
             let value = &self.values[i * self.value_bytes..][..self.value_bytes];
-            entries.push((key.to_vec(), self.value(value)));
+            if self.value_bytes == self.value_size {
+                bytes.extend_from_slice(value);
+                continue;
+            }
+            // Between the values of two CPUs there may be padding.
+            for of_cpu in value.chunks(self.value_size.next_multiple_of(8)) {
+                bytes.extend_from_slice(&of_cpu[..self.value_size]);
+            }
         }
-    }
-
-    /// The value as the map declares it: without the padding between the CPUs' values.
-    fn value(&self, raw: &[u8]) -> Vec<u8> {
-        if self.value_bytes == self.value_size {
-            return raw.to_vec();
-        }
-        raw.chunks(self.value_size.next_multiple_of(8))
-            .flat_map(|value| &value[..self.value_size])
-            .copied()
-            .collect()
     }
 }
 
@@ -424,15 +432,34 @@ fn is_verified(map: &RawMap) -> bool {
 
 /// Values may differ: they hold counters.
 fn same_keys(a: &RawMap, b: &RawMap) -> bool {
-    a.entries.iter().map(|(key, _)| key).eq(b.entries.iter().map(|(key, _)| key))
+    a.entries.keys().eq(b.entries.keys())
 }
 
 /// By key, of a key that was read twice the later value.
-fn sorted(mut entries: Vec<Entry>) -> Vec<Entry> {
-    entries.reverse();
-    entries.sort_by(|(a, _), (b, _)| a.cmp(b));
-    entries.dedup_by(|(a, _), (b, _)| a == b);
-    entries
+pub(super) fn sorted(entries: Entries) -> Entries {
+    // Most keys are told apart by their first 16 bytes, which compare faster as a number.
+    let head = |key: &[u8]| {
+        let mut head = [0; 16];
+        let length = key.len().min(16);
+        head[..length].copy_from_slice(&key[..length]);
+        u128::from_be_bytes(head)
+    };
+    let key = |idx: usize| entries.get(idx).map_or(&[][..], |(key, _)| key);
+    let mut order: Vec<_> = entries.keys().enumerate().map(|(idx, key)| (head(key), idx)).collect();
+    if order.is_sorted_by(|a, b| a.0 < b.0) {
+        return entries;
+    }
+    let rest = |idx: usize| key(idx).get(16..).unwrap_or_default();
+    order.sort_unstable_by(|(a, i), (b, j)| a.cmp(b).then_with(|| rest(*i).cmp(rest(*j))).then(i.cmp(j)));
+    let mut bytes = Vec::with_capacity(entries.bytes().len());
+    for (place, (_, idx)) in order.iter().enumerate() {
+        let is_replaced = order.get(place + 1).is_some_and(|(_, next)| key(*next) == key(*idx));
+        if let Some((key, value)) = entries.get(*idx).filter(|_| !is_replaced) {
+            bytes.extend_from_slice(key);
+            bytes.extend_from_slice(value);
+        }
+    }
+    Entries::new(entries.key_size(), entries.value_size(), bytes).expect("whole entries")
 }
 
 /// Whether user space can list the map. A perf buffer must not even be tried: it is the agent's.

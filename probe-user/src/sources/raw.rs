@@ -2,6 +2,8 @@
 
 use std::collections::BTreeMap;
 
+use probe_model::cilium::entries::Entries;
+
 /// Undecoded facts of one node.
 #[derive(Clone, Debug, Default)]
 pub struct RawNode {
@@ -32,8 +34,8 @@ pub struct RawMap {
     pub value_size: u32,
     /// Capacity, 0 if unknown.
     pub max_entries: u32,
-    /// Keys and values as the kernel stores them; per-CPU maps have their values one after another.
-    pub entries: Vec<(Vec<u8>, Vec<u8>)>,
+    /// Keys and values as the kernel stores them, sorted by key; per-CPU maps have their values one after another.
+    pub entries: Entries,
 }
 
 /// Interfaces and routes of a network namespace.

@@ -40,7 +40,7 @@ fn fill(map: &MapHandle, entries: usize, random: &mut Random) -> BTreeMap<Vec<u8
 fn check(map_type: MapType, key: u32, value: u32, entries: usize, max: u32) {
     let Some(bpffs) = PrivateBpffs::mount() else { return };
     let map = bpffs.create("cilium_test", map_type, key, value, max);
-    let expected: Vec<Entry> = fill(&map, entries, &mut Random(0x5eed)).into_iter().collect();
+    let expected = Entries::collect(fill(&map, entries, &mut Random(0x5eed))).unwrap();
     let pin = Globals::open(bpffs.path()).unwrap().map("cilium_test").unwrap();
 
     assert_eq!(sorted(pin.read_by_key().unwrap()), expected, "key by key");
@@ -56,7 +56,7 @@ fn check(map_type: MapType, key: u32, value: u32, entries: usize, max: u32) {
     assert_eq!(pin.read_at_most(entries).unwrap().as_ref(), Some(&read));
     assert_eq!(pin.read_at_most(entries - 1).unwrap(), None);
     for (key, value) in expected.iter().step_by(entries / 50 + 1) {
-        assert_eq!(pin.lookup(key).unwrap().as_ref(), Some(value));
+        assert_eq!(pin.lookup(key).unwrap().as_deref(), Some(value));
     }
 }
 
@@ -89,7 +89,7 @@ fn array_holds_every_index() {
     map.update(&7_u32.to_ne_bytes(), &99_u64.to_ne_bytes(), MapFlags::ANY).unwrap();
     let read = Globals::open(bpffs.path()).unwrap().read("cilium_runtime_config").unwrap();
     assert_eq!((read.map.entries.len(), read.caveat), (256, None));
-    assert_eq!(read.map.entries[7], (7_u32.to_ne_bytes().to_vec(), 99_u64.to_ne_bytes().to_vec()));
+    assert_eq!(read.map.entries.get(7), Some((&7_u32.to_ne_bytes()[..], &99_u64.to_ne_bytes()[..])));
 }
 
 #[test]
@@ -118,7 +118,7 @@ fn facts_in_bpftools_words() {
             key_size,
             value_size,
             max_entries,
-            entries: vec![],
+            entries: Entries::default(),
         };
         assert!(expected.id > 0);
         assert_eq!((read.map, read.caveat), (expected, None));
@@ -203,7 +203,7 @@ fn a_map_that_is_replaced_is_read_again() {
     .unwrap();
     let id = replaced.unwrap().info().unwrap().info.id;
     assert_eq!((reading.map.id, reading.caveat), (id, None));
-    assert_eq!(reading.map.entries, [(vec![2; 4], vec![2; 4])]);
+    assert_eq!(reading.map.entries.iter().collect::<Vec<_>>(), [(&[2; 4][..], &[2; 4][..])]);
 }
 
 #[test]
