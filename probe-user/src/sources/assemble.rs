@@ -7,13 +7,13 @@ use probe_model::cilium::ipcache::{Ipcache, IpcacheKey, RemoteEndpointInfo};
 use probe_model::cilium::layout::policy_layout;
 use probe_model::cilium::lb::{Lb4Backend, Lb4Key, Lb4Service, Lb4SourceRange, LoadBalancer};
 use probe_model::cilium::lxc::{EndpointInfo, EndpointKey};
-use probe_model::cilium::policy::{PolicyLayout, PolicyMap, pin_endpoint};
+use probe_model::cilium::policy::{PolicyLayout, PolicyMap, pin_endpoint, pin_name};
 use probe_model::cilium::{DecodeError, EndpointId};
 use probe_model::netfilter::Ruleset;
 use probe_model::world::{Config, Endpoint, Interface, Missing, NamedPolicyMap, RoutingMode, World};
 
 use super::raw::{RawMap, RawNode};
-use super::rest;
+use super::{in_use, rest};
 
 /// Pins that only kube-proxy replacement makes.
 const NODE_PORT_PINS: [&str; 3] =
@@ -56,21 +56,29 @@ fn read_maps(node: &RawNode, world: &mut World) {
     let other = map(node, world, "cilium_ct_any4_global", conntrack);
     // With one of them alone a connection of the other would look like none.
     world.conntrack = tcp.zip(other).map(|(tcp, other)| tcp.into_iter().chain(other).collect());
-    let policies = node.maps.iter().filter(|(name, _)| name.starts_with("cilium_policy_"));
-    for (name, raw) in policies {
-        match read_policy(name, raw) {
-            Ok((endpoint, policy)) => {
+    let of_nobody = |name: &&String| name.starts_with("cilium_policy_") && pin_endpoint(name).is_none();
+    world.missing.extend(node.maps.keys().filter(of_nobody).map(|name| {
+        let why = format!("expected five digits at the end of `{name}`, the endpoint's id");
+        Missing { what: name.clone(), why }
+    }));
+    for (endpoint, in_use) in in_use::policy_maps(node) {
+        let what = in_use.as_ref().map_or_else(|_| pin_name(endpoint), |(name, _)| (*name).to_owned());
+        match in_use.and_then(|(name, raw)| read_policy(node, endpoint, name, raw)) {
+            Ok(policy) => {
                 world.policy.insert(endpoint, policy);
             }
-            Err(why) => world.missing.push(Missing { what: name.clone(), why }),
+            Err(why) => world.missing.push(Missing { what, why }),
         }
     }
 }
 
-fn read_policy(name: &str, raw: &RawMap) -> Result<(EndpointId, NamedPolicyMap), String> {
+fn read_policy(
+    node: &RawNode,
+    endpoint: EndpointId,
+    name: &str,
+    raw: &RawMap,
+) -> Result<NamedPolicyMap, String> {
     let text = |error: &dyn std::error::Error| error.to_string();
-    let endpoint = pin_endpoint(name)
-        .ok_or_else(|| format!("expected five digits at the end of `{name}`, the endpoint's id"))?;
     let (mut key_size, mut value_size) = (raw.key_size, raw.value_size);
     if raw.entries.is_empty() && (key_size, value_size) == (0, 0) {
         // An empty dump without `_show.json`: whatever its layout, nothing is in it.
@@ -78,9 +86,11 @@ fn read_policy(name: &str, raw: &RawMap) -> Result<(EndpointId, NamedPolicyMap),
         let any = any.expect("every pin of an endpoint has a layout");
         (key_size, value_size) = (any.key_size() as u32, any.value_size() as u32);
     }
-    let layout = policy_layout(name, key_size, value_size, &raw.entries).map_err(|error| text(&error))?;
+    let members = in_use::policy_program(node, endpoint).and_then(|program| program.policy_entry.as_deref());
+    let layout = policy_layout(name, key_size, value_size, &raw.entries, members);
+    let layout = layout.map_err(|error| text(&error))?;
     let map = PolicyMap::decode(layout, &raw.entries).map_err(|error| text(&error))?;
-    Ok((endpoint, NamedPolicyMap { name: name.to_owned(), id: raw.id, map }))
+    Ok(NamedPolicyMap { name: name.to_owned(), id: raw.id, map })
 }
 
 fn read_load_balancer(node: &RawNode, world: &mut World) -> Option<LoadBalancer> {

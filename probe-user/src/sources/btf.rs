@@ -9,6 +9,7 @@ use libbpf_rs::btf::{
     self, BtfType, TypeId,
     types::{Composite, Enum, Func, MemberAttr, Typedef},
 };
+use probe_model::cilium::layout;
 
 /// Where the kernel shows its type information.
 pub const VMLINUX: &str = "/sys/kernel/btf/vmlinux";
@@ -42,6 +43,40 @@ impl Btf {
         let btf = btf::Btf::from_path(path)
             .with_context(|| format!("failed to read type information from `{}`", path.display()))?;
         Ok(Self(btf))
+    }
+
+    /// That of a loaded program.
+    ///
+    /// # Errors
+    ///
+    /// When the program is gone, has none, or may not be asked.
+    pub fn of_program(id: u32) -> Result<Self> {
+        let btf = btf::Btf::from_prog_id(id);
+        Ok(Self(btf.with_context(|| format!("failed to read type information of program {id}"))?))
+    }
+
+    /// The members of a struct, if there is one of that name; those of anonymous structs and unions count as its own.
+    pub fn members(&self, name: &str) -> Option<Vec<layout::Member>> {
+        let mut members = Vec::new();
+        self.flatten(self.composite(name)?, 0, &mut members);
+        Some(members)
+    }
+
+    fn flatten(&self, composite: Composite<'_>, base: u32, members: &mut Vec<layout::Member>) {
+        for member in (0..composite.len()).filter_map(|i| composite.get(i)) {
+            let (offset, bits) = match member.attr {
+                MemberAttr::Normal { offset } => (offset, None),
+                MemberAttr::BitField { offset, size } => (offset, Some(size)),
+            };
+            let bit_offset = base + offset;
+            if let Some(name) = member.name.filter(|name| !name.is_empty()) {
+                members.push(layout::Member { name: name.to_string_lossy().into_owned(), bit_offset, bits });
+            } else if let Some(inner) =
+                self.resolve(member.ty).and_then(|inner| Composite::try_from(inner).ok())
+            {
+                self.flatten(inner, bit_offset, members);
+            }
+        }
     }
 
     /// The byte offset of a member, by its path from the struct: `offset_of("sk_buff", "dev")`,
@@ -181,6 +216,20 @@ mod tests {
         let list = btf.offset_of("net_device", "dev_list").unwrap();
         assert_eq!(btf.offset_of("net_device", "dev_list.prev").unwrap(), list + 8);
         assert!(btf.offset_of("bpf_map", "name").unwrap() > 0);
+    }
+
+    #[test]
+    fn members_with_their_bits() {
+        let Some(btf) = kernel() else { return };
+        // ABI: `struct tcphdr` of the uapi headers.
+        let members = btf.members("tcphdr").unwrap();
+        let find = |name: &str| members.iter().find(|member| member.name == name).unwrap();
+        assert_eq!((find("seq").bit_offset, find("seq").bits), (32, None));
+        assert_eq!((find("syn").bit_offset, find("syn").bits), (105, Some(1)));
+        // Inside anonymous structs and unions.
+        let buffer = btf.members("sk_buff").unwrap();
+        assert!(buffer.iter().any(|member| member.name == "dev" && member.bit_offset == 128));
+        assert_eq!(btf.members("no_such_struct"), None);
     }
 
     #[test]

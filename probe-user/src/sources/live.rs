@@ -8,7 +8,7 @@
 //! something changed, or after a while.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     io,
     path::{Path, PathBuf},
     sync::atomic::{AtomicUsize, Ordering},
@@ -17,13 +17,14 @@ use std::{
 };
 
 use anyhow::{Result, anyhow};
+use probe_model::cilium::policy::pin_endpoint;
 
 use super::{
     addresses,
     agent::{self, Agent},
     maps::{Globals, Reading},
-    netfilter,
-    raw::{Missing, Network, RawMap, RawNode},
+    netfilter, programs,
+    raw::{Missing, Network, Program, RawMap, RawNode},
     unusable::Unusable,
 };
 
@@ -155,6 +156,7 @@ impl LiveNode {
         let node = RawNode {
             origin: "live".to_owned(),
             maps: maps.read,
+            programs: maps.programs,
             rest: slow.rest.clone(),
             iptables_save: slow.iptables_save.clone(),
             network: slow.network.clone(),
@@ -204,6 +206,7 @@ impl Slow {
 #[derive(Default)]
 struct Maps {
     read: BTreeMap<String, RawMap>,
+    programs: BTreeMap<u32, Program>,
     missing: Vec<Missing>,
     took: Vec<(String, Duration)>,
 }
@@ -242,9 +245,29 @@ impl Maps {
             }
         }
         match failures.into_iter().next() {
-            Some(error) if maps.read.is_empty() => Err(error),
-            _ => Ok(maps),
+            Some(error) if maps.read.is_empty() => return Err(error),
+            _ => {}
         }
+        let (programs, took) = timed(|| maps.read_programs(globals));
+        if let Err(error) = programs {
+            maps.missing.push(Missing { what: "programs".to_owned(), why: format!("{error:#}") });
+        }
+        maps.took.push(("programs".to_owned(), took));
+        Ok(maps)
+    }
+
+    /// The programs behind the policy maps, through the pin that is only worth asking for the endpoints' own slots.
+    fn read_programs(&mut self, globals: &Globals) -> Result<()> {
+        if !self.read.contains_key(programs::CALL_POLICY) {
+            return Ok(());
+        }
+        let endpoints: BTreeSet<_> = self.read.keys().filter_map(|name| pin_endpoint(name)).collect();
+        let found = programs::read(globals, endpoints)?;
+        self.programs = found.programs;
+        if let Some(calls) = self.read.get_mut(programs::CALL_POLICY) {
+            calls.entries = found.calls;
+        }
+        Ok(())
     }
 
     /// Whether nothing came or went since `last` that the agent would have to explain.

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use probe_model::cilium::entries::Entries;
+use probe_model::cilium::layout::Member;
 
 /// Undecoded facts of one node.
 #[derive(Clone, Debug, Default)]
@@ -11,6 +12,8 @@ pub struct RawNode {
     pub origin: String,
     /// Cilium's pinned maps by pin name.
     pub maps: BTreeMap<String, RawMap>,
+    /// Cilium's loaded programs by id, those that policy maps are judged by at least; empty if not known.
+    pub programs: BTreeMap<u32, Program>,
     /// The agent's REST answers, as JSON text, by path with `/` as `-`: `endpoint`, `identity`, `policy-selectors`, …
     pub rest: BTreeMap<String, String>,
     /// `iptables-save`'s output, all tables.
@@ -19,6 +22,17 @@ pub struct RawNode {
     pub network: Option<Network>,
     /// What could not be had.
     pub missing: Vec<Missing>,
+}
+
+/// A loaded program.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Program {
+    /// Its name, cut to 15 bytes by the kernel.
+    pub name: String,
+    /// Kernel ids of the maps it uses.
+    pub map_ids: Vec<u32>,
+    /// The members of `struct policy_entry`, if its type information has it.
+    pub policy_entry: Option<Vec<Member>>,
 }
 
 /// A pinned map's facts and entries.
