@@ -425,13 +425,20 @@ impl World {
         self.endpoints.get(&id).map_or_else(|| format!("endpoint {id}"), Endpoint::name)
     }
 
-    /// An endpoint's identity: from `cilium_lxc`, else from the agent.
+    /// An endpoint's identity: from `cilium_lxc`, else (Cilium 1.13) from the ipcache by its address, else from the agent.
     pub fn endpoint_identity(&self, id: EndpointId) -> Identity {
-        let in_lxc = self.lxc.iter().flatten().find(|(_, info)| info.lxc_id == id && !info.is_host());
-        in_lxc
-            .map(|(_, info)| info.sec_id)
+        let own = || self.lxc.iter().flatten().filter(|(_, info)| info.lxc_id == id && !info.is_host());
+        own()
+            .find_map(|(_, info)| info.identity())
+            .or_else(|| own().find_map(|(address, _)| self.exact_identity(*address)))
             .or_else(|| self.endpoints.get(&id).map(|endpoint| endpoint.identity))
             .unwrap_or_default()
+    }
+
+    /// The ipcache's identity of exactly this address; a wider prefix says nothing of a pod.
+    fn exact_identity(&self, address: IpAddr) -> Option<Identity> {
+        let (prefix, info) = self.ipcache.as_ref()?.lookup(address)?;
+        (prefix == IpNet::from(address)).then_some(info.sec_identity)
     }
 
     /// The interface of the default route.

@@ -1,13 +1,12 @@
 //! The indexed lookups against slow references written apart, over random inputs.
 
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::Ipv4Addr;
 
-use ipnet::{IpNet, Ipv4Net};
+use ipnet::Ipv4Net;
 use probe_model::cilium::Direction;
 use probe_model::cilium::ct::{CtEntry, Ipv4CtTuple};
 use probe_model::cilium::events::Sample;
 use probe_model::cilium::identity::Identity;
-use probe_model::cilium::ipcache::{Ipcache, IpcacheKey, RemoteEndpointInfo};
 use probe_model::cilium::lb::{Lb4Backend, Lb4Key, Lb4ReverseNat, Lb4Service, Lb4SourceRange};
 use probe_model::cilium::lxc::{EndpointInfo, EndpointKey};
 use probe_model::cilium::policy::{
@@ -138,37 +137,6 @@ fn policy_lookup_agrees_with_the_reference() {
     assert!(hits > 50_000, "only {hits} of 200,000 questions met an entry");
 }
 
-#[test]
-fn ipcache_lookup_agrees_with_the_reference() {
-    let mut random = Random(2);
-    for _ in 0..2_000 {
-        let entries: Vec<_> = (0..random.below(20))
-            .map(|_| {
-                let address = Ipv4Addr::from(0x0AE0_0000 | random.below(16) as u32);
-                let prefix = Ipv4Net::new(address, random.below(33) as u8).expect("a prefix").trunc();
-                let sec_identity = Identity(random.next() as u32);
-                let info = RemoteEndpointInfo {
-                    sec_identity,
-                    tunnel_endpoint: Ipv4Addr::UNSPECIFIED,
-                    node_id: 0,
-                    key: 0,
-                    flags: 0,
-                };
-                (IpcacheKey { prefix: prefix.into(), cluster_id: 0 }, info)
-            })
-            .collect();
-        let cache = Ipcache::new(entries.iter().copied());
-        for _ in 0..20 {
-            let address = IpAddr::from(Ipv4Addr::from(0x0AE0_0000 | random.below(16) as u32));
-            let fitting = entries.iter().filter(|(key, _)| key.prefix.contains(&address));
-            // Of equal prefixes the last one written counts.
-            let expected =
-                fitting.max_by_key(|(key, _)| key.prefix.prefix_len()).map(|(key, info)| (key.prefix, *info));
-            assert_eq!(cache.lookup(address), expected, "{address}");
-        }
-    }
-}
-
 /// Decodes random bytes of the right size; what decodes must encode to the bytes it was made of.
 macro_rules! round_trip {
     ($random:expr, $type:ty, $ignored:expr) => {{
@@ -191,8 +159,7 @@ macro_rules! round_trip {
 #[test]
 fn what_decodes_encodes_to_the_same_bytes() {
     let mut random = Random(3);
-    assert_eq!(round_trip!(random, RemoteEndpointInfo, &[]), 20_000);
-    assert_eq!(round_trip!(random, EndpointInfo, &[(4, 6), (12, 16), (22, 24), (30, 32), (36, 48)]), 20_000);
+    assert_eq!(round_trip!(random, EndpointInfo, &[(4, 6), (22, 24), (30, 32), (40, 48)]), 20_000);
     assert_eq!(round_trip!(random, Lb4Key, &[(10, 12)]), 20_000);
     assert_eq!(round_trip!(random, Lb4Service, &[(10, 12)]), 20_000);
     assert_eq!(round_trip!(random, Lb4Backend, &[(9, 12)]), 20_000);
@@ -212,15 +179,8 @@ fn keys_encode_and_decode() {
         );
         let v4 = Ipv4Addr::from(random.next() as u32);
         let prefix = Ipv4Net::new(v4, random.below(33) as u8).expect("a prefix").trunc();
-        let key = IpcacheKey { prefix: prefix.into(), cluster_id: random.next() as u8 };
-        assert_eq!(IpcacheKey::decode(&key.encode()), Ok(key));
         let v6 = std::net::Ipv6Addr::from(u128::from(random.next()) << 64 | u128::from(random.next()));
-        let key = IpcacheKey {
-            prefix: IpNet::new(v6.into(), random.below(129) as u8).expect("a prefix").trunc(),
-            cluster_id: 0,
-        };
-        assert_eq!(IpcacheKey::decode(&key.encode()), Ok(key));
-        let key = EndpointKey { ip: random.one(&[v4.into(), v6.into()]) };
+        let key = EndpointKey::new(random.one(&[v4.into(), v6.into()]));
         assert_eq!(EndpointKey::decode(&key.encode()), Ok(key));
         let range = Lb4SourceRange { rev_nat_id: random.next() as u16, prefix };
         assert_eq!(Lb4SourceRange::decode(&range.encode()), Ok(range));
@@ -238,8 +198,6 @@ fn no_bytes_panic() {
         }
         let _ = Sample::decode(&raw);
         let _ = PolicyKey::decode(&raw, PolicyLayout::WildcardBits);
-        let _ = IpcacheKey::decode(&raw);
-        let _ = EndpointKey::decode(&raw);
         let _ = Lb4SourceRange::decode(&raw);
     }
     for _ in 0..20_000 {

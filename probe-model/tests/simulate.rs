@@ -44,7 +44,8 @@ fn policy(id: EndpointId, keys: &[PolicyKey]) -> (EndpointId, NamedPolicyMap) {
 
 fn endpoint(id: EndpointId, identity: u32) -> EndpointInfo {
     let mac = Mac([0; 6]);
-    EndpointInfo { ifindex: 5, lxc_id: id, flags: 0, mac, node_mac: mac, sec_id: Identity(identity) }
+    let sec_id = Identity(identity);
+    EndpointInfo { ifindex: 5, lxc_id: id, mac, node_mac: mac, sec_id, ..EndpointInfo::default() }
 }
 
 /// A node with kube-proxy replacement: two open pods, one frontend with the app behind it.
@@ -70,13 +71,8 @@ fn world() -> World {
 
 fn ipcache(entries: &[(&str, u32)]) -> Ipcache {
     Ipcache::new(entries.iter().map(|(prefix, identity)| {
-        let info = RemoteEndpointInfo {
-            sec_identity: Identity(*identity),
-            tunnel_endpoint: Ipv4Addr::UNSPECIFIED,
-            node_id: 0,
-            key: 0,
-            flags: 0,
-        };
+        let sec_identity = Identity(*identity);
+        let info = RemoteEndpointInfo { sec_identity, ..RemoteEndpointInfo::default() };
         (IpcacheKey { prefix: prefix.parse().expect("a prefix"), cluster_id: 0 }, info)
     }))
 }

@@ -5,7 +5,7 @@ use anyhow::{Context as _, Result};
 use ipnet::Ipv4Net;
 use probe_model::cilium::EndpointId;
 use probe_model::cilium::identity::Identity;
-use probe_model::cilium::ipcache::{IpcacheKey, RemoteEndpointInfo};
+use probe_model::cilium::ipcache::{IpcacheKey, IpcacheLayout, RemoteEndpointInfo};
 use probe_model::cilium::lb::{Lb4Backend, Lb4Key, Lb4ReverseNat, Lb4Service};
 use probe_model::cilium::lxc::{EndpointInfo, EndpointKey, Mac};
 
@@ -105,9 +105,9 @@ pub fn policy_entries(realized: &Realized) -> Entries {
 
 fn ipcache_entry((prefix, sec_identity): (Ipv4Net, Identity)) -> (Vec<u8>, Vec<u8>) {
     let key = IpcacheKey { prefix: prefix.into(), cluster_id: 0 };
-    let tunnel_endpoint = Ipv4Addr::UNSPECIFIED;
-    let info = RemoteEndpointInfo { sec_identity, tunnel_endpoint, node_id: 0, key: 0, flags: 0 };
-    (key.encode().into(), info.encode().into())
+    let info = RemoteEndpointInfo { sec_identity, ..RemoteEndpointInfo::default() };
+    let layout = IpcacheLayout::ClusterByte;
+    (key.encode(layout).into(), info.encode(layout))
 }
 
 fn lxc(router: Ipv4Addr) -> Result<Entries> {
@@ -116,23 +116,16 @@ fn lxc(router: Ipv4Addr) -> Result<Entries> {
         let info = EndpointInfo {
             ifindex: pod.host_ifindex,
             lxc_id: EndpointId(pod.endpoint_id),
-            flags: 0,
             mac: mac(pod.mac)?,
             node_mac: mac(pod.host_mac)?,
             sec_id: Identity(pod.identity),
+            ..EndpointInfo::default()
         };
-        entries.push((EndpointKey { ip: pod.address.into() }.encode().into(), info.encode().into()));
+        entries.push((EndpointKey::new(pod.address.into()).encode().into(), info.encode().into()));
     }
-    let host = EndpointInfo {
-        ifindex: 0,
-        lxc_id: EndpointId(0),
-        flags: EndpointInfo::HOST,
-        mac: Mac([0; 6]),
-        node_mac: Mac([0; 6]),
-        sec_id: Identity::UNKNOWN,
-    };
+    let host = EndpointInfo { flags: EndpointInfo::HOST, ..EndpointInfo::default() };
     for address in [NODE, router] {
-        let key = EndpointKey { ip: IpAddr::V4(address) };
+        let key = EndpointKey::new(address.into());
         entries.push((key.encode().into(), host.encode().into()));
     }
     Ok(entries)

@@ -2,10 +2,13 @@
 //!
 //! Integers named host order are little-endian in the bytes (every supported node is), whatever machine decodes them.
 
+pub mod affinity;
+pub mod auth;
 pub mod ct;
 pub mod drop_reason;
 pub mod entries;
 pub mod events;
+pub mod fragments;
 pub mod gob;
 pub mod identity;
 pub mod ipcache;
@@ -14,7 +17,12 @@ pub mod lb;
 pub mod lxc;
 pub mod metrics;
 pub mod nat;
+pub mod node;
 pub mod policy;
+pub mod policystats;
+pub mod ratelimit;
+pub mod runtime_config;
+pub mod tunnel;
 
 use core::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -78,7 +86,7 @@ impl fmt::Display for Direction {
 }
 
 /// Cilium's id of a workload attachment on this node: `lxc_id`, the number in map names, the `source` of events.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct EndpointId(pub u16);
 
 impl fmt::Display for EndpointId {
@@ -94,6 +102,19 @@ fn sized<const N: usize>(
     expected: &'static str,
 ) -> Result<[u8; N], DecodeError> {
     raw.try_into().map_err(|_| DecodeError::Size { what, expected, found: raw.len() })
+}
+
+/// The values of each processor, `size` bytes each, one after another in `raw`.
+fn per_cpu<'a>(
+    raw: &'a [u8],
+    size: usize,
+    what: &'static str,
+    expected: &'static str,
+) -> Result<core::slice::ChunksExact<'a, u8>, DecodeError> {
+    if raw.is_empty() || !raw.len().is_multiple_of(size) {
+        return Err(DecodeError::Size { what, expected, found: raw.len() });
+    }
+    Ok(raw.chunks_exact(size))
 }
 
 /// The value of `family` in Cilium's keys for IPv4, `ENDPOINT_KEY_IPV4`.

@@ -1,6 +1,6 @@
 //! The walk itself.
 
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::IpAddr;
 
 use super::{Destination, IdentityOrigin, Outcome, PolicyStep, Question, Step, Trajectory, Unknown};
 use crate::cilium::ct::Ipv4CtTuple;
@@ -491,9 +491,7 @@ impl Walk<'_> {
     /// The node behind which the ipcache has an address.
     fn tunnel_endpoint(&self, address: IpAddr) -> Option<IpAddr> {
         let (_, info) = self.world.ipcache.as_ref()?.lookup(address)?;
-        let node = info.tunnel_endpoint;
-        (node != Ipv4Addr::UNSPECIFIED && !self.world.host_addresses().contains(&node.into()))
-            .then(|| node.into())
+        info.tunnel_endpoint.filter(|node| !self.world.host_addresses().contains(node))
     }
 
     fn came_from_network(&self) -> bool {
