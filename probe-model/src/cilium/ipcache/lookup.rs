@@ -11,14 +11,15 @@ use crate::cilium::identity::Identity;
 
 /// The whole ipcache, for longest-prefix lookups.
 ///
-/// Made for the map's full 512,000 entries: 20 bytes an IPv4 and 32 an IPv6 entry, a hash probe per prefix length in use.
+/// Made for the map's full 512,000 entries, of which then 24 bytes each are kept (48 of IPv6); a lookup is one access to
+/// memory for each prefix length in use, until one has the address.
 #[derive(Clone, Debug, Default)]
 pub struct Ipcache {
     v4: Vec<Table<u32>>,
-    v6: Vec<Table<u128>>,
+    v6: Vec<Table<V6>>,
     /// Everything of a value but its identity; few are different, so entries name them by position.
     details: Vec<RemoteEndpointInfo>,
-    /// Identities, each with a position among [`Ipcache::entries`], sorted; made when first asked for.
+    /// Identities, each with the position of a slot, counted over all tables, sorted; made when first asked for.
     by_identity: OnceLock<Vec<(Identity, u32)>>,
 }
 
@@ -34,8 +35,8 @@ impl Ipcache {
             let (identity, detail) = (value.sec_identity.0, details.position(value));
             let bits = key.prefix.prefix_len();
             match key.prefix.network() {
-                IpAddr::V4(ip) => v4.push(bits, Entry { prefix: ip.to_bits(), identity, detail }),
-                IpAddr::V6(ip) => v6.push(bits, Entry { prefix: ip.to_bits(), identity, detail }),
+                IpAddr::V4(ip) => v4.push(bits, Slot { prefix: ip.to_bits(), identity, detail }),
+                IpAddr::V6(ip) => v6.push(bits, Slot { prefix: V6::new(ip), identity, detail }),
             }
         }
         Self { v4: v4.tables(), v6: v6.tables(), details: details.all, by_identity: OnceLock::new() }
@@ -45,11 +46,11 @@ impl Ipcache {
     pub fn lookup(&self, ip: IpAddr) -> Option<(IpNet, RemoteEndpointInfo)> {
         match ip {
             IpAddr::V4(ip) => self.longest(&self.v4, ip.to_bits()),
-            IpAddr::V6(ip) => self.longest(&self.v6, ip.to_bits()),
+            IpAddr::V6(ip) => self.longest(&self.v6, V6::new(ip)),
         }
     }
 
-    /// Every prefix with its value, IPv4 before IPv6, each longest prefix first and then by address.
+    /// Every prefix with its value, IPv4 before IPv6 and longer ones first, those of a length in no particular order.
     pub fn entries(&self) -> impl Iterator<Item = (IpNet, RemoteEndpointInfo)> {
         let v4 = self.v4.iter().flat_map(|table| self.entries_of(table));
         v4.chain(self.v6.iter().flat_map(|table| self.entries_of(table)))
@@ -57,11 +58,7 @@ impl Ipcache {
 
     /// The prefixes of an identity, in the order of [`Ipcache::entries`].
     pub fn prefixes_of(&self, identity: Identity) -> impl Iterator<Item = IpNet> {
-        let index = self.by_identity.get_or_init(|| {
-            let mut index: Vec<_> = self.entries().map(|(_, value)| value.sec_identity).zip(0..).collect();
-            index.sort_unstable();
-            index
-        });
+        let index = self.by_identity.get_or_init(|| self.index_identities());
         let first = index.partition_point(|(other, _)| *other < identity);
         let own = index[first..].iter().take_while(move |(other, _)| *other == identity);
         own.filter_map(|(_, position)| self.prefix_at(*position as usize))
@@ -69,13 +66,22 @@ impl Ipcache {
 
     /// How many prefixes there are.
     pub fn len(&self) -> usize {
-        let v4 = self.v4.iter().map(|table| table.entries.len());
-        v4.chain(self.v6.iter().map(|table| table.entries.len())).sum()
+        let v4 = self.v4.iter().map(|table| table.used().count());
+        v4.chain(self.v6.iter().map(|table| table.used().count())).sum()
     }
 
     /// Whether there is none.
     pub fn is_empty(&self) -> bool {
         self.v4.is_empty() && self.v6.is_empty()
+    }
+
+    fn index_identities(&self) -> Vec<(Identity, u32)> {
+        let v4 = self.v4.iter().flat_map(|table| table.slots.iter().map(Slot::identity));
+        let v6 = self.v6.iter().flat_map(|table| table.slots.iter().map(Slot::identity));
+        let used = v4.chain(v6).zip(0..).filter_map(|(identity, position)| Some((identity?, position)));
+        let mut index: Vec<_> = used.collect();
+        index.sort_unstable();
+        index
     }
 
     fn prefix_at(&self, position: usize) -> Option<IpNet> {
@@ -84,33 +90,33 @@ impl Ipcache {
     }
 
     fn entries_of<A: Address>(&self, table: &Table<A>) -> impl Iterator<Item = (IpNet, RemoteEndpointInfo)> {
-        table.entries.iter().map(|entry| self.decoded(table.bits, entry))
+        table.used().map(|slot| self.decoded(table.bits, slot))
     }
 
     fn longest<A: Address>(&self, tables: &[Table<A>], ip: A) -> Option<(IpNet, RemoteEndpointInfo)> {
         tables.iter().find_map(|table| Some(self.decoded(table.bits, table.get(ip.truncated(table.bits))?)))
     }
 
-    fn decoded<A: Address>(&self, bits: u8, entry: &Entry<A>) -> (IpNet, RemoteEndpointInfo) {
-        let detail = self.details[entry.detail as usize];
-        let value = RemoteEndpointInfo { sec_identity: Identity(entry.identity), ..detail };
-        (IpNet::new_assert(entry.prefix.ip(), bits), value)
+    fn decoded<A: Address>(&self, bits: u8, slot: &Slot<A>) -> (IpNet, RemoteEndpointInfo) {
+        let detail = self.details[slot.detail as usize];
+        let value = RemoteEndpointInfo { sec_identity: Identity(slot.identity), ..detail };
+        (IpNet::new_assert(slot.prefix.ip(), bits), value)
     }
 }
 
-/// The prefix at `position`, counted over `tables` one after another; else `position` goes on behind them.
+/// The prefix in the slot at `position`, counted over `tables` one after another; else `position` goes on behind them.
 fn nth_prefix<A: Address>(tables: &[Table<A>], position: &mut usize) -> Option<IpNet> {
     for table in tables {
-        match table.entries.get(*position) {
-            Some(entry) => return Some(IpNet::new_assert(entry.prefix.ip(), table.bits)),
-            None => *position -= table.entries.len(),
+        match table.slots.get(*position) {
+            Some(slot) => return Some(IpNet::new_assert(slot.prefix.ip(), table.bits)),
+            None => *position -= table.slots.len(),
         }
     }
     None
 }
 
-/// An address as a number of 32 or 128 bits, first byte highest.
-trait Address: Copy + Ord {
+/// An address as a number, first byte highest.
+trait Address: Copy + Default + Eq {
     /// Without the bits beyond a prefix of `bits`.
     fn truncated(self, bits: u8) -> Self;
     /// 64 bits of which the high ones depend on every bit of the address.
@@ -135,88 +141,107 @@ impl Address for u32 {
     }
 }
 
-impl Address for u128 {
+/// An IPv6 address in two halves: a `u128` would widen a slot by its alignment.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct V6 {
+    network: u64,
+    interface: u64,
+}
+
+impl V6 {
+    fn new(ip: Ipv6Addr) -> Self {
+        let bits = ip.to_bits();
+        Self { network: (bits >> 64) as u64, interface: bits as u64 }
+    }
+}
+
+impl Address for V6 {
     fn truncated(self, bits: u8) -> Self {
-        self & Self::MAX.checked_shl(128 - u32::from(bits)).unwrap_or(0)
+        let mask = |bits: u32| u64::MAX.checked_shl(64 - bits).unwrap_or(0);
+        let bits = u32::from(bits);
+        let network = self.network & mask(bits.min(64));
+        Self { network, interface: self.interface & mask(bits.saturating_sub(64)) }
     }
 
     fn hash(self) -> u64 {
-        let network = ((self >> 64) as u64).wrapping_mul(GOLDEN);
-        (network ^ network >> 32 ^ self as u64).wrapping_mul(GOLDEN)
+        let network = self.network.wrapping_mul(GOLDEN);
+        (network ^ network >> 32 ^ self.interface).wrapping_mul(GOLDEN)
     }
 
     fn ip(self) -> IpAddr {
-        Ipv6Addr::from_bits(self).into()
+        Ipv6Addr::from_bits(u128::from(self.network) << 64 | u128::from(self.interface)).into()
     }
 }
 
+/// An entry of a table, or none.
 #[derive(Clone, Copy, Debug)]
-struct Entry<A> {
+struct Slot<A> {
     prefix: A,
     identity: u32,
-    /// Where in [`Ipcache::details`] the rest of the value is.
+    /// Where in [`Ipcache::details`] the rest of the value is, or [`NONE`].
     detail: u32,
 }
 
-/// The entries of one prefix length.
+/// [`Slot::detail`] of a slot without an entry.
+const NONE: u32 = u32::MAX;
+
+impl<A> Slot<A> {
+    fn is_used(&self) -> bool {
+        self.detail != NONE
+    }
+
+    fn identity(&self) -> Option<Identity> {
+        self.is_used().then_some(Identity(self.identity))
+    }
+}
+
+/// The entries of one prefix length: open addressing.
 #[derive(Clone, Debug)]
 struct Table<A> {
     /// The prefix length.
     bits: u8,
-    /// By prefix.
-    entries: Vec<Entry<A>>,
-    /// Open addressing, at most half full: a position in `entries` plus 1, or 0. A power of two long.
-    slots: Vec<u32>,
+    /// A power of two, at least two; at most half of them used.
+    slots: Vec<Slot<A>>,
 }
 
 impl<A: Address> Table<A> {
-    fn new(bits: u8, mut entries: Vec<Entry<A>>) -> Self {
-        // The last of equal prefixes shall stay: the sort is stable, and `dedup` keeps the first.
-        entries.reverse();
-        entries.sort_by_key(|entry| entry.prefix);
-        entries.dedup_by_key(|entry| entry.prefix);
-        let mut table = Self { bits, slots: vec![0; (2 * entries.len()).next_power_of_two()], entries };
-        for position in 0..table.entries.len() {
-            let mut slot = table.first_slot(table.entries[position].prefix);
-            while table.slots[slot] != 0 {
-                slot = table.next_slot(slot);
-            }
-            table.slots[slot] = position as u32 + 1;
+    fn new(bits: u8, entries: Vec<Slot<A>>) -> Self {
+        let empty = Slot { prefix: A::default(), identity: 0, detail: NONE };
+        let mut table = Self { bits, slots: vec![empty; (2 * entries.len()).next_power_of_two()] };
+        for entry in entries {
+            let slot = table.slot_of(entry.prefix);
+            table.slots[slot] = entry;
         }
         table
     }
 
-    fn get(&self, prefix: A) -> Option<&Entry<A>> {
-        let mut slot = self.first_slot(prefix);
-        loop {
-            let position = self.slots[slot].checked_sub(1)?;
-            let entry = &self.entries[position as usize];
-            if entry.prefix == prefix {
-                return Some(entry);
-            }
-            slot = self.next_slot(slot);
+    fn get(&self, prefix: A) -> Option<&Slot<A>> {
+        Some(&self.slots[self.slot_of(prefix)]).filter(|slot| slot.is_used())
+    }
+
+    fn used(&self) -> impl Iterator<Item = &Slot<A>> {
+        self.slots.iter().filter(|slot| slot.is_used())
+    }
+
+    /// The slot that has a prefix, or would have it.
+    fn slot_of(&self, prefix: A) -> usize {
+        let mut at = (prefix.hash() >> (64 - self.slots.len().ilog2())) as usize;
+        while self.slots[at].is_used() && self.slots[at].prefix != prefix {
+            at = (at + 1) & (self.slots.len() - 1);
         }
-    }
-
-    fn first_slot(&self, prefix: A) -> usize {
-        // At least two slots, so that the shift is below 64.
-        (prefix.hash() >> (64 - self.slots.len().ilog2())) as usize
-    }
-
-    fn next_slot(&self, slot: usize) -> usize {
-        (slot + 1) & (self.slots.len() - 1)
+        at
     }
 }
 
 /// Entries sorted into their prefix lengths.
-struct ByLength<A>(Vec<Vec<Entry<A>>>);
+struct ByLength<A>(Vec<Vec<Slot<A>>>);
 
 impl<A: Address> ByLength<A> {
     fn new(lengths: usize) -> Self {
         Self((0..lengths).map(|_| Vec::new()).collect())
     }
 
-    fn push(&mut self, bits: u8, entry: Entry<A>) {
+    fn push(&mut self, bits: u8, entry: Slot<A>) {
         self.0[usize::from(bits)].push(entry);
     }
 
