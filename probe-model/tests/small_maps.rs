@@ -12,7 +12,8 @@ use probe_model::cilium::ipcache::{Ipcache, IpcacheKey, IpcacheLayout, RemoteEnd
 use probe_model::cilium::lxc::{EndpointInfo, EndpointKey};
 use probe_model::cilium::metrics::{MetricsKey, MetricsValue};
 use probe_model::cilium::node::{NodeKey, NodeValue};
-use probe_model::cilium::policystats::{PolicyStatsKey, PolicyStatsValue};
+use probe_model::cilium::policy::PolicyCounters;
+use probe_model::cilium::policystats::PolicyStatsKey;
 use probe_model::cilium::ratelimit::{RatelimitKey, RatelimitValue};
 use probe_model::cilium::runtime_config::{RuntimeConfig, UTime};
 use probe_model::cilium::tunnel::{TunnelKey, TunnelLayout, TunnelValue};
@@ -173,7 +174,7 @@ fn plain_structures_are_written_back() {
     }
     written_back!(EndpointInfo, 4..6, 22..24, 30..32, 40..48);
     written_back!(MetricsValue, 0..0);
-    written_back!(PolicyStatsValue, 0..0);
+    written_back!(PolicyCounters, 0..0);
     written_back!(AuthKey, 11..12);
     written_back!(AuthInfo, 0..0);
     written_back!(FragmentPorts, 0..0);
@@ -208,7 +209,7 @@ fn no_bytes_panic() {
         ("auth_key", &[12], |raw| error(AuthKey::decode(raw))),
         ("auth_info", &[8], |raw| error(AuthInfo::decode(raw))),
         ("policy_stats_key", &[12], |raw| error(PolicyStatsKey::decode(raw))),
-        ("policy_stats_value", &[16, 32, 48, 64], |raw| error(PolicyStatsValue::sum(raw))),
+        ("policy_stats_value", &[16, 32, 48, 64], |raw| error(PolicyCounters::sum(raw))),
         ("ipv4_frag_id or ipv6_frag_id", &[12, 40], |raw| error(FragmentId::decode(raw))),
         ("ipv4_frag_l4ports", &[4], |raw| error(FragmentPorts::decode(raw))),
         ("lb4_affinity_key", &[16, 24], |raw| error(AffinityKey::decode(raw))),
@@ -355,12 +356,12 @@ fn values_of_every_processor_are_added() {
     let raw = |numbers: &[[u64; 2]]| -> Vec<u8> {
         numbers.iter().flatten().flat_map(|n| n.to_le_bytes()).collect()
     };
-    let stats = PolicyStatsValue::sum(&raw(&[[1, 60], [0, 0], [2, 120]]));
-    assert_eq!(stats, Ok(PolicyStatsValue { packets: 3, bytes: 180 }));
+    let stats = PolicyCounters::sum(&raw(&[[1, 60], [0, 0], [2, 120]]));
+    assert_eq!(stats, Ok(PolicyCounters { packets: 3, bytes: 180 }));
     let metrics = MetricsValue::sum(&raw(&[[u64::MAX, 1], [1, 1]]));
     assert_eq!(metrics, Ok(MetricsValue { count: u64::MAX, bytes: 2 }));
     assert_eq!(
-        error(PolicyStatsValue::sum(&[0; 17])).as_deref(),
+        error(PolicyCounters::sum(&[0; 17])).as_deref(),
         Some("`policy_stats_value` is 17 bytes, expected 16 for each processor")
     );
 }

@@ -3,6 +3,7 @@
 use core::cmp::Ordering;
 
 use super::identity::Identity;
+use super::policy::{PolicyCounters, PolicyKey};
 use super::{DecodeError, Direction, EndpointId, per_cpu, sized, u16_be, u16_le, u32_le, u64_le};
 
 /// A key of `cilium_policystats`: one policy entry of one endpoint.
@@ -31,6 +32,22 @@ impl PolicyStatsKey {
     /// Bytes of a key.
     pub const SIZE: usize = 12;
     const EGRESS: u8 = 1;
+
+    /// Where the datapath counts what an entry of `endpoint_id`'s policy map decides.
+    pub fn of_entry(endpoint_id: EndpointId, key: &PolicyKey) -> Self {
+        let prefix_len = key.l4_prefix();
+        // A wildcard's bytes do not count, whatever they are; the map of counters has zeros there.
+        let port_bits = prefix_len.saturating_sub(8).min(16);
+        let mask = u16::MAX.checked_shl(16 - u32::from(port_bits)).unwrap_or(0);
+        Self {
+            endpoint_id,
+            sec_label: key.sec_label,
+            direction: key.direction,
+            prefix_len,
+            protocol: if prefix_len < 8 { 0 } else { key.protocol },
+            dport: key.dport & mask,
+        }
+    }
 
     /// Decodes a key as the kernel stores it.
     ///
@@ -80,18 +97,10 @@ impl Ord for PolicyStatsKey {
     }
 }
 
-/// One processor's value of `cilium_policystats`, or the sum of all.
+/// A value of `cilium_policystats` holds for each processor what an older policy entry has in itself.
 ///
 /// Source: `struct policy_stats_value`, Cilium 1.18 `bpf/lib/policy.h`.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
-pub struct PolicyStatsValue {
-    /// Packets.
-    pub packets: u64,
-    /// Bytes.
-    pub bytes: u64,
-}
-
-impl PolicyStatsValue {
+impl PolicyCounters {
     /// Bytes of one processor's value.
     pub const SIZE: usize = 16;
 

@@ -7,7 +7,8 @@ use probe_model::cilium::auth::{AuthInfo, AuthKey};
 use probe_model::cilium::fragments::{FragmentId, FragmentPorts};
 use probe_model::cilium::identity::Identity;
 use probe_model::cilium::metrics::{MetricsKey, MetricsValue};
-use probe_model::cilium::policystats::{PolicyStatsKey, PolicyStatsValue};
+use probe_model::cilium::policy::PolicyCounters;
+use probe_model::cilium::policystats::PolicyStatsKey;
 use probe_model::cilium::ratelimit::{RatelimitKey, RatelimitValue};
 use probe_model::cilium::runtime_config::UTime;
 use probe_model::cilium::{Direction, EndpointId};
@@ -79,11 +80,11 @@ fn policystats(table: &mut Table) {
     ];
     table.check("policy_stats_key", &codec, &fields);
     let codec = Codec {
-        zero: &PolicyStatsValue::default,
-        encode: &|value: &PolicyStatsValue, _| value.encode().to_vec(),
-        decode: &PolicyStatsValue::decode,
+        zero: &PolicyCounters::default,
+        encode: &|value: &PolicyCounters, _| value.encode().to_vec(),
+        decode: &PolicyCounters::decode,
     };
-    let fields: [Field<PolicyStatsValue>; 2] = [
+    let fields: [Field<PolicyCounters>; 2] = [
         ("packets", Set::Bits(|value, bits| value.packets = bits as u64)),
         ("bytes", Set::Bits(|value, bits| value.bytes = bits as u64)),
     ];
