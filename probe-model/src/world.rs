@@ -6,10 +6,11 @@ use std::net::{IpAddr, Ipv4Addr};
 
 use ipnet::IpNet;
 
-use crate::cilium::ct::{CtEntry, Ipv4CtTuple};
+use crate::cilium::ct::{CtEntry, CtLayout, CtTuple};
+use crate::cilium::family::Family;
 use crate::cilium::identity::Identity;
 use crate::cilium::ipcache::Ipcache;
-use crate::cilium::lb::LoadBalancer;
+use crate::cilium::lb::{Frontend, LoadBalancer};
 use crate::cilium::lxc::{EndpointInfo, Mac};
 use crate::cilium::policy::PolicyMap;
 use crate::cilium::{Direction, EndpointId};
@@ -35,10 +36,16 @@ pub struct World {
     pub policy: BTreeMap<EndpointId, NamedPolicyMap>,
     /// `cilium_ipcache`.
     pub ipcache: Option<Ipcache>,
-    /// Services, backends and source ranges.
+    /// Services, backends and source ranges (IPv4).
     pub lb: Option<LoadBalancer>,
-    /// Both conntrack maps together.
-    pub conntrack: Option<BTreeMap<Ipv4CtTuple, CtEntry>>,
+    /// The same for IPv6.
+    pub lb6: Option<LoadBalancer>,
+    /// Both conntrack maps together (IPv4).
+    pub conntrack: Option<Conntrack>,
+    /// The same for IPv6.
+    pub conntrack6: Option<Conntrack>,
+    /// How conntrack entries can be read, see [`crate::cilium::ct::ct_layouts`].
+    pub ct_layouts: Vec<CtLayout>,
     /// Labels of identities, as the agent names them.
     pub identities: BTreeMap<Identity, Vec<String>>,
     /// Policy rules that the agent holds.
@@ -56,6 +63,9 @@ pub struct World {
     /// What could not be had.
     pub missing: Vec<Missing>,
 }
+
+/// Conntrack entries of one family.
+pub type Conntrack = BTreeMap<CtTuple, CtEntry>;
 
 /// A policy map with its pin's name.
 #[derive(Clone, Debug)]
@@ -413,6 +423,27 @@ impl World {
             Some(endpoint) if self.lxc.is_none() => AddressOwner::Endpoint(endpoint.id),
             _ => AddressOwner::Elsewhere,
         }
+    }
+
+    /// Services of a family, if known.
+    pub fn load_balancer(&self, family: Family) -> Option<&LoadBalancer> {
+        match family {
+            Family::V4 => self.lb.as_ref(),
+            Family::V6 => self.lb6.as_ref(),
+        }
+    }
+
+    /// Conntrack entries of a family, if known.
+    pub fn connections(&self, family: Family) -> Option<&Conntrack> {
+        match family {
+            Family::V4 => self.conntrack.as_ref(),
+            Family::V6 => self.conntrack6.as_ref(),
+        }
+    }
+
+    /// Every frontend that Cilium's service maps have, IPv4 before IPv6, by address and port.
+    pub fn frontends(&self) -> impl Iterator<Item = Frontend> {
+        self.lb.iter().chain(&self.lb6).flat_map(LoadBalancer::frontends)
     }
 
     /// Whether the endpoint is the node itself.

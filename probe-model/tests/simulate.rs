@@ -3,11 +3,11 @@
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr};
 
-use probe_model::cilium::ct::{CtEntry, Ipv4CtTuple};
+use probe_model::cilium::ct::{CtEntry, CtTuple};
 use probe_model::cilium::drop_reason::DropReason;
 use probe_model::cilium::identity::Identity;
 use probe_model::cilium::ipcache::{Ipcache, IpcacheKey, RemoteEndpointInfo};
-use probe_model::cilium::lb::{Lb4Backend, Lb4Key, Lb4Service, Lb4SourceRange, LoadBalancer};
+use probe_model::cilium::lb::{LbBackend, LbKey, LbMaps, LbService, LbSourceRange, LoadBalancer};
 use probe_model::cilium::lxc::{EndpointInfo, Mac};
 use probe_model::cilium::policy::{PolicyEntry, PolicyKey, PolicyLayout, PolicyMap, pin_name};
 use probe_model::cilium::{Direction, EndpointId};
@@ -61,7 +61,7 @@ fn world() -> World {
         lxc: Some(lxc.into()),
         policy: [policy(APP, &open), policy(OTHER, &open)].into(),
         ipcache: Some(ipcache(&[("0.0.0.0/0", 2), ("10.224.0.4/32", 1), ("10.0.0.143/32", 63921)])),
-        lb: Some(load_balancer(Lb4Service::ROUTABLE | Lb4Service::LOADBALANCER, &[APP_IP], &[])),
+        lb: Some(load_balancer(LbService::ROUTABLE | LbService::LOADBALANCER, &[APP_IP], &[])),
         conntrack: Some(BTreeMap::new()),
         ..World::default()
     };
@@ -78,18 +78,25 @@ fn ipcache(entries: &[(&str, u32)]) -> Ipcache {
 }
 
 fn load_balancer(flags: u8, backends: &[Ipv4Addr], ranges: &[&str]) -> LoadBalancer {
-    let at = |backend_slot| Lb4Key { address: FRONTEND, dport: 80, backend_slot, proto: 0, scope: 0 };
+    let address = FRONTEND.into();
+    let at = |backend_slot| LbKey { address, dport: 80, backend_slot, proto: 0, scope: 0 };
     let count = backends.len() as u16;
-    let master = Lb4Service { backend_id: 0, count, rev_nat_index: 2, flags, flags2: 0 };
-    let slots =
-        (1..=count).map(|slot| (at(slot), Lb4Service { backend_id: slot.into(), count: 0, ..master }));
+    let master = LbService { count, rev_nat_index: 2, flags, ..LbService::default() };
+    let slots = (1..=count).map(|slot| (at(slot), LbService { backend_id: slot.into(), count: 0, ..master }));
     let services = std::iter::once((at(0), master)).chain(slots).collect();
-    let backend =
-        |address: &Ipv4Addr| Lb4Backend { address: *address, port: 8080, proto: 0, flags: 0, cluster_id: 0 };
+    let backend = |address: &Ipv4Addr| LbBackend {
+        address: (*address).into(),
+        port: 8080,
+        proto: 0,
+        flags: 0,
+        cluster_id: 0,
+        zone: 0,
+    };
     let backends =
         backends.iter().enumerate().map(|(idx, address)| (idx as u32 + 1, backend(address))).collect();
-    let range = |prefix: &&str| Lb4SourceRange { rev_nat_id: 2, prefix: prefix.parse().expect("a prefix") };
-    LoadBalancer::new(services, backends, ranges.iter().map(range).collect())
+    let range = |prefix: &&str| LbSourceRange { rev_nat_id: 2, prefix: prefix.parse().expect("a prefix") };
+    let source_ranges = Some(ranges.iter().map(range).collect());
+    LoadBalancer::new(LbMaps { services, backends: Some(backends), source_ranges })
 }
 
 fn tcp(saddr: Ipv4Addr, daddr: Ipv4Addr, dport: u16) -> Question {
@@ -109,7 +116,7 @@ fn verdict(world: &World, question: &Question) -> Verdict {
 #[test]
 fn source_ranges_are_checked_on_the_nat_ip() {
     let mut world = world();
-    let flags = Lb4Service::ROUTABLE | Lb4Service::LOADBALANCER | Lb4Service::SOURCE_RANGE;
+    let flags = LbService::ROUTABLE | LbService::LOADBALANCER | LbService::SOURCE_RANGE;
     world.lb = Some(load_balancer(flags, &[APP_IP], &["10.221.1.0/24"]));
     let question = tcp(NAT_IP, FRONTEND, 80);
     assert_eq!(verdict(&world, &question), Verdict::Dropped(DropReason::NOT_IN_SRC_RANGE));
@@ -121,7 +128,7 @@ fn source_ranges_are_checked_on_the_nat_ip() {
 #[test]
 fn backends_that_fare_differently_are_inconclusive() {
     let mut world = world();
-    world.lb = Some(load_balancer(Lb4Service::ROUTABLE, &[APP_IP, OTHER_IP], &[]));
+    world.lb = Some(load_balancer(LbService::ROUTABLE, &[APP_IP, OTHER_IP], &[]));
     let question = tcp(NAT_IP, FRONTEND, 80);
     assert_eq!(verdict(&world, &question), Verdict::Allowed);
     assert_eq!(simulate(&world, &question).len(), 2);
@@ -173,7 +180,7 @@ fn answers_are_not_judged() {
         Verdict::Dropped(DropReason::POLICY),
         "a new connection of the pod's"
     );
-    let entry = Ipv4CtTuple::ingress((NAT_IP, 50000), (APP_IP, 40000), 6);
+    let entry = CtTuple::ingress(answer.tuple.reversed());
     world.conntrack.as_mut().expect("a map").insert(entry, CtEntry::default());
     let explanation = explain(&world, &answer);
     assert_eq!((explanation.verdict, explanation.cause.code.as_str()), (Verdict::Allowed, "REPLY"));
@@ -274,7 +281,7 @@ fn the_host_stack_may_drop_what_cilium_translated() {
     let rules = "*filter\n:FORWARD ACCEPT [0:0]\n-A FORWARD -d 10.0.0.143/32 -j DROP\nCOMMIT\n";
     let mut world = kube_proxy(rules);
     world.config.node_port = true;
-    world.lb = Some(load_balancer(Lb4Service::ROUTABLE, &[APP_IP], &[]));
+    world.lb = Some(load_balancer(LbService::ROUTABLE, &[APP_IP], &[]));
     let question = tcp(NAT_IP, FRONTEND, 80);
     // Only the pins tell, and the two ways differ.
     assert!(matches!(verdict(&world, &question), Verdict::Inconclusive(_)));

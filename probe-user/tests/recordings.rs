@@ -358,3 +358,21 @@ fn without_each_fact(
     ];
     maps.chain(rest).chain(others).collect()
 }
+
+/// What conntrack entries hold tells 1.14's counters; 1.16 ran without counting and tells nothing.
+#[test]
+fn conntrack_entries_tell_their_layout() {
+    use probe_model::cilium::ct::CtLayout;
+    let mut undecided = Vec::new();
+    for recording in ["cilium-1.14", "cilium-1.14-tunnel-kubeproxy", "cilium-1.16"] {
+        for scenario in fixtures::scenarios(recording) {
+            let layouts = world(&scenario).ct_layouts;
+            if layouts == CtLayout::ALL {
+                undecided.push(format!("{recording}/{}", scenario.name));
+            } else {
+                assert_eq!(layouts, [CtLayout::PerDirection], "{recording}/{}", scenario.name);
+            }
+        }
+    }
+    assert_eq!(undecided, ["cilium-1.16/deny-all", "cilium-1.16/none", "cilium-1.16/port-range"]);
+}

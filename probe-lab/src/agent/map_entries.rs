@@ -1,12 +1,12 @@
 //! The entries that the agent would have written into Cilium's pinned maps, as the kernel stores them.
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::Ipv4Addr;
 
 use anyhow::{Context as _, Result};
 use ipnet::Ipv4Net;
 use probe_model::cilium::EndpointId;
 use probe_model::cilium::identity::Identity;
 use probe_model::cilium::ipcache::{IpcacheKey, IpcacheLayout, RemoteEndpointInfo};
-use probe_model::cilium::lb::{Lb4Backend, Lb4Key, Lb4ReverseNat, Lb4Service};
+use probe_model::cilium::lb::{LbBackend, LbKey, LbReverseNat, LbService};
 use probe_model::cilium::lxc::{EndpointInfo, EndpointKey, Mac};
 
 use super::realize::{LAYOUT, Realized};
@@ -41,11 +41,11 @@ impl Service {
 
     fn flags(&self) -> u8 {
         let kind = match self.kind {
-            "LoadBalancer" => Lb4Service::LOADBALANCER,
-            "NodePort" => Lb4Service::NODEPORT,
+            "LoadBalancer" => LbService::LOADBALANCER,
+            "NodePort" => LbService::NODEPORT,
             _ => 0,
         };
-        kind | if self.routable { Lb4Service::ROUTABLE } else { 0 }
+        kind | if self.routable { LbService::ROUTABLE } else { 0 }
     }
 }
 
@@ -134,28 +134,18 @@ fn lxc(router: Ipv4Addr) -> Result<Entries> {
 fn load_balancer(services: &[Service]) -> [(String, Entries); 3] {
     let (mut frontends, mut backends, mut reverse_nat) = (Entries::new(), Entries::new(), Entries::new());
     for service in services {
-        let key =
-            Lb4Key { address: service.address, dport: service.port, backend_slot: 0, proto: 0, scope: 0 };
-        let frontend = Lb4Service {
-            backend_id: 0,
-            count: 1,
-            rev_nat_index: service.id,
-            flags: service.flags(),
-            flags2: 0,
-        };
-        let slot = Lb4Service { backend_id: service.backend_id(), count: 0, flags: 0, ..frontend };
-        frontends.push((key.encode().into(), frontend.encode().into()));
-        frontends.push((Lb4Key { backend_slot: 1, ..key }.encode().into(), slot.encode().into()));
-        let target = Lb4ReverseNat { address: service.address, port: service.port };
-        reverse_nat.push((service.id.to_be_bytes().into(), target.encode().into()));
-        let backend = Lb4Backend {
-            address: service.backend.address,
-            port: SERVICE_PORT,
-            proto: 0,
-            flags: 0,
-            cluster_id: 0,
-        };
-        let backend = (service.backend_id().to_le_bytes().into(), backend.encode().into());
+        let address = service.address.into();
+        let key = LbKey { address, dport: service.port, backend_slot: 0, proto: 0, scope: 0 };
+        let (rev_nat_index, flags) = (service.id, service.flags());
+        let frontend = LbService { count: 1, rev_nat_index, flags, ..LbService::default() };
+        let slot = LbService { backend_id: service.backend_id(), count: 0, flags: 0, ..frontend };
+        frontends.push((key.encode(), frontend.encode().into()));
+        frontends.push((LbKey { backend_slot: 1, ..key }.encode(), slot.encode().into()));
+        let target = LbReverseNat { address, port: service.port };
+        reverse_nat.push((service.id.to_be_bytes().into(), target.encode()));
+        let address = service.backend.address.into();
+        let backend = LbBackend { address, port: SERVICE_PORT, proto: 0, flags: 0, cluster_id: 0, zone: 0 };
+        let backend = (service.backend_id().to_le_bytes().into(), backend.encode());
         if !backends.contains(&backend) {
             backends.push(backend);
         }

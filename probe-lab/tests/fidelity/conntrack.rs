@@ -4,14 +4,12 @@ use std::path::Path;
 
 use anyhow::{Result, ensure};
 use probe_lab::standin::{Entries, read_dump};
-use probe_model::cilium::ct::{CtEntry, Ipv4CtTuple};
+use probe_model::cilium::ct::{CtEntry, CtLayout, CtTuple};
 
 use crate::World;
 
 /// `CtEntry::flags`: the connection came through a frontend.
 const NODE_PORT: u16 = 1 << 5;
-/// `Ipv4CtTuple::flags`: which backend a client's connection got.
-const SERVICE: u8 = 4;
 
 /// An entry by its tuple: what does not depend on when, and on how the client closed.
 type Entered = BTreeMap<String, String>;
@@ -27,17 +25,17 @@ pub(crate) fn differences(world: &World, scenario: &Path, ports: &[u16]) -> Resu
 fn entered(entries: &Entries, ports: &[u16]) -> Result<Entered> {
     let mut entered = Entered::new();
     for (key, value) in entries {
-        let tuple = Ipv4CtTuple::decode(key)?;
+        let tuple = CtTuple::decode(key)?;
         if !ports.contains(&tuple.sport) && !ports.contains(&tuple.dport) {
             continue;
         }
         let entry = CtEntry::decode(value)?;
-        let backend = (tuple.flags & SERVICE != 0).then_some(entry.rx_bytes);
+        let backend = tuple.is_service().then(|| entry.backend_id());
         let facts = format!(
-            "node port {}, reverse NAT {}, interface {}, source {:?}, backend {backend:?}",
+            "node port {}, reverse NAT {}, interface {:?}, source {:?}, backend {backend:?}",
             entry.flags & NODE_PORT != 0,
             entry.rev_nat_index,
-            entry.ifindex,
+            entry.ifindex(&[CtLayout::PerDirection]),
             entry.src_sec_id,
         );
         entered.insert(format!("{tuple:?}"), facts);

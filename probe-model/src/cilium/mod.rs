@@ -8,6 +8,7 @@ pub mod ct;
 pub mod drop_reason;
 pub mod entries;
 pub mod events;
+pub mod family;
 pub mod fragments;
 pub mod gob;
 pub mod identity;

@@ -10,10 +10,10 @@ use std::net::IpAddr;
 
 use ipnet::IpNet;
 
-use crate::cilium::ct::Ipv4CtTuple;
+use crate::cilium::ct::CtTuple;
 use crate::cilium::drop_reason::DropReason;
 use crate::cilium::identity::Identity;
-use crate::cilium::lb::{Frontend, Lb4Backend};
+use crate::cilium::lb::{Frontend, LbBackend};
 use crate::cilium::policy::{PolicyDecision, PolicyQuery};
 use crate::cilium::{Direction, EndpointId};
 use crate::netfilter::Hook;
@@ -88,13 +88,13 @@ pub enum Step {
     /// The node itself sent it.
     FromHost,
     /// Conntrack knows it as the answer to a connection; answers are not judged.
-    Reply(Ipv4CtTuple),
+    Reply(CtTuple),
     /// Cilium translated the service.
     Service {
         /// The frontend that matched.
         frontend: Box<Frontend>,
         /// The backend of this way.
-        backend: Lb4Backend,
+        backend: LbBackend,
     },
     /// A netfilter rule rewrote an address.
     Netfilter {

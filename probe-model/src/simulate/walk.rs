@@ -3,10 +3,11 @@
 use std::net::IpAddr;
 
 use super::{Destination, IdentityOrigin, Outcome, PolicyStep, Question, Step, Trajectory, Unknown};
-use crate::cilium::ct::Ipv4CtTuple;
+use crate::cilium::ct::CtTuple;
 use crate::cilium::drop_reason::DropReason;
+use crate::cilium::family::Family;
 use crate::cilium::identity::Identity;
-use crate::cilium::lb::{Frontend, Lb4Service};
+use crate::cilium::lb::{Frontend, LbKey, LbService};
 use crate::cilium::policy::{PolicyQuery, PolicyVerdict};
 use crate::cilium::{Direction, EndpointId};
 use crate::netfilter::walk::Facts;
@@ -123,7 +124,7 @@ impl Walk<'_> {
     /// `nodeport_lb4`: checks, then a backend.
     fn north_south(self, frontend: &Frontend) -> Vec<Trajectory> {
         let service = &frontend.service;
-        if service.flags & Lb4Service::SOURCE_RANGE != 0
+        if service.flags & LbService::SOURCE_RANGE != 0
             && self.world.config.source_range_check
             && !self.in_source_range(service.rev_nat_index)
         {
@@ -140,15 +141,15 @@ impl Walk<'_> {
         if frontend.service.count == 0 {
             return self.end(Outcome::Dropped(DropReason::NO_SERVICE));
         }
-        if frontend.service.flags2 & Lb4Service::L7_LOADBALANCER != 0 {
+        if frontend.service.flags2 & LbService::L7_LOADBALANCER != 0 {
             return self.unknown(Unknown::L7Proxy { port: 0 });
         }
-        let backends = frontend.backends.iter().flat_map(|(_, id, backend)| {
-            let Some(backend) = *backend else {
-                return self.clone().unknown(Unknown::Backend { id: *id });
+        let backends = frontend.backends.iter().flat_map(|slot| {
+            let Some(backend) = slot.backend else {
+                return self.clone().unknown(Unknown::Backend { id: slot.backend_id });
             };
             let mut walk = self.clone().step(Step::Service { frontend: Box::new(frontend.clone()), backend });
-            walk.tuple.daddr = backend.address.into();
+            walk.tuple.daddr = backend.address;
             walk.tuple.dport = backend.port;
             next(walk)
         });
@@ -441,21 +442,19 @@ impl Walk<'_> {
     /// The conntrack entry of which this packet is an answer, seen from the endpoint in `direction`.
     ///
     /// Only with both ports known; looked up as the datapath does, under the connection's own direction.
-    fn reply_of(&self, direction: Direction) -> Option<Ipv4CtTuple> {
-        let Tuple { saddr: IpAddr::V4(saddr), daddr: IpAddr::V4(daddr), sport, dport, protocol } = self.tuple
-        else {
-            return None;
-        };
+    fn reply_of(&self, direction: Direction) -> Option<CtTuple> {
+        let Tuple { sport, dport, protocol, .. } = self.tuple;
         if !protocol.has_ports() || sport == 0 || dport == 0 {
             return None;
         }
+        let connection = self.tuple.reversed();
         let entry = match direction {
             // The pod answers: the connection came in from the packet's destination.
-            Direction::Egress => Ipv4CtTuple::ingress((daddr, dport), (saddr, sport), protocol.0),
+            Direction::Egress => CtTuple::ingress(connection),
             // The pod is answered: the connection went out to the packet's source.
-            Direction::Ingress => Ipv4CtTuple::egress((daddr, dport), (saddr, sport), protocol.0),
+            Direction::Ingress => CtTuple::egress(connection),
         };
-        self.world.conntrack.as_ref()?.contains_key(&entry).then_some(entry)
+        self.world.connections(Family::of(self.tuple.daddr))?.contains_key(&entry).then_some(entry)
     }
 
     /// The Cilium frontend of the packet's destination; `Err` names the missing map.
@@ -464,7 +463,10 @@ impl Walk<'_> {
             return Ok(None);
         }
         match &self.world.lb {
-            Some(lb) => Ok(lb.frontend(self.tuple.daddr, self.tuple.dport)),
+            Some(lb) => {
+                let Tuple { daddr: address, dport, .. } = self.tuple;
+                Ok(lb.frontend(LbKey { address, dport, backend_slot: 0, proto: 0, scope: 0 }))
+            }
             // A pod's own address is no frontend, whatever the services are.
             None if matches!(self.world.owner(self.tuple.daddr), AddressOwner::Endpoint(_)) => Ok(None),
             None => Err("cilium_lb4_services_v2".to_owned()),
@@ -472,11 +474,8 @@ impl Walk<'_> {
     }
 
     fn in_source_range(&self, rev_nat_id: u16) -> bool {
-        let IpAddr::V4(source) = self.tuple.saddr else { return false };
-        self.world
-            .lb
-            .as_ref()
-            .is_some_and(|lb| lb.source_ranges(rev_nat_id).any(|range| range.contains(&source)))
+        let lb = self.world.lb.as_ref();
+        lb.and_then(|lb| lb.in_source_range(rev_nat_id, self.tuple.saddr)) == Some(true)
     }
 
     /// The ipcache's identity of an address; `Err` names the missing map.

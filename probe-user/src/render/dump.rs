@@ -2,13 +2,16 @@
 
 use std::collections::BTreeMap;
 use std::io::{self, Write};
+use std::net::Ipv4Addr;
+use std::net::{IpAddr, SocketAddr};
 
 use anyhow::{Result, anyhow, bail};
-use probe_model::cilium::ct::{CtEntry, Ipv4CtTuple};
+use probe_model::cilium::ct::{CtCounters, CtEntry, CtLayout, CtTuple};
 use probe_model::cilium::drop_reason::DropReason;
-use probe_model::cilium::lb::Frontend;
+use probe_model::cilium::family::Family;
+use probe_model::cilium::lb::{Frontend, LbKey, Slot};
 use probe_model::cilium::metrics::{MetricsKey, MetricsValue};
-use probe_model::cilium::nat::Ipv4NatEntry;
+use probe_model::cilium::nat::NatEntry;
 use probe_model::cilium::policy::{PolicyCounters, PolicyEntry, PolicyKey};
 use probe_model::cilium::{Direction, EndpointId};
 use probe_model::tuple::Protocol;
@@ -229,11 +232,12 @@ pub fn port_proto(key: &PolicyKey) -> String {
 pub fn ipcache(world: &World) -> Result<Dump> {
     let ipcache = world.ipcache.as_ref().ok_or_else(|| missing(world, "cilium_ipcache"))?;
     let mut entries: Vec<_> = ipcache.entries().collect();
-    entries.sort_by_key(|(prefix, _)| **prefix);
+    entries.sort_by_key(|(prefix, _)| *prefix);
     let mut dump = Dump::default();
     let mut rows = vec![headings(&["IP PREFIX/ADDRESS", "IDENTITY", "LABELS"])];
     for (prefix, info) in entries {
-        let (identity, key, tunnel, node) = (info.sec_identity, info.key, info.tunnel_endpoint, info.node_id);
+        let (identity, key, node) = (info.sec_identity, info.key, info.node_id);
+        let tunnel = info.tunnel_endpoint.unwrap_or(Ipv4Addr::UNSPECIFIED.into());
         let labels = world.labels(identity);
         let facts =
             format!("identity={} encryptkey={key} tunnelendpoint={tunnel} nodeid={node:#x}", identity.0);
@@ -303,18 +307,27 @@ pub fn endpoints(world: &World, only: Option<EndpointId>) -> Result<Dump> {
 ///
 /// If the map could not be read.
 pub fn services(world: &World) -> Result<Dump> {
-    let lb = world.lb.as_ref().ok_or_else(|| missing(world, "cilium_lb4_services_v2"))?;
+    if world.lb.is_none() && world.lb6.is_none() {
+        return Err(missing(world, "cilium_lb4_services_v2"));
+    }
     let mut dump = Dump::default();
     let mut rows = vec![headings(&["SERVICE ADDRESS", "BACKEND ADDRESS (REVNAT_ID) (SLOT)"])];
-    for frontend in lb.frontends() {
-        let Frontend { key, service, backends } = &frontend;
-        let address = format!("{}:{}", key.address, key.dport);
+    for frontend in world.frontends() {
+        let Frontend { key, service, backends, quarantined } = &frontend;
+        let none = SocketAddr::new(Family::of(key.address).unspecified(), 0);
         let id = service.rev_nat_index;
-        rows.push(vec![address.clone(), format!("0.0.0.0:0 ({id}) (0) [{}]", service.words().join(", "))]);
-        for (slot, backend_id, backend) in backends {
+        rows.push(vec![
+            frontend_text(&frontend),
+            format!("{none} ({id}) (0) [{}]", service.words().join(", ")),
+        ]);
+        for (Slot { slot, backend_id, backend }, suffix) in backends
+            .iter()
+            .map(|slot| (slot, ""))
+            .chain(quarantined.iter().map(|slot| (slot, " [quarantined]")))
+        {
             let backend =
                 backend.map_or_else(|| format!("backend {backend_id} not found"), |b| b.socket().to_string());
-            rows.push(vec![String::new(), format!("{backend} ({id}) ({slot})")]);
+            rows.push(vec![String::new(), format!("{backend} ({id}) ({slot}){suffix}")]);
         }
         dump.json.push(service_json(&frontend));
     }
@@ -322,19 +335,28 @@ pub fn services(world: &World) -> Result<Dump> {
     Ok(dump)
 }
 
-fn service_json(Frontend { key, service, backends }: &Frontend) -> Value {
-    let backends: Vec<_> = backends
-        .iter()
-        .map(|(slot, id, backend)| {
-            json!({
-                "slot": slot,
-                "id": id,
-                "address": backend.map(|backend| backend.address.to_string()),
-                "port": backend.map(|backend| backend.port),
-                "state": backend.map(|backend| backend.state()),
-            })
+/// A frontend's address and port, with its protocol and scope where the key says more than any and external.
+pub fn frontend_text(frontend: &Frontend) -> String {
+    let key = frontend.key;
+    let socket = SocketAddr::new(key.address, key.dport);
+    let protocol = if key.proto == 0 { String::new() } else { format!("/{}", Protocol(key.proto)) };
+    let scope = if key.scope == LbKey::SCOPE_EXTERNAL { "" } else { "/i" };
+    format!("{socket}{protocol}{scope}")
+}
+
+fn service_json(Frontend { key, service, backends, quarantined }: &Frontend) -> Value {
+    let slot_json = |slot: &Slot, quarantined: bool| {
+        json!({
+            "slot": slot.slot,
+            "id": slot.backend_id,
+            "address": slot.backend.map(|backend| backend.address.to_string()),
+            "port": slot.backend.map(|backend| backend.port),
+            "state": slot.backend.map(|backend| backend.state().word()),
+            "quarantined": quarantined,
         })
-        .collect();
+    };
+    let usable = backends.iter().map(|slot| slot_json(slot, false));
+    let backends: Vec<_> = usable.chain(quarantined.iter().map(|slot| slot_json(slot, true))).collect();
     json!({
         "schema": "plsprobe.service/1",
         "address": key.address.to_string(),
@@ -355,63 +377,87 @@ fn service_json(Frontend { key, service, backends }: &Frontend) -> Value {
 ///
 /// If the maps could not be read.
 pub fn conntrack(world: &World) -> Result<Dump> {
-    let entries = world.conntrack.as_ref().ok_or_else(|| missing(world, "cilium_ct4_global"))?;
+    if world.conntrack.is_none() && world.conntrack6.is_none() {
+        return Err(missing(world, "cilium_ct4_global"));
+    }
+    let layouts = &world.ct_layouts;
     let mut dump = Dump::default();
-    for (tuple, entry) in entries {
-        dump.line(&conntrack_line(tuple, entry));
-        dump.json.push(json!({
+    for (tuple, entry) in world.conntrack.iter().chain(&world.conntrack6).flatten() {
+        dump.line(&conntrack_line(tuple, entry, layouts));
+        let mut line = json!({
             "schema": "plsprobe.conntrack/1",
             "tuple": tuple.to_string(),
             "stored": {
                 "daddr": tuple.daddr.to_string(), "saddr": tuple.saddr.to_string(), "dport": tuple.dport,
                 "sport": tuple.sport, "protocol": tuple.nexthdr, "flags": tuple.flags,
             },
-            "rx_packets": entry.rx_packets, "rx_bytes": entry.rx_bytes,
-            "tx_packets": entry.tx_packets, "tx_bytes": entry.tx_bytes,
             "lifetime": entry.lifetime,
-            "flags": conntrack_flags(entry.flags),
+            "flags": entry.words(layouts),
             "rev_nat_id": entry.rev_nat_index,
             "source_identity": entry.src_sec_id.0,
-        }));
+        });
+        if tuple.is_service() {
+            line["backend_id"] = json!(entry.backend_id());
+        }
+        match entry.counters(layouts) {
+            Some(CtCounters::PerDirection { rx_packets, rx_bytes, tx_packets, tx_bytes }) => {
+                line["rx_packets"] = json!(rx_packets);
+                line["rx_bytes"] = json!(rx_bytes);
+                line["tx_packets"] = json!(tx_packets);
+                line["tx_bytes"] = json!(tx_bytes);
+            }
+            Some(CtCounters::Joint { packets, bytes }) => {
+                line["packets"] = json!(packets);
+                line["bytes"] = json!(bytes);
+            }
+            None => {}
+        }
+        if let Some((address, port)) = nat_of(tuple, entry, layouts) {
+            line["nat"] = json!({ "address": address.to_string(), "port": port });
+        }
+        dump.json.push(line);
     }
     Ok(dump)
 }
 
-fn conntrack_line(tuple: &Ipv4CtTuple, entry: &CtEntry) -> String {
-    let words = conntrack_flags(entry.flags).join(" ");
+/// Where a connection's packets are translated to, as its own entry says.
+fn nat_of(tuple: &CtTuple, entry: &CtEntry, layouts: &[CtLayout]) -> Option<(IpAddr, u16)> {
+    if tuple.is_service() { None } else { entry.nat(Family::of(tuple.daddr), layouts) }
+}
+
+/// The columns in the order of the version that writes the layout; what no layout tells is left out.
+fn conntrack_line(tuple: &CtTuple, entry: &CtEntry, layouts: &[CtLayout]) -> String {
+    let words = entry.words(layouts).join(" ");
     let space = if words.is_empty() { "" } else { " " };
+    let (rx, tx) = match entry.counters(layouts) {
+        Some(CtCounters::PerDirection { rx_packets, rx_bytes, tx_packets, tx_bytes }) => (
+            format!("RxPackets={rx_packets} RxBytes={rx_bytes} "),
+            format!("TxPackets={tx_packets} TxBytes={tx_bytes} "),
+        ),
+        Some(CtCounters::Joint { packets, bytes }) => {
+            (format!("Packets={packets} Bytes={bytes} "), String::new())
+        }
+        None => <(String, String)>::default(),
+    };
+    let ifindex = entry.ifindex(layouts).map(|ifindex| format!(" IfIndex={ifindex}")).unwrap_or_default();
+    let is_joint = !matches!(entry.counters(layouts), Some(CtCounters::PerDirection { .. }));
+    let has_backend = is_joint && tuple.is_service();
+    let backend = if has_backend { format!(" BackendID={}", entry.backend_id()) } else { String::new() };
+    let nat = nat_of(tuple, entry, layouts);
+    let nat =
+        nat.map(|(address, port)| format!(" Nat={}", SocketAddr::new(address, port))).unwrap_or_default();
     format!(
-        "{tuple} expires={} RxPackets={} RxBytes={} RxFlagsSeen={:#04x} LastRxReport={} TxPackets={} TxBytes={} \
-         TxFlagsSeen={:#04x} LastTxReport={} Flags={:#06x} [ {words}{space}] RevNAT={} SourceSecurityID={} IfIndex={}",
+        "{tuple} expires={} {rx}RxFlagsSeen={:#04x} LastRxReport={} {tx}TxFlagsSeen={:#04x} LastTxReport={} \
+         Flags={:#06x} [ {words}{space}] RevNAT={} SourceSecurityID={}{ifindex}{backend}{nat}",
         entry.lifetime,
-        entry.rx_packets,
-        entry.rx_bytes,
         entry.rx_flags_seen,
         entry.last_rx_report,
-        entry.tx_packets,
-        entry.tx_bytes,
         entry.tx_flags_seen,
         entry.last_tx_report,
         entry.flags,
         entry.rev_nat_index,
         entry.src_sec_id.0,
-        entry.ifindex
     )
-}
-
-fn conntrack_flags(flags: u16) -> Vec<&'static str> {
-    let words = [
-        (CtEntry::RX_CLOSING, "RxClosing"),
-        (CtEntry::TX_CLOSING, "TxClosing"),
-        (CtEntry::LB_LOOPBACK, "LBLoopback"),
-        (CtEntry::SEEN_NON_SYN, "SeenNonSyn"),
-        (CtEntry::NODE_PORT, "NodePort"),
-        (CtEntry::PROXY_REDIRECT, "ProxyRedirect"),
-        (CtEntry::DSR, "DSR"),
-        (CtEntry::FROM_L7LB, "FromL7LB"),
-        (CtEntry::FROM_TUNNEL, "FromTunnel"),
-    ];
-    words.into_iter().filter(|(bit, _)| flags & bit != 0).map(|(_, word)| word).collect()
 }
 
 /// `dump nat`, as `cilium bpf nat list` prints it.
@@ -421,24 +467,29 @@ fn conntrack_flags(flags: u16) -> Vec<&'static str> {
 /// If the map is missing or of another layout.
 pub fn nat(node: &RawNode) -> Result<Dump> {
     let name = "cilium_snat_v4_external";
-    let Some(map) = node.maps.get(name) else {
+    let maps: Vec<_> =
+        Family::ALL.into_iter().filter_map(|family| node.maps.get(&family.pin(name))).collect();
+    if maps.is_empty() {
         bail!(
             "failed to read `{name}`: it is not there; Cilium makes it only with kube-proxy replacement or BPF masquerading"
         );
-    };
+    }
     let mut entries = BTreeMap::new();
-    for (key, value) in map.entries.iter() {
-        entries.insert(Ipv4CtTuple::decode(key)?, Ipv4NatEntry::decode(value)?);
+    for (key, value) in maps.into_iter().flat_map(|map| map.entries.iter()) {
+        entries.insert(CtTuple::decode(key)?, NatEntry::decode(value)?);
     }
     let mut dump = Dump::default();
     for (tuple, entry) in entries {
-        let Ipv4CtTuple { daddr, saddr, dport, sport, nexthdr, flags } = tuple;
-        let Ipv4NatEntry { created, needs_ct, to_addr, to_port } = entry;
-        let (way, verb) =
-            if flags & Ipv4CtTuple::IN == 0 { ("OUT", "XLATE_SRC") } else { ("IN", "XLATE_DST") };
+        let CtTuple { daddr, saddr, dport, sport, nexthdr, flags } = tuple;
+        let NatEntry { created, needs_ct, to_addr, to_port } = entry;
+        let (way, verb) = if flags & CtTuple::IN == 0 { ("OUT", "XLATE_SRC") } else { ("IN", "XLATE_DST") };
         let protocol = Protocol(nexthdr);
+        let end = |address, port| SocketAddr::new(address, port);
         dump.line(&format!(
-            "{protocol} {way} {saddr}:{sport} -> {daddr}:{dport} {verb} {to_addr}:{to_port} Created={created} NeedsCT={needs_ct}"
+            "{protocol} {way} {} -> {} {verb} {} Created={created} NeedsCT={needs_ct}",
+            end(saddr, sport),
+            end(daddr, dport),
+            end(to_addr, to_port)
         ));
         dump.json.push(json!({
             "schema": "plsprobe.nat/1", "protocol": nexthdr, "direction": way,

@@ -11,7 +11,7 @@ use probe_model::world::{PolicyRef, World};
 use serde_json::{Value, json};
 
 use super::clean;
-use super::dump::port_proto;
+use super::dump::{self, port_proto};
 
 /// Version of the JSON that [`json()`] writes.
 pub const SCHEMA: &str = "plsprobe.explain/1";
@@ -131,7 +131,7 @@ fn target_of(rule: &str) -> &str {
 }
 
 fn frontend_text(frontend: &Frontend) -> String {
-    format!("{}:{} ({})", frontend.key.address, frontend.key.dport, frontend.service.kind())
+    format!("{} ({})", dump::frontend_text(frontend), frontend.service.kind())
 }
 
 /// The lines of evidence behind a step, if it needs one.
@@ -309,7 +309,7 @@ fn step_value(world: &World, step: &Step) -> Value {
         Step::FromHost => json!({ "step": "from-host" }),
         Step::Reply(entry) => json!({ "step": "reply", "conntrack": entry.to_string() }),
         Step::Service { frontend, backend } => json!({
-            "step": "service", "frontend": format!("{}:{}", frontend.key.address, frontend.key.dport),
+            "step": "service", "frontend": dump::frontend_text(frontend),
             "type": frontend.service.kind(), "id": frontend.service.rev_nat_index, "backend": backend.socket().to_string(),
         }),
         Step::Netfilter { rule, after, .. } => {

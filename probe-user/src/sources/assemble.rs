@@ -1,16 +1,17 @@
 //! Decodes a [`RawNode`] into a [`World`]. What cannot be decoded becomes a missing fact, with the reason.
 
-use std::collections::BTreeMap;
-
-use probe_model::cilium::ct::{CtEntry, Ipv4CtTuple};
+use probe_model::cilium::ct::{CtEntry, CtLayout, CtTuple, ct_layouts};
+use probe_model::cilium::family::Family;
 use probe_model::cilium::ipcache::{Ipcache, IpcacheKey, RemoteEndpointInfo};
 use probe_model::cilium::layout::policy_layout;
-use probe_model::cilium::lb::{Lb4Backend, Lb4Key, Lb4Service, Lb4SourceRange, LoadBalancer};
+use probe_model::cilium::lb::{LbBackend, LbKey, LbMaps, LbService, LbSourceRange, LoadBalancer};
 use probe_model::cilium::lxc::{EndpointInfo, EndpointKey};
 use probe_model::cilium::policy::{PolicyLayout, PolicyMap, pin_endpoint, pin_name};
 use probe_model::cilium::{DecodeError, EndpointId};
 use probe_model::netfilter::Ruleset;
-use probe_model::world::{Config, Endpoint, Interface, Missing, NamedPolicyMap, RoutingMode, World};
+use probe_model::world::{
+    Config, Conntrack, Endpoint, Interface, Missing, NamedPolicyMap, RoutingMode, World,
+};
 
 use super::raw::{RawMap, RawNode};
 use super::{in_use, rest};
@@ -51,11 +52,12 @@ fn read_maps(node: &RawNode, world: &mut World) {
             entries(raw, |key, value| Ok((IpcacheKey::decode(key)?, RemoteEndpointInfo::decode(value)?)))?;
         Ok(Ipcache::new(entries))
     });
-    world.lb = read_load_balancer(node, world);
-    let tcp = map(node, world, "cilium_ct4_global", conntrack);
-    let other = map(node, world, "cilium_ct_any4_global", conntrack);
-    // With one of them alone a connection of the other would look like none.
-    world.conntrack = tcp.zip(other).map(|(tcp, other)| tcp.into_iter().chain(other).collect());
+    world.lb = read_load_balancer(node, world, Family::V4);
+    world.lb6 = read_load_balancer(node, world, Family::V6);
+    world.conntrack = read_conntrack(node, world, Family::V4);
+    world.conntrack6 = read_conntrack(node, world, Family::V6);
+    let connections = world.conntrack.iter().chain(&world.conntrack6).flatten();
+    world.ct_layouts = ct_layouts(connections, &CtLayout::ALL);
     let of_nobody = |name: &&String| name.starts_with("cilium_policy_") && pin_endpoint(name).is_none();
     world.missing.extend(node.maps.keys().filter(of_nobody).map(|name| {
         let why = format!("expected five digits at the end of `{name}`, the endpoint's id");
@@ -93,35 +95,49 @@ fn read_policy(
     Ok(NamedPolicyMap { name: name.to_owned(), id: raw.id, map })
 }
 
-fn read_load_balancer(node: &RawNode, world: &mut World) -> Option<LoadBalancer> {
-    let services = map(node, world, "cilium_lb4_services_v2", |raw| {
-        entries(raw, |key, value| Ok((Lb4Key::decode(key)?, Lb4Service::decode(value)?)))
-    })?;
-    let backends = map(node, world, "cilium_lb4_backends_v3", |raw| {
-        entries(raw, |key, value| {
-            let id = key.try_into().map_err(|_| DecodeError::Size {
-                what: "cilium_lb4_backends_v3 key",
-                expected: "4",
-                found: key.len(),
-            })?;
-            Ok((u32::from_le_bytes(id), Lb4Backend::decode(value)?))
+/// The service maps of a family. A node without IPv6 has none of its maps, which is nothing missing.
+fn read_load_balancer(node: &RawNode, world: &mut World, family: Family) -> Option<LoadBalancer> {
+    let read = |world: &mut World, name: &str| {
+        entries_of(node, world, &family.pin(name), family, |key, value| {
+            Ok((LbKey::decode(key)?, LbService::decode(value)?))
         })
-    })
-    .unwrap_or_default();
-    // Only there with kube-proxy replacement.
-    let ranges = node
-        .maps
-        .get("cilium_lb4_source_range")
-        .map(|raw| entries(raw, |key, _| Lb4SourceRange::decode(key)));
-    let ranges = ranges.transpose().unwrap_or_else(|error| {
-        world.missing.push(Missing { what: "cilium_lb4_source_range".to_owned(), why: error.to_string() });
-        None
+    };
+    let services = read(world, "cilium_lb4_services_v2")?;
+    let backends = entries_of(node, world, &family.pin("cilium_lb4_backends_v3"), family, |key, value| {
+        Ok((LbBackend::decode_key(key)?, LbBackend::decode(value)?))
     });
-    Some(LoadBalancer::new(services, backends, ranges.unwrap_or_default()))
+    // Only there with kube-proxy replacement, and then only read where a service asks for it.
+    let name = family.pin("cilium_lb4_source_range");
+    let is_known = node.maps.contains_key(&name) || world.missing(&name).is_some();
+    let mut ranges = || entries_of(node, world, &name, family, |key, _| LbSourceRange::decode(key));
+    let source_ranges = if is_known { ranges() } else { None };
+    Some(LoadBalancer::new(LbMaps { services, backends, source_ranges }))
 }
 
-fn conntrack(raw: &RawMap) -> Result<BTreeMap<Ipv4CtTuple, CtEntry>, DecodeError> {
-    entries(raw, |key, value| Ok((Ipv4CtTuple::decode(key)?, CtEntry::decode(value)?)))
+fn read_conntrack(node: &RawNode, world: &mut World, family: Family) -> Option<Conntrack> {
+    let mut read = |name: &str| {
+        entries_of(node, world, &family.pin(name), family, |key, value| {
+            Ok((CtTuple::decode(key)?, CtEntry::decode(value)?))
+        })
+    };
+    let tcp: Option<Conntrack> = read("cilium_ct4_global");
+    let other: Option<Conntrack> = read("cilium_ct_any4_global");
+    // With one of them alone a connection of the other would look like none.
+    tcp.zip(other).map(|(tcp, other)| tcp.into_iter().chain(other).collect())
+}
+
+/// A map's entries decoded, or a missing fact; but no IPv6 map is missed where Cilium made none.
+fn entries_of<T, C: FromIterator<T>>(
+    node: &RawNode,
+    world: &mut World,
+    name: &str,
+    family: Family,
+    decode: impl Fn(&[u8], &[u8]) -> Result<T, DecodeError>,
+) -> Option<C> {
+    if family == Family::V6 && !node.maps.contains_key(name) {
+        return None;
+    }
+    map(node, world, name, |raw| entries(raw, &decode))
 }
 
 /// A map decoded, or a missing fact unless one is listed already.

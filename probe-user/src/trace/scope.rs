@@ -167,14 +167,14 @@ fn candidates(world: &World) -> BTreeSet<Frontend> {
             all.insert(Frontend { address, port, protocol });
         }
     };
-    for frontend in world.lb.iter().flat_map(probe_model::cilium::lb::LoadBalancer::frontends) {
+    for frontend in world.frontends() {
         // 1.14's keys leave the protocol open, its backends name it.
-        let protocols =
-            frontend.backends.iter().filter_map(|(_, _, backend)| backend.map(|known| known.proto));
+        let of_backends = frontend.backends.iter().filter_map(|slot| slot.backend.map(|known| known.proto));
+        let protocols = of_backends.chain([frontend.key.proto]);
         let protocols: BTreeSet<u8> = protocols.filter(|proto| *proto != 0).collect();
         let protocols = if protocols.is_empty() { BTreeSet::from([Protocol::TCP.0]) } else { protocols };
         for protocol in protocols {
-            add(frontend.key.address.into(), frontend.key.dport, Protocol(protocol));
+            add(frontend.key.address, frontend.key.dport, Protocol(protocol));
         }
     }
     for service in &world.service_names {
