@@ -32,7 +32,7 @@ fn policy_entries(layout: PolicyLayout) -> Vec<PolicySlot> {
             protocol: Protocol::TCP.0,
             dport: 8000 + (number % 16) as u16,
         };
-        (key, PolicyEntry::for_key(&key, layout, number % 7 == 0))
+        (key, PolicyEntry::for_key(&key, layout, number.is_multiple_of(7)))
     };
     (0..ENTRIES).map(slot).collect()
 }
