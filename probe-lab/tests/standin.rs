@@ -90,13 +90,13 @@ fn describe(notification: &Notification) -> String {
             trace.src_label.0,
             trace.dst_label.0,
             trace.dst_id,
-            trace.reason
+            trace.reason.0
         ),
         Notification::PolicyVerdict(verdict) => format!(
             "verdict {} by {}, remote {}, {:?}",
             verdict.verdict, verdict.header.source.0, verdict.remote_label.0, verdict.match_type
         ),
-        Notification::Other { .. } => format!("{notification:?}"),
+        _ => format!("{notification:?}"),
     }
 }
 

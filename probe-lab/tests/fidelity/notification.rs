@@ -204,8 +204,7 @@ fn blank_timestamps(options: &mut [u8]) {
 
 impl fmt::Debug for Notification {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let raw = [self.meta.as_slice(), self.packet.as_slice()].concat();
-        match Sample::decode(&raw) {
+        match Sample::from_hook(&self.meta, self.meta.len(), &self.packet) {
             Ok(sample) => write!(f, "{:?}", sample.notification)?,
             Err(err) => write!(f, "{err}")?,
         }

@@ -5,6 +5,8 @@
 
 use core::fmt;
 
+use super::release::Release;
+
 /// Cilium's drop reason as events carry it: positive, 130–255. Codes below 130 are no drops.
 ///
 /// Not the kernel's `skb_drop_reason`, which is another enumeration.
@@ -46,9 +48,34 @@ impl DropReason {
         u8::try_from(-i64::from(code)).ok().filter(|c| *c >= 130).map(Self)
     }
 
-    /// The macro's name in Cilium's source without `DROP_`, if the code is known.
+    /// The macro's name in Cilium's source without `DROP_`, as the newest release that has it calls it, if the code is known.
     pub fn name(self) -> Option<&'static str> {
         self.row().map(|r| r.1)
+    }
+
+    /// The macro's name in one release; `None` if that release never drops for this reason.
+    pub fn name_in(self, release: Release) -> Option<&'static str> {
+        match self.0 {
+            143 if release < Release(17) => Some("UNKNOWN_ICMP_CODE"),
+            144 if release < Release(17) => Some("UNKNOWN_ICMP_TYPE"),
+            _ if self.is_of(release) => self.name(),
+            _ => None,
+        }
+    }
+
+    /// Whether the datapath of a release drops for this reason. Codes were added over time, and one was given up.
+    fn is_of(self, release: Release) -> bool {
+        let (first, last) = match self.0 {
+            159 | 195 | 198..=201 | 203 => (15, u8::MAX),
+            186 => (13, 18),
+            190..=193 => (14, u8::MAX),
+            204 => (16, u8::MAX),
+            205 => (18, u8::MAX),
+            207 => (21, u8::MAX),
+            // 194, 196, 197 and 202 came late in 1.13.
+            _ => (13, u8::MAX),
+        };
+        (Release(first)..=Release(last)).contains(&release)
     }
 
     /// What Cilium's own monitor prints, if the code is known.
@@ -150,6 +177,7 @@ const TABLE: &[Row] = &[
     (203, "EP_NOT_READY", "Endpoint policy program not available", "the endpoint's policy program is not loaded"),
     (204, "NO_EGRESS_IP", "No Egress IP configured", "the egress gateway has no address"),
     (205, "PUNT_PROXY", "Punt to proxy", "internal punt to the proxy"),
+    (207, "FRAG_NOT_FOUND_WORLD", "First logical datagram fragment not found from world", "a later fragment came from outside without its first"),
 ];
 
 #[cfg(test)]
@@ -169,6 +197,51 @@ mod tests {
         assert_eq!(DropReason::from_return_code(-129), None);
         assert_eq!(DropReason::from_return_code(-256), None);
         assert_eq!(DropReason::from_return_code(i32::MIN), None);
+    }
+
+    /// Codes that no release drops for: unused, reserved or from before 1.13.
+    const NEVER: [u8; 7] = [130, 131, 138, 148, 149, 152, 206];
+
+    #[test]
+    fn every_code_up_to_the_last_is_known_or_unused() {
+        for code in 130..=207 {
+            assert_eq!(DropReason(code).name().is_none(), NEVER.contains(&code), "{code}");
+        }
+        assert!((0..130).chain(208..=255).all(|code| DropReason(code).name().is_none()));
+    }
+
+    /// Codes that came after 1.13, or went, with the releases that drop for them.
+    #[test]
+    fn codes_of_each_release() {
+        let expected = |code: u8| match code {
+            code if NEVER.contains(&code) => None,
+            186 => Some(13..=18),
+            159 | 195 | 198..=201 | 203 => Some(15..=20),
+            190..=193 => Some(14..=20),
+            204 => Some(16..=20),
+            205 => Some(18..=20),
+            207 => None,
+            _ => Some(13..=20),
+        };
+        for code in 130..=207 {
+            for minor in 13..=20 {
+                let name = DropReason(code).name_in(Release(minor));
+                let drops = expected(code).is_some_and(|releases| releases.contains(&minor));
+                assert_eq!(name.is_some(), drops, "{code} in 1.{minor}");
+            }
+        }
+    }
+
+    #[test]
+    fn names_of_each_release() {
+        let name = |code, minor| DropReason(code).name_in(Release(minor));
+        assert_eq!(name(143, 16), Some("UNKNOWN_ICMP_CODE"));
+        assert_eq!(name(143, 17), Some("UNKNOWN_ICMP4_CODE"));
+        assert_eq!(name(144, 13), Some("UNKNOWN_ICMP_TYPE"));
+        assert_eq!(name(144, 20), Some("UNKNOWN_ICMP4_TYPE"));
+        assert_eq!(name(186, 18), Some("MISSING_SRV6_STATE"));
+        assert_eq!(name(207, 21), Some("FRAG_NOT_FOUND_WORLD"));
+        assert_eq!(name(133, 12), None, "not a release that plsprobe knows");
     }
 
     #[test]

@@ -9,6 +9,7 @@ pub mod drop_reason;
 pub mod entries;
 pub mod events;
 pub mod family;
+pub mod forward_reason;
 pub mod fragments;
 pub mod gob;
 pub mod identity;
@@ -22,7 +23,9 @@ pub mod node;
 pub mod policy;
 pub mod policystats;
 pub mod ratelimit;
+pub mod release;
 pub mod runtime_config;
+pub mod source_file;
 pub mod tunnel;
 
 use core::fmt;
@@ -51,6 +54,15 @@ pub enum DecodeError {
         /// What it holds.
         found: u64,
     },
+    /// The bytes fit no known layout, or more than one, and nothing tells which it is.
+    Layout {
+        /// The structure, as Cilium names it.
+        what: &'static str,
+        /// What was found.
+        found: String,
+        /// What is known.
+        known: &'static str,
+    },
 }
 
 impl fmt::Display for DecodeError {
@@ -61,6 +73,9 @@ impl fmt::Display for DecodeError {
             }
             Self::Field { what, field, expected, found } => {
                 write!(f, "`{what}` has `{field}` {found}, expected {expected}")
+            }
+            Self::Layout { what, found, known } => {
+                write!(f, "no known layout of `{what}`: found {found}, known is {known}")
             }
         }
     }

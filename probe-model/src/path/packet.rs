@@ -158,6 +158,16 @@ impl Packet {
         }
     }
 
+    /// From the bytes that follow a notification of a device without layer 2: an IP packet, perhaps cut short.
+    /// `None` for anything but IPv4 and IPv6 with the whole of their header.
+    pub fn from_network(bytes: &[u8]) -> Option<Self> {
+        match bytes.first()? >> 4 {
+            4 => Self::from_ipv4(bytes),
+            6 => Self::from_ipv6(bytes),
+            _ => None,
+        }
+    }
+
     fn from_ipv4(bytes: &[u8]) -> Option<Self> {
         let header: &[u8; 20] = bytes.first_chunk()?;
         let header_len = usize::from(header[0] & 0x0f) * 4;

@@ -6,7 +6,7 @@ use probe_common::{DropRecord, EventRecord, HookPoint, PacketRecord};
 
 use super::packet::Packet;
 use crate::cilium::DecodeError;
-use crate::cilium::events::{Notification, Sample};
+use crate::cilium::events::{Notification, Sample, Stream};
 
 /// How a packet came to our notice.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -75,27 +75,42 @@ impl Sighting {
         })
     }
 
-    /// From a record of a notification; `None` if it carries no IP packet.
+    /// From a record of a notification; `None` if it carries no IP packet, or tells nothing of where the packet went.
     ///
     /// # Errors
     ///
     /// [`DecodeError`] if the notification has a layout that is not known.
     pub fn from_event(record: &EventRecord) -> Result<Option<Self>, DecodeError> {
-        let part = |bytes: &[u8], len: u32| bytes[..(len as usize).min(bytes.len())].to_vec();
-        let mut raw = part(&record.meta, record.meta_len);
-        raw.extend(part(&record.packet, record.packet_len));
-        Self::from_sample(record.header.ktime_ns, &raw)
+        fn part(bytes: &[u8], len: u32) -> &[u8] {
+            &bytes[..(len as usize).min(bytes.len())]
+        }
+        let meta = part(&record.meta, record.meta_len);
+        let packet = part(&record.packet, record.packet_len);
+        let sample = Sample::from_hook(meta, record.meta_size as usize, packet)?;
+        Ok(Self::from_sample(record.header.ktime_ns, &sample))
     }
 
-    /// From a notification's bytes with the packet behind them; `None` if it carries no IP packet.
+    /// From the next sample of the agent's monitor socket; `None` as in [`Self::from_event`].
     ///
     /// # Errors
     ///
-    /// [`DecodeError`] if the notification has a layout that is not known.
-    pub fn from_sample(ktime_ns: u64, raw: &[u8]) -> Result<Option<Self>, DecodeError> {
-        let Sample { notification, packet } = Sample::decode(raw)?;
-        let sighting = |packet| Self { ktime_ns, packet, seen: Seen::Cilium { notification } };
-        Ok(Packet::from_ethernet(packet).map(sighting))
+    /// [`DecodeError`] if the notification has a layout that is not known, or may have two of them.
+    pub fn from_stream(ktime_ns: u64, stream: &mut Stream, raw: &[u8]) -> Result<Option<Self>, DecodeError> {
+        Ok(Self::from_sample(ktime_ns, &stream.decode(raw)?))
+    }
+
+    fn from_sample(ktime_ns: u64, sample: &Sample<'_>) -> Option<Self> {
+        let notification = sample.notification;
+        match notification {
+            Notification::Drop(_) | Notification::Trace(_) | Notification::PolicyVerdict(_) => {}
+            _ => return None,
+        }
+        let packet = if notification.is_l3_device() {
+            Packet::from_network(sample.packet)
+        } else {
+            Packet::from_ethernet(sample.packet)
+        };
+        Some(Self { ktime_ns, packet: packet?, seen: Seen::Cilium { notification } })
     }
 
     /// An order of any two sightings that does not depend on when they arrived.
@@ -110,7 +125,7 @@ fn rank(seen: &Seen) -> (u8, u64, u64) {
     match *seen {
         Seen::Hook { point, ifindex, mark } => (point as u8, ifindex.into(), mark.into()),
         Seen::Cilium { notification: Notification::Trace(trace) } => {
-            (32, trace.point.0.into(), trace.reason.into())
+            (32, trace.point.0.into(), trace.reason.0.into())
         }
         Seen::Cilium { notification: Notification::PolicyVerdict(verdict) } => {
             (33, verdict.direction as u64, u64::from(verdict.verdict.unsigned_abs()))
@@ -118,7 +133,7 @@ fn rank(seen: &Seen) -> (u8, u64, u64) {
         Seen::Cilium { notification: Notification::Drop(drop) } => {
             (34, drop.reason.0.into(), drop.line.into())
         }
-        Seen::Cilium { notification: Notification::Other { message_type } } => (35, message_type.into(), 0),
+        Seen::Cilium { notification } => (35, notification.message_type().into(), 0),
         Seen::KernelDrop { reason, location, .. } => (36, reason.into(), location),
     }
 }

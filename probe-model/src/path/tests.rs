@@ -71,7 +71,7 @@ fn freed(ms: u64, reason: u32, packet: Packet) -> Sighting {
 }
 
 fn header() -> CaptureHeader {
-    CaptureHeader { source: EndpointId(413), hash: 1, len_orig: 74, len_cap: 74 }
+    CaptureHeader { source: EndpointId(413), hash: 1, len_orig: 74, len_cap: 74, ext_version: 0 }
 }
 
 fn verdict(ms: u64, verdict: i32, packet: Packet) -> Sighting {
@@ -85,7 +85,9 @@ fn verdict(ms: u64, verdict: i32, packet: Packet) -> Sighting {
         ipv6: false,
         match_type: MatchType::from_number(0).unwrap(),
         audited: false,
+        l3_device: false,
         auth_type: 0,
+        cookie: None,
     });
     Sighting { ktime_ns: ms * MS, packet, seen: Seen::Cilium { notification } }
 }
@@ -101,6 +103,8 @@ fn dropped(ms: u64, reason: u8, packet: Packet) -> Sighting {
         file: 2,
         ext_error: 0,
         ifindex: UPLINK,
+        flags: None,
+        ip_trace_id: None,
     });
     Sighting { ktime_ns: ms * MS, packet, seen: Seen::Cilium { notification } }
 }

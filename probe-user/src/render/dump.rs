@@ -9,6 +9,7 @@ use anyhow::{Result, anyhow, bail};
 use probe_model::cilium::ct::{CtCounters, CtEntry, CtLayout, CtTuple};
 use probe_model::cilium::drop_reason::DropReason;
 use probe_model::cilium::family::Family;
+use probe_model::cilium::forward_reason::ForwardReason;
 use probe_model::cilium::lb::{Frontend, LbKey, Slot};
 use probe_model::cilium::metrics::{MetricsKey, MetricsValue};
 use probe_model::cilium::nat::NatEntry;
@@ -536,13 +537,8 @@ pub fn metrics(node: &RawNode) -> Result<Dump> {
 
 /// Cilium's word for a reason in its metrics: a drop reason from 130 on.
 fn metrics_reason(reason: u8) -> String {
-    match reason {
-        0 => "Success".to_owned(),
-        3 => "Interface".to_owned(),
-        4 => "Interface Decrypted".to_owned(),
-        drop if drop >= 130 => DropReason(drop).text().map_or_else(|| drop.to_string(), str::to_owned),
-        other => other.to_string(),
-    }
+    let text = if reason >= 130 { DropReason(reason).text() } else { ForwardReason(reason).text() };
+    text.map_or_else(|| reason.to_string(), str::to_owned)
 }
 
 fn metrics_direction(direction: u8) -> &'static str {

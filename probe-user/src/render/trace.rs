@@ -4,6 +4,7 @@ use std::io::{self, Write};
 
 use probe_common::Counter;
 use probe_model::cilium::events::Notification;
+use probe_model::cilium::release::Release;
 use probe_model::explain::Verdict;
 use probe_model::path::{CiliumEvent, HookPoint, Hop, Outcome, Path, PathDrop, Refusal, Rewrite};
 use probe_model::tuple::Tuple;
@@ -137,7 +138,7 @@ fn long(world: &World, judgement: &Judgement, names: &Names, lines: &mut Vec<Str
     }
     line("hops", &hops_text(path, names, path.hops.iter()));
     line("answer", &answer_text(path, names));
-    line("verdict", &format!("{}{}", cilium_text(path), evidence_text(&judgement.evidence)));
+    line("verdict", &format!("{}{}", cilium_text(world, path), evidence_text(&judgement.evidence)));
     if let Some(step) = explanation.policy() {
         line("entry", &entry_text(world, step));
     }
@@ -255,7 +256,8 @@ fn answer_text(path: &Path, names: &Names) -> String {
 }
 
 /// What Cilium notified of, each once with its count.
-fn cilium_text(path: &Path) -> String {
+fn cilium_text(world: &World, path: &Path) -> String {
+    let agent = world.version.as_deref().and_then(Release::of_version);
     // A policy drop is notified twice, as the policy's verdict and as a drop: once is enough to read.
     let by_policy: Vec<_> = path
         .cilium
@@ -285,9 +287,12 @@ fn cilium_text(path: &Path) -> String {
                         ),
                     }
                 }
-                Notification::Drop(drop) => format!("dropped, {}", drop.reason),
+                Notification::Drop(drop) => match drop.source_file(agent) {
+                    Some(file) => format!("dropped, {} at {file}:{}", drop.reason, drop.line),
+                    None => format!("dropped, {}", drop.reason),
+                },
                 Notification::Trace(trace) => format!("{}", trace.point),
-                Notification::Other { message_type } => format!("message type {message_type}"),
+                other => format!("message type {}", other.message_type()),
             };
             if event.count > 1 { format!("{what} {} times", event.count) } else { what }
         })
@@ -413,7 +418,8 @@ mod tests {
     }
 
     fn policy_drop(us: u64, packet: Packet) -> Sighting {
-        let header = CaptureHeader { source: EndpointId(413), hash: 0, len_orig: 74, len_cap: 74 };
+        let header =
+            CaptureHeader { source: EndpointId(413), hash: 0, len_orig: 74, len_cap: 74, ext_version: 0 };
         let notification = Notification::Drop(DropNotify {
             header,
             reason: DropReason::POLICY,
@@ -424,6 +430,8 @@ mod tests {
             file: 2,
             ext_error: 0,
             ifindex: UPLINK,
+            flags: None,
+            ip_trace_id: None,
         });
         Sighting { ktime_ns: us * 1000, packet, seen: Seen::Cilium { notification } }
     }
@@ -485,7 +493,7 @@ mod tests {
                   rewrite  DNAT 10.224.0.7:80 to 10.0.0.143:80
                   hops     eth0 in 0.000 ms
                   answer   none seen
-                  verdict  dropped, Policy denied (133); told by Cilium's own notification (monitor socket)
+                  verdict  dropped, Policy denied (133) at bpf_lxc.c:1; told by Cilium's own notification (monitor socket)
                   entry    none in cilium_policy_02686 for ingress world (2), 80/TCP
                   nearest  allow 16777218 (cidr:10.224.0.8/32), 80/TCP of NetworkPolicy default/allow-pls-nat; but the peer is world (2)
                   policy   NetworkPolicy default/allow-pls-nat
@@ -509,7 +517,7 @@ mod tests {
                   rewrite  DNAT 10.224.0.7:80 to 10.0.0.143:80
                   hops     eth0 in 0.000 ms
                   answer   none seen
-                  verdict  dropped, Policy denied (133); told by Cilium's own notification (monitor socket)
+                  verdict  dropped, Policy denied (133) at bpf_lxc.c:1; told by Cilium's own notification (monitor socket)
                   entry    cilium_policy_02686: ingress 16777218 (cidr:10.224.0.8/32), 80/TCP allow (match L3-L4, 12 packets so far)
                   policy   NetworkPolicy default/allow-pls-nat
                   finding  the maps say allowed, but Cilium dropped it (Policy denied (133)): the maps changed in between, or Cilium or plsprobe is wrong; run it again

@@ -4,6 +4,7 @@ use std::io::{self, Write};
 
 use probe_common::Counter;
 use probe_model::cilium::events::Notification;
+use probe_model::cilium::release::Release;
 use probe_model::path::{CiliumEvent, Hop, Outcome, PathDrop, Refusal};
 use probe_model::tuple::Tuple;
 use probe_model::world::World;
@@ -28,6 +29,7 @@ pub const SUMMARY_SCHEMA: &str = "plsprobe.trace.summary/1";
 /// What `out` says.
 pub fn flow(world: &World, judgement: &Judgement, names: &Names, out: &mut impl Write) -> io::Result<()> {
     let path = &judgement.path;
+    let agent = world.version.as_deref().and_then(Release::of_version);
     let value = json!({
         "schema": FLOW_SCHEMA,
         "tuple": tuple_value(&path.tuple),
@@ -44,7 +46,7 @@ pub fn flow(world: &World, judgement: &Judgement, names: &Names, out: &mut impl 
         })).collect::<Vec<_>>(),
         "hops": path.hops.iter().map(|hop| hop_value(hop, names)).collect::<Vec<_>>(),
         "replies": path.replies.iter().map(|hop| hop_value(hop, names)).collect::<Vec<_>>(),
-        "cilium": path.cilium.iter().map(event_value).collect::<Vec<_>>(),
+        "cilium": path.cilium.iter().map(|event| event_value(event, agent)).collect::<Vec<_>>(),
         "kernel_drops": path.drops.iter().map(|drop| drop_value(drop, names)).collect::<Vec<_>>(),
         "retransmissions": path.retransmissions,
         "first_ns": path.first_ns, "last_ns": path.last_ns, "answered_ns": path.answered_ns,
@@ -117,15 +119,15 @@ fn hop_value(hop: &Hop, names: &Names) -> Value {
     })
 }
 
-fn event_value(event: &CiliumEvent) -> Value {
+fn event_value(event: &CiliumEvent, agent: Option<Release>) -> Value {
     let what = match &event.notification {
         Notification::Drop(drop) => json!({
             "type": "drop", "reason": drop.reason.0, "text": drop.reason.text(), "endpoint": drop.header.source.0,
             "src_identity": drop.src_label.0, "dst_identity": drop.dst_label.0, "dst_endpoint": drop.dst_id,
-            "file": drop.file, "line": drop.line, "ext_error": drop.ext_error, "ifindex": drop.ifindex,
+            "file": drop.file, "source_file": drop.source_file(agent), "line": drop.line, "ext_error": drop.ext_error, "ifindex": drop.ifindex,
         }),
         Notification::Trace(trace) => json!({
-            "type": "trace", "point": trace.point.to_string(), "reason": trace.reason,
+            "type": "trace", "point": trace.point.to_string(), "reason": trace.reason.0,
             "src_identity": trace.src_label.0, "dst_identity": trace.dst_label.0, "dst_endpoint": trace.dst_id,
             "ifindex": trace.ifindex,
         }),
@@ -135,7 +137,7 @@ fn event_value(event: &CiliumEvent) -> Value {
             "match": verdict.match_type.to_string(), "dst_port": verdict.dst_port, "protocol": verdict.proto,
             "audited": verdict.audited,
         }),
-        Notification::Other { message_type } => json!({ "type": "other", "message_type": message_type }),
+        other => json!({ "type": "other", "message_type": other.message_type() }),
     };
     json!({ "ktime_ns": event.ktime_ns, "count": event.count, "tuple": tuple_value(&event.tuple), "event": what })
 }

@@ -2,6 +2,7 @@
 use std::path::Path;
 use std::time::Duration;
 
+use probe_model::cilium::events::Stream;
 use probe_model::path::Sighting;
 
 use super::judge::EventSource;
@@ -16,6 +17,8 @@ const RETRY: Duration = Duration::from_secs(1);
 pub(super) struct Verdicts {
     source: EventSource,
     monitor: Option<Monitor>,
+    /// What this connection's notifications have shown of the datapath.
+    stream: Stream,
     path: std::path::PathBuf,
     /// Notifications received from the socket.
     pub(super) received: u64,
@@ -37,7 +40,16 @@ impl Verdicts {
             },
         };
         let path = socket.to_owned();
-        Self { source, monitor, path, received: 0, lost: 0, undecoded: 0, retry_at: None }
+        Self {
+            source,
+            monitor,
+            stream: Stream::default(),
+            path,
+            received: 0,
+            lost: 0,
+            undecoded: 0,
+            retry_at: None,
+        }
     }
 
     pub(super) fn source(&self) -> &EventSource {
@@ -53,7 +65,8 @@ impl Verdicts {
             match monitor.next().await {
                 Ok(Some(Payload::Sample { data, .. })) => {
                     self.received += 1;
-                    match Sighting::from_sample(sys::monotonic().as_nanos() as u64, &data) {
+                    let now_ns = sys::monotonic().as_nanos() as u64;
+                    match Sighting::from_stream(now_ns, &mut self.stream, &data) {
                         Ok(Some(sighting)) => return Event::Sighting(Box::new(sighting)),
                         Ok(None) => {}
                         Err(error) => {
@@ -93,6 +106,8 @@ impl Verdicts {
             tokio::time::sleep_until(at).await;
             if let Ok(monitor) = Monitor::connect(&self.path).await {
                 self.monitor = Some(monitor);
+                // Another agent may be behind it, with another release's datapath.
+                self.stream = Stream::default();
                 self.source = EventSource::MonitorSocket;
                 self.retry_at = None;
                 return Event::Notice(format!("Cilium's monitor socket `{}` is back", self.path.display()));
