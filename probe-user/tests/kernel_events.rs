@@ -1,7 +1,7 @@
 //! Our probe on `bpf_skb_event_output`, on a kernel that allows it: `cargo xtask vm-test` runs this in a guest.
 //!
-//! A tc program of the test's own writes a notification into a perf event array called `cilium_events`, which nobody
-//! reads; our probe must see it whole, with its packet.
+//! A tc program of the test's own writes notifications into a perf event array called `cilium_events`, which nobody
+//! reads; our probe must see each whole, in its layout, with its packet.
 
 use std::ffi::CStr;
 use std::mem::size_of;
@@ -9,11 +9,15 @@ use std::net::UdpSocket;
 use std::os::fd::{AsFd as _, AsRawFd as _, FromRawFd as _, OwnedFd};
 
 use libbpf_rs::{MapCore as _, MapHandle, MapType, TC_INGRESS, TcHookBuilder};
-use probe_common::{Counter, EventRecord};
-use probe_model::cilium::EndpointId;
+use probe_common::{Counter, EVENT_META_MAX, EventRecord};
 use probe_model::cilium::drop_reason::DropReason;
-use probe_model::cilium::events::{DROP_NOTIFY_SIZE, Notification};
+use probe_model::cilium::events::{
+    CaptureHeader, DropNotify, Notification, NotifyFlags, ObservationPoint, PolicyVerdictNotify, TraceNotify,
+    TraceReason,
+};
 use probe_model::cilium::identity::Identity;
+use probe_model::cilium::policy::MatchType;
+use probe_model::cilium::{Direction, EndpointId};
 use probe_model::path::{Seen, Sighting};
 use probe_user::attach::{
     Attachment, EventProbe, Filter, HookKind, HookState, RING_BYTES, Record, Settings, is_built_in,
@@ -25,19 +29,85 @@ const PORT: u16 = 4041;
 /// Packet bytes that the test's program appends: more than fit a UDP datagram's headers, less than the datagram.
 const CAP_LEN: u64 = 60;
 
-/// A drop notification of Cilium 1.14: `DROP_POLICY` at endpoint 413, from identity 2 to 1234.
-fn notification() -> [u8; DROP_NOTIFY_SIZE] {
-    let mut raw = [0; DROP_NOTIFY_SIZE];
-    raw[..2].copy_from_slice(&[1, 133]);
-    raw[2..4].copy_from_slice(&413u16.to_le_bytes());
-    raw[4..8].copy_from_slice(&0x1122_3344u32.to_le_bytes());
-    raw[8..12].copy_from_slice(&142u32.to_le_bytes());
-    raw[12..14].copy_from_slice(&(CAP_LEN as u16).to_le_bytes());
-    raw[14..16].copy_from_slice(&1u16.to_le_bytes());
-    raw[16..20].copy_from_slice(&2u32.to_le_bytes());
-    raw[20..24].copy_from_slice(&1234u32.to_le_bytes());
-    raw[24..28].copy_from_slice(&413u32.to_le_bytes());
-    raw
+fn header(ext_version: u8) -> CaptureHeader {
+    CaptureHeader {
+        source: EndpointId(413),
+        hash: 0x1122_3344,
+        len_orig: 142,
+        len_cap: CAP_LEN as u16,
+        ext_version,
+    }
+}
+
+fn drop_notify(flags: Option<NotifyFlags>, ip_trace_id: Option<u64>) -> Notification {
+    Notification::Drop(DropNotify {
+        header: header(0),
+        reason: DropReason::POLICY,
+        src_label: Identity(2),
+        dst_label: Identity(1234),
+        dst_id: 413,
+        line: 1,
+        file: 2,
+        ext_error: 0,
+        ifindex: 1,
+        flags,
+        ip_trace_id,
+    })
+}
+
+fn trace_notify(ip_trace_id: Option<u64>) -> Notification {
+    Notification::Trace(TraceNotify {
+        header: header(0),
+        point: ObservationPoint::TO_ENDPOINT,
+        src_label: Identity(2),
+        dst_label: Identity(1234),
+        dst_id: 413,
+        reason: TraceReason(0),
+        flags: NotifyFlags(0),
+        ifindex: 1,
+        orig_ip: [0; 16],
+        ip_trace_id,
+    })
+}
+
+fn verdict_notify(ext_version: u8, cookie: Option<u32>) -> Notification {
+    Notification::PolicyVerdict(PolicyVerdictNotify {
+        header: header(ext_version),
+        remote_label: Identity(2),
+        verdict: -133,
+        dst_port: PORT,
+        proto: 17,
+        direction: Direction::Ingress,
+        ipv6: false,
+        match_type: MatchType::None,
+        audited: false,
+        l3_device: false,
+        auth_type: 0,
+        cookie,
+    })
+}
+
+/// Every layout of 1.13 to 1.20 that carries a packet: the notification, and how many bytes a vendor appended.
+fn notifications() -> Vec<(Notification, usize)> {
+    vec![
+        (drop_notify(None, None), 0),
+        (drop_notify(Some(NotifyFlags(0)), None), 0),
+        (drop_notify(Some(NotifyFlags(0)), Some(7)), 0),
+        (trace_notify(None), 0),
+        (trace_notify(Some(7)), 0),
+        (verdict_notify(0, None), 0),
+        (verdict_notify(0, Some(0)), 0),
+        (verdict_notify(1, Some(0)), 8),
+        // Longer than what a record keeps.
+        (verdict_notify(1, Some(0)), 40),
+    ]
+}
+
+/// The bytes that a program writes: the notification, then a vendor's.
+fn meta((notification, appended): &(Notification, usize)) -> Vec<u8> {
+    let mut meta = notification.encode();
+    meta.resize(meta.len() + appended, 0xee);
+    meta
 }
 
 /// One eBPF instruction.
@@ -50,7 +120,8 @@ fn wide(dst: u64, src: u64, value: u64) -> [u64; 2] {
     [instruction(0x18, dst, src, 0, value as u32), (value >> 32) << 32]
 }
 
-/// `bpf_perf_event_output(skb, cilium_events, CAP_LEN << 32 | BPF_F_CURRENT_CPU, notification, 36)`, then let it pass.
+/// `bpf_perf_event_output(skb, cilium_events, CAP_LEN << 32 | BPF_F_CURRENT_CPU, notification, size)` of each
+/// notification, then let it pass.
 fn program(map_fd: u64) -> Vec<u64> {
     const MOVE: u8 = 0xbf;
     const MOVE_CONSTANT: u8 = 0xb7;
@@ -60,19 +131,21 @@ fn program(map_fd: u64) -> Vec<u64> {
     const EXIT: u8 = 0x95;
     const PERF_EVENT_OUTPUT: u32 = 25;
     let mut code = vec![instruction(MOVE, 6, 1, 0, 0)];
-    let mut padded = [0u8; 40];
-    padded[..DROP_NOTIFY_SIZE].copy_from_slice(&notification());
-    for (at, word) in (-40i16..0).step_by(8).zip(padded.chunks_exact(8)) {
-        code.extend(wide(1, 0, u64::from_le_bytes(word.try_into().unwrap())));
-        code.push(instruction(STORE, 10, 1, at, 0));
+    for meta in notifications().iter().map(meta) {
+        let mut padded = [0u8; 80];
+        padded[..meta.len()].copy_from_slice(&meta);
+        for (at, word) in (-80i16..0).step_by(8).zip(padded.chunks_exact(8)) {
+            code.extend(wide(1, 0, u64::from_le_bytes(word.try_into().unwrap())));
+            code.push(instruction(STORE, 10, 1, at, 0));
+        }
+        code.push(instruction(MOVE, 1, 6, 0, 0));
+        code.extend(wide(2, 1, map_fd));
+        code.extend(wide(3, 0, CAP_LEN << 32 | 0xffff_ffff));
+        code.push(instruction(MOVE, 4, 10, 0, 0));
+        code.push(instruction(ADD_CONSTANT, 4, 0, 0, (-80i32).cast_unsigned()));
+        code.push(instruction(MOVE_CONSTANT, 5, 0, 0, meta.len() as u32));
+        code.push(instruction(CALL, 0, 0, 0, PERF_EVENT_OUTPUT));
     }
-    code.push(instruction(MOVE, 1, 6, 0, 0));
-    code.extend(wide(2, 1, map_fd));
-    code.extend(wide(3, 0, CAP_LEN << 32 | 0xffff_ffff));
-    code.push(instruction(MOVE, 4, 10, 0, 0));
-    code.push(instruction(ADD_CONSTANT, 4, 0, 0, (-40i32).cast_unsigned()));
-    code.push(instruction(MOVE_CONSTANT, 5, 0, 0, DROP_NOTIFY_SIZE as u32));
-    code.push(instruction(CALL, 0, 0, 0, PERF_EVENT_OUTPUT));
     code.push(instruction(MOVE_CONSTANT, 0, 0, 0, 0));
     code.push(instruction(EXIT, 0, 0, 0, 0));
     code
@@ -131,7 +204,7 @@ fn scratch(test: impl FnOnce() + Send + 'static) {
     }
 }
 
-fn a_notification_arrives_whole_by(probe: EventProbe, means: &'static str) {
+fn notifications_arrive_whole_by(probe: EventProbe, means: &'static str) {
     scratch(move || {
         let events = events_map();
         let info = events.info().unwrap();
@@ -167,9 +240,17 @@ fn a_notification_arrives_whole_by(probe: EventProbe, means: &'static str) {
         let mut batch = Vec::new();
         records.drain(&mut batch);
         let counters = attachment.counters().unwrap();
-        assert_eq!((counters.get(Counter::EventSeen), counters.lost()), (1, 0), "{counters:?}");
-        let [Record::Event(event)] = batch.as_slice() else { panic!("{batch:?}") };
-        check(event, info.info.id);
+        let sent = notifications();
+        assert_eq!(
+            (counters.get(Counter::EventSeen), counters.lost()),
+            (sent.len() as u64, 0),
+            "{counters:?}"
+        );
+        assert_eq!(batch.len(), sent.len(), "{batch:?}");
+        for (record, sent) in batch.iter().zip(&sent) {
+            let Record::Event(event) = record else { panic!("{record:?}") };
+            check(event, info.info.id, sent);
+        }
     });
 }
 
@@ -179,29 +260,27 @@ fn has_kprobes() -> bool {
 }
 
 /// Everything of the notification and its packet.
-fn check(event: &EventRecord, map_id: u32) {
+fn check(event: &EventRecord, map_id: u32, sent: &(Notification, usize)) {
+    let meta = meta(sent);
+    let kept = meta.len().min(EVENT_META_MAX);
     assert_eq!(event.map_id, map_id);
-    assert_eq!((event.meta_size, event.meta_len), (36, 36));
-    assert_eq!(event.meta[..DROP_NOTIFY_SIZE], notification());
+    assert_eq!((event.meta_size as usize, event.meta_len as usize), (meta.len(), kept));
+    assert_eq!(event.meta[..kept], meta[..kept]);
     assert_eq!((u64::from(event.cap_len), u64::from(event.packet_len)), (CAP_LEN, CAP_LEN));
     assert_eq!(event.skb_len, 14 + 20 + 8 + 100);
     assert_eq!(event.header.ifindex, 1);
     let sighting = Sighting::from_event(event).unwrap().expect("an IP packet");
     let tuple = sighting.packet.tuple;
     assert_eq!(tuple.to_string(), format!("127.0.0.1:5051 -> 127.0.0.1:{PORT} UDP"));
-    let Seen::Cilium { notification: Notification::Drop(drop) } = sighting.seen else {
-        panic!("{sighting:?}")
-    };
-    assert_eq!((drop.reason, drop.header.source), (DropReason::POLICY, EndpointId(413)));
-    assert_eq!((drop.src_label, drop.dst_label), (Identity(2), Identity(1234)));
+    assert_eq!(sighting.seen, Seen::Cilium { notification: sent.0 });
 }
 
 #[test]
-fn a_notification_arrives_whole_by_fentry() {
-    a_notification_arrives_whole_by(EventProbe::Fentry, "fentry");
+fn notifications_arrive_whole_by_fentry() {
+    notifications_arrive_whole_by(EventProbe::Fentry, "fentry");
 }
 
 #[test]
-fn a_notification_arrives_whole_by_kprobe() {
-    a_notification_arrives_whole_by(EventProbe::Kprobe, "kprobe");
+fn notifications_arrive_whole_by_kprobe() {
+    notifications_arrive_whole_by(EventProbe::Kprobe, "kprobe");
 }

@@ -126,3 +126,117 @@ pub(super) enum Event {
     /// Something the operator should know.
     Notice(String),
 }
+
+#[cfg(test)]
+mod tests {
+    use probe_lab::agent::gob::{Encoder, FIRST_TYPE_ID};
+    use probe_model::cilium::drop_reason::DropReason;
+    use probe_model::cilium::events::{
+        CaptureHeader, DropNotify, Notification, NotifyFlags, PolicyVerdictNotify,
+    };
+    use probe_model::cilium::identity::Identity;
+    use probe_model::cilium::policy::MatchType;
+    use probe_model::cilium::{Direction, EndpointId};
+    use probe_model::path::Seen;
+    use tokio::io::AsyncWriteExt as _;
+    use tokio::net::UnixListener;
+
+    use super::*;
+
+    /// A TCP packet of no port's, as Ethernet carries it.
+    fn frame() -> [u8; 54] {
+        let mut frame = [0; 54];
+        frame[12] = 0x08;
+        (frame[14], frame[14 + 9]) = (0x45, 6);
+        frame
+    }
+
+    fn header() -> CaptureHeader {
+        let length = frame().len() as u16;
+        CaptureHeader {
+            source: EndpointId(413),
+            hash: 0,
+            len_orig: length.into(),
+            len_cap: length,
+            ext_version: 0,
+        }
+    }
+
+    fn drop_of_1_18() -> Notification {
+        Notification::Drop(DropNotify {
+            header: header(),
+            reason: DropReason::POLICY,
+            src_label: Identity(2),
+            dst_label: Identity(1234),
+            dst_id: 413,
+            line: 1,
+            file: 2,
+            ext_error: 0,
+            ifindex: 2,
+            flags: Some(NotifyFlags(0)),
+            ip_trace_id: None,
+        })
+    }
+
+    fn verdict_of_1_19() -> Notification {
+        Notification::PolicyVerdict(PolicyVerdictNotify {
+            header: header(),
+            remote_label: Identity(2),
+            verdict: -133,
+            dst_port: 0,
+            proto: 6,
+            direction: Direction::Ingress,
+            ipv6: false,
+            match_type: MatchType::None,
+            audited: false,
+            l3_device: false,
+            auth_type: 0,
+            cookie: Some(0),
+        })
+    }
+
+    /// Takes one client and sends it these notifications, then hangs up.
+    async fn serve(listener: &UnixListener, notifications: &[Notification]) {
+        let (mut stream, _) = listener.accept().await.unwrap();
+        let mut encoder = Encoder::new(FIRST_TYPE_ID);
+        for notification in notifications {
+            let data = [notification.encode(), frame().to_vec()].concat();
+            let bytes = encoder.encode(&Payload::Sample { cpu: 0, data });
+            stream.write_all(&bytes).await.unwrap();
+        }
+    }
+
+    /// An agent of 1.18 goes, one of 1.19 comes: what was learnt of the one must not be held against the other.
+    #[tokio::test]
+    async fn an_upgraded_agent_begins_a_new_stream() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join(crate::sources::monitor::SOCKET);
+        let listener = UnixListener::bind(&path).unwrap();
+        let agents = async {
+            serve(&listener, &[drop_of_1_18(), verdict_of_1_19()]).await;
+            serve(&listener, &[verdict_of_1_19()]).await;
+        };
+        let client = async {
+            let mut verdicts = Verdicts::open(Err("no probe".to_owned()), &path).await;
+            let mut told = Vec::new();
+            for _ in 0..5 {
+                told.push(match verdicts.next().await {
+                    Event::Sighting(sighting) => Ok(sighting.seen),
+                    Event::Notice(text) => Err(text),
+                });
+            }
+            (told, verdicts.received, verdicts.undecoded)
+        };
+        let both = async { tokio::join!(agents, client).1 };
+        let (told, received, undecoded) = tokio::time::timeout(Duration::from_secs(30), both).await.unwrap();
+        assert_eq!((received, undecoded), (3, 1));
+        let [before, refused, lost, back, after] = &told[..] else { panic!("{told:?}") };
+        assert_eq!(before, &Ok(Seen::Cilium { notification: drop_of_1_18() }));
+        let refused = refused.as_ref().unwrap_err();
+        assert!(refused.contains("no known layout of `policy_verdict_notify`"), "{refused}");
+        assert!(refused.contains("in a stream with drops or traces of Cilium before 1.19"), "{refused}");
+        assert!(lost.as_ref().unwrap_err().starts_with("lost Cilium's monitor socket"));
+        assert!(back.as_ref().unwrap_err().ends_with("is back"));
+        assert_eq!(after, &Ok(Seen::Cilium { notification: verdict_of_1_19() }));
+    }
+}
