@@ -170,7 +170,7 @@ fn answer(events: &mut EventReader, source_port: u16) -> Result<Answer> {
                     return Ok(answer);
                 }
                 Notification::Trace(_) => return answer.context("a trace before its verdict"),
-                Notification::Other { .. } => {}
+                _ => {}
             }
         }
         std::thread::sleep(Duration::from_millis(1));
