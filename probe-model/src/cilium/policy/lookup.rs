@@ -47,7 +47,9 @@ impl PolicyMap {
             PolicyVerdict::Allow { proxy_port: entry.1.proxy_port }
         };
         let auth_type = if entry.1.deny() { 0 } else { auth_type };
-        PolicyDecision { verdict, entry: Some(entry), match_type, loser: other, auth_type }
+        // For identity 0 both lookups of D and E find the same entry, which did not lose to itself.
+        let loser = other.filter(|other| other.0 != entry.0);
+        PolicyDecision { verdict, entry: Some(entry), match_type, loser, auth_type }
     }
 
     /// Group A (1.13): six exact probes, the first hit wins.

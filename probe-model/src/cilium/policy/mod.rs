@@ -235,7 +235,7 @@ pub struct PolicyDecision {
     pub entry: Option<PolicySlot>,
     /// How much of the packet it named.
     pub match_type: MatchType,
-    /// The other entry that was looked at, matched too, and lost.
+    /// Another entry that matched too, and lost. Up to 1.16 the datapath may have decided without looking at it.
     pub loser: Option<PolicySlot>,
     /// The authentication that is required before the packet may pass, 0 if none.
     pub auth_type: u8,
