@@ -31,6 +31,7 @@ use aya::maps::{MapData, PerfEventArray};
 
 pub use contents::{Entries, MapContents, policy_map, read_dump};
 pub use events::EventReader;
+pub use object::load_again;
 pub use raw_map::RawMap;
 
 use crate::addresses::{APP_POD, NGINX_POD, NODE, Pod};

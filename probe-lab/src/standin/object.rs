@@ -70,7 +70,11 @@ impl Object {
 }
 
 /// Loads a program, again if the kernel was interrupted: its verifier gives up with EAGAIN while a signal is pending.
-fn load_again(mut load: impl FnMut() -> Result<(), ProgramError>) -> Result<(), ProgramError> {
+///
+/// # Errors
+///
+/// The kernel refuses it, or was interrupted every time.
+pub fn load_again(mut load: impl FnMut() -> Result<(), ProgramError>) -> Result<(), ProgramError> {
     const ATTEMPTS: u32 = 10;
     let interrupted = |error: &ProgramError| matches!(error, ProgramError::LoadError { io_error, .. } if io_error.kind() == std::io::ErrorKind::WouldBlock);
     for _ in 1..ATTEMPTS {

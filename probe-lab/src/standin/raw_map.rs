@@ -24,7 +24,7 @@ struct ElementAttr {
     flags: u64,
 }
 
-/// A pinned map of known key and value size.
+/// A map of known key and value size.
 #[derive(Debug)]
 pub struct RawMap {
     map: MapData,
@@ -39,7 +39,15 @@ impl RawMap {
     ///
     /// There is none.
     pub fn open(pin: &Path) -> Result<Self> {
-        let map = MapData::from_pin(pin).with_context(|| format!("failed to open `{}`", pin.display()))?;
+        Self::new(MapData::from_pin(pin).with_context(|| format!("failed to open `{}`", pin.display()))?)
+    }
+
+    /// A map that is open.
+    ///
+    /// # Errors
+    ///
+    /// The kernel does not tell its sizes.
+    pub fn new(map: MapData) -> Result<Self> {
         let info = map.info()?;
         Ok(Self { map, key_size: info.key_size() as usize, value_size: info.value_size() as usize })
     }
