@@ -5,7 +5,7 @@ fn main() -> anyhow::Result<()> {
     let out = std::path::PathBuf::from(std::env::var("OUT_DIR")?);
     println!("cargo:rerun-if-env-changed=AYA_BUILD_SKIP");
     if std::env::var("AYA_BUILD_SKIP").is_ok_and(|v| v == "1" || v == "true") {
-        for object in ["standin", "policy-lookup"] {
+        for object in ["standin", "lookups"] {
             std::fs::write(out.join(object), [])?;
         }
         return Ok(());

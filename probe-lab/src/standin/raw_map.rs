@@ -96,15 +96,29 @@ impl RawMap {
     pub fn entries(&self) -> Result<Entries> {
         let mut entries = Entries::new();
         for key in self.keys()? {
-            let mut value = vec![0; self.value_size];
-            match self.call(BPF_MAP_LOOKUP_ELEM, Some(&key), &mut value) {
-                Ok(()) => entries.push((key, value)),
-                // Gone since its key was listed.
-                Err(err) if err.kind() == io::ErrorKind::NotFound => {}
-                Err(err) => return Err(err).context("failed to look up an entry"),
+            // Unless it is gone since its key was listed.
+            if let Some(value) = self.lookup(&key)? {
+                entries.push((key, value));
             }
         }
         Ok(entries)
+    }
+
+    /// The value of a key; in a trie, of the longest prefix that covers it.
+    ///
+    /// # Errors
+    ///
+    /// The key does not have the map's size, or the kernel refuses to read the map.
+    pub fn lookup(&self, key: &[u8]) -> Result<Option<Vec<u8>>> {
+        if key.len() != self.key_size {
+            bail!("a key of {} bytes, expected {}", key.len(), self.key_size);
+        }
+        let mut value = vec![0; self.value_size];
+        match self.call(BPF_MAP_LOOKUP_ELEM, Some(key), &mut value) {
+            Ok(()) => Ok(Some(value)),
+            Err(err) if err.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(err) => Err(err).context("failed to look up an entry"),
+        }
     }
 
     /// Deletes everything.

@@ -10,7 +10,7 @@ use probe_lab::standin::{RawMap, load_again};
 use crate::case::{Entry, Layout};
 use crate::slot::{Answer, Batch, Query, SLOTS, Slot};
 
-static OBJECT: &[u8] = include_bytes_aligned!(concat!(env!("OUT_DIR"), "/policy-lookup"));
+static OBJECT: &[u8] = include_bytes_aligned!(concat!(env!("OUT_DIR"), "/lookups"));
 
 /// The least that the kernel takes for a packet.
 const ETHERNET_HEADER: [u8; 14] = [0; 14];

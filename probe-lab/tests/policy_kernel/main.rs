@@ -1,6 +1,6 @@
 //! The simulator's policy lookup against the kernel: the same maps, the same packets, two transcriptions.
 //!
-//! The kernel's side is eBPF on maps of the true type and sizes (`probe-lab-ebpf`, `policy_lookup`), so that hashing,
+//! The kernel's side is eBPF on maps of the true type and sizes (`probe-lab-ebpf`, `lookups`), so that hashing,
 //! longest-prefix matching and the order of bytes are not ours. `PLSPROBE_POLICY_CASES` is the number of packets for
 //! each layout; `PLSPROBE_POLICY_SEED` picks others.
 mod argument;
@@ -10,7 +10,7 @@ mod random;
 mod simulator;
 mod vectors;
 
-#[path = "../../../probe-lab-ebpf/src/policy_lookup/slot.rs"]
+#[path = "../../../probe-lab-ebpf/src/lookups/slot.rs"]
 #[expect(unreachable_pub, reason = "the eBPF crate's file")]
 mod slot;
 

@@ -1,4 +1,4 @@
-//! Cilium's policy lookups, 1.13 to 1.20, in the kernel: the judge of `probe-model`'s simulator in a test.
+//! Cilium's lookups, 1.13 to 1.20, in the kernel: the judge of `probe-model`'s simulator in a test.
 //!
 //! Written from the same description as the simulator and apart from it, on maps of the true type and sizes, so that
 //! hashing and longest-prefix matching are the kernel's own. No program touches a packet: each run answers the next
@@ -61,6 +61,23 @@ static TRIE_24: LpmTrie<[u8; 8], [u8; 24]> = LpmTrie::with_max_entries(MAX_ENTRI
 static TRIE_12: LpmTrie<[u8; 8], [u8; 12]> = LpmTrie::with_max_entries(MAX_ENTRIES, BPF_F_NO_PREALLOC);
 #[map]
 static TRIE_8: LpmTrie<[u8; 8], [u8; 8]> = LpmTrie::with_max_entries(MAX_ENTRIES, BPF_F_NO_PREALLOC);
+
+/// Declares tries in which user space itself looks up: what is asked of them is only the longest prefix.
+macro_rules! tries {
+    ($($name:ident<$data:literal, $value:literal>, $max:literal;)*) => {
+        $(
+            #[map]
+            static $name: LpmTrie<[u8; $data], [u8; $value]> = LpmTrie::with_max_entries($max, BPF_F_NO_PREALLOC);
+        )*
+    };
+}
+// Sizes in bytes: what follows `prefixlen`, and the value.
+tries! {
+    IPCACHE_12<20, 12>, 512_000;
+    IPCACHE_24<20, 24>, 512_000;
+    SOURCE_RANGE_4<8, 1>, 65536;
+    SOURCE_RANGE_6<20, 1>, 65536;
+}
 
 /// 1.13.
 #[classifier]
