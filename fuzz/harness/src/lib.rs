@@ -1,0 +1,43 @@
+//! What the fuzz targets do with their bytes, and where their seeds come from. Never shipped.
+//!
+//! A crate of the main workspace, so that `cargo test` replays every crash ever found, and the seeds, without libFuzzer.
+//! It uses what the two libraries give to everybody: no door is opened for the fuzzer.
+#![forbid(unsafe_code)]
+
+mod container;
+mod events;
+mod folder;
+mod gob;
+mod maps;
+mod node_text;
+mod rest;
+mod seeds;
+mod whole;
+
+pub use events::events;
+pub use folder::dump_folder;
+pub use gob::gob;
+pub use maps::maps;
+pub use node_text::node_text;
+pub use rest::rest;
+
+/// One fuzz target.
+#[derive(Clone, Copy, Debug)]
+pub struct Target {
+    /// Its name, in `fuzz/targets/`, in `fuzz/regressions/` and on the command line.
+    pub name: &'static str,
+    /// What it does with its bytes; a bug is a panic.
+    pub run: fn(&[u8]),
+    /// Inputs made of the recordings, to start from.
+    pub seeds: fn() -> Vec<Vec<u8>>,
+}
+
+/// Every fuzz target.
+pub const TARGETS: &[Target] = &[
+    Target { name: "dump_folder", run: dump_folder, seeds: seeds::dump_folder },
+    Target { name: "events", run: events, seeds: seeds::events },
+    Target { name: "gob", run: gob, seeds: seeds::gob },
+    Target { name: "maps", run: maps, seeds: seeds::maps },
+    Target { name: "node_text", run: node_text, seeds: seeds::node_text },
+    Target { name: "rest", run: rest, seeds: seeds::rest },
+];

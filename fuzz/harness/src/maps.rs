@@ -1,0 +1,90 @@
+//! Maps as bytes: every decoder and every index over what it decoded.
+
+use probe_user::sources::raw::{RawMap, RawNode};
+
+use crate::whole;
+
+/// Maps that something reads, with the sizes of a key and a value as the kernel declares them. Several lines of one name
+/// are layouts of several versions. The position is in the inputs: append, never insert.
+pub(crate) const MAPS: &[(&str, usize, usize)] = &[
+    ("cilium_lxc", 20, 48),
+    ("cilium_ipcache", 24, 12),
+    ("cilium_policy_00001", 12, 24),
+    ("cilium_ct4_global", 14, 56),
+    ("cilium_ct_any4_global", 14, 56),
+    ("cilium_lb4_services_v2", 12, 12),
+    ("cilium_lb4_backends_v3", 4, 12),
+    ("cilium_lb4_reverse_nat", 2, 6),
+    ("cilium_lb4_source_range", 12, 1),
+    ("cilium_snat_v4_external", 14, 40),
+    ("cilium_metrics", 8, 16),
+];
+
+/// A map of other sizes than [`MAPS`] has for it: they follow, one byte each.
+const OTHER_SIZES: u8 = 0x80;
+
+/// Maps one after another: a byte that is the position in [`MAPS`], a byte that is the number of entries, the entries.
+pub fn maps(data: &[u8]) {
+    let mut node = RawNode { origin: "fuzz".to_owned(), ..RawNode::default() };
+    let mut rest = data;
+    while let Some((name, map, after)) = next_map(rest) {
+        node.maps.insert(name.to_owned(), map);
+        rest = after;
+    }
+    whole::node(&node);
+}
+
+/// The inverse of what [`maps`] reads.
+pub(crate) fn encode(position: usize, entries: &[(Vec<u8>, Vec<u8>)]) -> Vec<u8> {
+    let (_, key_size, value_size) = MAPS[position];
+    let sizes = entries.first().map_or((key_size, value_size), |(key, value)| (key.len(), value.len()));
+    let mut data = if sizes == (key_size, value_size) {
+        vec![position as u8, entries.len() as u8]
+    } else {
+        vec![position as u8 | OTHER_SIZES, sizes.0 as u8, sizes.1 as u8, entries.len() as u8]
+    };
+    for (key, value) in entries.iter().take(usize::from(u8::MAX)) {
+        data.extend(key);
+        data.extend(value);
+    }
+    data
+}
+
+fn next_map(rest: &[u8]) -> Option<(&'static str, RawMap, &[u8])> {
+    let (first, mut rest) = rest.split_first()?;
+    let (name, mut key_size, mut value_size) = MAPS[usize::from(first & !OTHER_SIZES) % MAPS.len()];
+    if first & OTHER_SIZES != 0 {
+        let (sizes, after) = rest.split_at_checked(2)?;
+        (key_size, value_size, rest) = (sizes[0].into(), sizes[1].into(), after);
+    }
+    let (count, mut rest) = rest.split_first()?;
+    let mut entries = Vec::new();
+    for _ in 0..*count {
+        let Some((entry, after)) = rest.split_at_checked(key_size + value_size) else { break };
+        let (key, value) = entry.split_at(key_size);
+        entries.push((key.to_vec(), value.to_vec()));
+        rest = after;
+    }
+    let map =
+        RawMap { key_size: key_size as u32, value_size: value_size as u32, entries, ..RawMap::default() };
+    Some((name, map, rest))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_map_comes_back_as_it_was_encoded() {
+        for (position, (name, key_size, value_size)) in MAPS.iter().enumerate() {
+            for (key_size, value_size) in [(*key_size, *value_size), (3, 5)] {
+                let entries =
+                    [(vec![1; key_size], vec![2; value_size]), (vec![3; key_size], vec![4; value_size])];
+                let data = encode(position, &entries);
+                let (found, map, rest) = next_map(&data).unwrap();
+                assert_eq!((found, map.entries.as_slice(), rest), (*name, &entries[..], &[][..]));
+                assert_eq!((map.key_size as usize, map.value_size as usize), (key_size, value_size));
+            }
+        }
+    }
+}
