@@ -31,7 +31,7 @@ pub(crate) struct Answer {
     /// Of the chosen entry; left in place when authentication is what is missing.
     pub(crate) proxy_port: u16,
     pub(crate) chosen: Option<usize>,
-    /// The entry that the chosen one was preferred to, in the procedures that have one.
+    /// Another entry that matched.
     pub(crate) other: Option<usize>,
 }
 
@@ -45,9 +45,9 @@ const PROTO_ONLY: u8 = 6;
 pub(crate) fn lookup(version: Version, entries: &[Raw], node: Node, packet: Packet) -> Answer {
     let map = Map { entries, packet };
     match version {
-        Version::V1_13 => finish_1(version, map, map.a()),
-        Version::V1_14 => finish_1(version, map, map.b()),
-        Version::V1_16_4 => finish_1(version, map, map.c()),
+        Version::V1_13 => map.finish_1(version, map.a()),
+        Version::V1_14 => map.finish_1(version, map.b()),
+        Version::V1_16_4 => map.finish_1(version, map.c()),
         Version::V1_17 | Version::V1_18 => map.finish_2(version, map.d()),
         Version::V1_19 => map.finish_2(version, map.e()),
         Version::V1_20 => map.finish_2(version, map.f(node)),
@@ -58,6 +58,7 @@ pub(crate) fn lookup(version: Version, entries: &[Raw], node: Node, packet: Pack
 type Hit = Option<(usize, u8)>;
 
 /// What a choice between two entries came to.
+#[derive(Clone, Copy)]
 struct Choice {
     chosen: usize,
     /// The entry of the packet's own identity, not of one that stands for many.
@@ -122,12 +123,12 @@ impl Map<'_> {
 
     fn b(self) -> Hit {
         let p = self.lpm(self.packet.identity);
-        let l = self.lpm(0);
         if let Some(p) = p
             && !self.entries[p].wildcard_dport()
         {
             return Some((p, L3_L4));
         }
+        let l = self.lpm(0);
         if let Some(l) = l
             && !self.entries[l].wildcard_dport()
         {
@@ -157,7 +158,8 @@ impl Map<'_> {
         {
             return Some((p, L3_L4));
         }
-        if let Some(l) = self.lpm(0)
+        let l = self.lpm(0);
+        if let Some(l) = l
             && p.is_none_or(|p| plen(l) > plen(p))
         {
             return Some(match plen(l) {
@@ -237,6 +239,40 @@ impl Map<'_> {
         p.map(|p| Choice { chosen: p, is_own: true, other: l })
     }
 
+    /// FINISH-1.
+    fn finish_1(self, version: Version, hit: Hit) -> Answer {
+        let Some((chosen, match_type)) = hit else { return miss(self.packet) };
+        let entry = &self.entries[chosen];
+        let other = self.also(version, chosen);
+        let hit = Answer { code: 0, match_type, ext_error: 0, proxy_port: 0, chosen: Some(chosen), other };
+        if entry.deny() {
+            return Answer { code: -181, ..hit };
+        }
+        let proxy_port = entry.proxy_port();
+        match entry.auth_type(version) {
+            0 => Answer { proxy_port, ..hit },
+            auth => Answer { code: -189, ext_error: auth, proxy_port, ..hit },
+        }
+    }
+
+    /// What else matches the packet, in the procedures whose outcome it cannot touch (A, B, C): the next in their order.
+    fn also(self, version: Version, chosen: usize) -> Option<usize> {
+        let Packet { identity: id, protocol: proto, port, fragment, .. } = self.packet;
+        let mut all = match version {
+            Version::V1_13 if fragment => vec![],
+            Version::V1_13 => vec![self.exact(id, proto, port), self.exact(0, proto, port)],
+            _ => vec![self.lpm(id), self.lpm(0)],
+        };
+        if version == Version::V1_13 {
+            for (protocol, port) in [(proto, 0), (0, 0)] {
+                all.extend([self.exact(id, protocol, port), self.exact(0, protocol, port)]);
+            }
+        }
+        let mut rest =
+            all.into_iter().flatten().skip_while(|idx| version == Version::V1_13 && *idx != chosen);
+        rest.find(|idx| *idx != chosen)
+    }
+
     /// CHOOSE.
     fn finish_2(self, version: Version, choice: Option<Choice>) -> Answer {
         let Some(Choice { chosen, is_own, other }) = choice else { return miss(self.packet) };
@@ -249,7 +285,10 @@ impl Map<'_> {
             (false, 1..=8) => PROTO_ONLY,
             (false, _) => L4_ONLY,
         };
-        let hit = Answer { code: 0, match_type, ext_error: 0, proxy_port: 0, chosen: Some(chosen), other };
+        // Of identity 0 both lookups find the same one.
+        let lost = other.filter(|other| *other != chosen);
+        let hit =
+            Answer { code: 0, match_type, ext_error: 0, proxy_port: 0, chosen: Some(chosen), other: lost };
         if entry.deny() {
             return Answer { code: -181, ..hit };
         }
@@ -268,20 +307,6 @@ impl Map<'_> {
             return Answer { code: -189, ext_error: auth, proxy_port, ..hit };
         }
         Answer { proxy_port, ..hit }
-    }
-}
-
-fn finish_1(version: Version, map: Map<'_>, hit: Hit) -> Answer {
-    let Some((chosen, match_type)) = hit else { return miss(map.packet) };
-    let entry = &map.entries[chosen];
-    let hit = Answer { code: 0, match_type, ext_error: 0, proxy_port: 0, chosen: Some(chosen), other: None };
-    if entry.deny() {
-        return Answer { code: -181, ..hit };
-    }
-    let proxy_port = entry.proxy_port();
-    match entry.auth_type(version) {
-        0 => Answer { proxy_port, ..hit },
-        auth => Answer { code: -189, ext_error: auth, proxy_port, ..hit },
     }
 }
 

@@ -20,15 +20,29 @@ pub(crate) enum Version {
     V1_20,
 }
 
-pub(crate) const VERSIONS: [Version; 7] = [
-    Version::V1_13,
-    Version::V1_14,
-    Version::V1_16_4,
-    Version::V1_17,
-    Version::V1_18,
-    Version::V1_19,
-    Version::V1_20,
-];
+impl Version {
+    pub(crate) const ALL: [Self; 7] =
+        [Self::V1_13, Self::V1_14, Self::V1_16_4, Self::V1_17, Self::V1_18, Self::V1_19, Self::V1_20];
+
+    /// Bytes of a key and of a value.
+    pub(crate) fn sizes(self) -> (usize, usize) {
+        match self {
+            Self::V1_13 => (8, 24),
+            Self::V1_14 | Self::V1_16_4 | Self::V1_17 => (12, 24),
+            Self::V1_18 => (12, 8),
+            Self::V1_19 | Self::V1_20 => (12, 12),
+        }
+    }
+
+    /// Bytes of the value that no field has.
+    pub(crate) fn padding(self) -> core::ops::Range<usize> {
+        match self {
+            Self::V1_13 | Self::V1_14 | Self::V1_16_4 => 4..8,
+            Self::V1_17 | Self::V1_18 => 5..8,
+            Self::V1_19 | Self::V1_20 => 0..0,
+        }
+    }
+}
 
 /// An entry as it lies in the map.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -38,7 +52,7 @@ pub(crate) struct Raw {
 }
 
 /// What an agent wants to store; the layouts that lack a field leave it out.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Rule {
     pub(crate) identity: u32,
     pub(crate) egress: bool,
@@ -143,8 +157,23 @@ impl Raw {
         u32::from_le_bytes([self.value[4], self.value[5], self.value[6], self.value[7]])
     }
 
-    /// From 1.19 on.
-    pub(crate) fn cookie(&self) -> u32 {
-        u32::from_le_bytes([self.value[8], self.value[9], self.value[10], self.value[11]])
+    /// Whether an agent of this version could have written it.
+    pub(crate) fn is_possible(&self, version: Version) -> bool {
+        if (self.key.len(), self.value.len()) != version.sizes() {
+            return false;
+        }
+        let flags = self.value[2] & !1;
+        if version == Version::V1_13 {
+            return self.key[7] <= 1 && flags == 0;
+        }
+        let prefixlen = u32::from_le_bytes([self.key[0], self.key[1], self.key[2], self.key[3]]);
+        if self.key[8] > 1 || !(prefixlen == 40 || (48..=64).contains(&prefixlen)) {
+            return false;
+        }
+        let plen = (prefixlen - 40) as u8;
+        match version {
+            Version::V1_14 => flags == u8::from(plen == 0) << 1 | u8::from(plen <= 8) << 2,
+            _ => flags == plen << 3,
+        }
     }
 }

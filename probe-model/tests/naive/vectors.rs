@@ -27,9 +27,7 @@ fn rule(text: &str) -> Rule {
         auth_type: number(fields[6]),
         explicit_auth: fields[7] == "1",
         rank: number(fields[8]),
-        cookie: 0,
-        packets: 0,
-        bytes: 0,
+        ..Rule::default()
     }
 }
 

@@ -47,7 +47,7 @@ impl PolicyMap {
             PolicyVerdict::Allow { proxy_port: entry.1.proxy_port }
         };
         let auth_type = if entry.1.deny() { 0 } else { auth_type };
-        // For identity 0 both lookups of D and E find the same entry, which did not lose to itself.
+        // Identity 0 is its own wildcard: both lookups then find the same entry.
         let loser = other.filter(|other| other.0 != entry.0);
         PolicyDecision { verdict, entry: Some(entry), match_type, loser, auth_type }
     }

@@ -235,7 +235,8 @@ pub struct PolicyDecision {
     pub entry: Option<PolicySlot>,
     /// How much of the packet it named.
     pub match_type: MatchType,
-    /// Another entry that matched too, and lost. Up to 1.16 the datapath may have decided without looking at it.
+    /// Another entry that matched too and lost. Where the procedure stops before it looks for one (a deny of the
+    /// identity's own in group D, the highest precedence in E and F) there is none.
     pub loser: Option<PolicySlot>,
     /// The authentication that is required before the packet may pass, 0 if none.
     pub auth_type: u8,
