@@ -9,7 +9,10 @@ mod events;
 mod folder;
 mod gob;
 mod maps;
+mod naive;
 mod node_text;
+mod policy_map;
+mod records;
 mod rest;
 mod seeds;
 mod whole;
@@ -19,6 +22,7 @@ pub use folder::dump_folder;
 pub use gob::gob;
 pub use maps::maps;
 pub use node_text::node_text;
+pub use policy_map::policy_map;
 pub use rest::rest;
 
 /// One fuzz target.
@@ -39,5 +43,6 @@ pub const TARGETS: &[Target] = &[
     Target { name: "gob", run: gob, seeds: seeds::gob },
     Target { name: "maps", run: maps, seeds: seeds::maps },
     Target { name: "node_text", run: node_text, seeds: seeds::node_text },
+    Target { name: "policy_map", run: policy_map, seeds: policy_map::seeds },
     Target { name: "rest", run: rest, seeds: seeds::rest },
 ];

@@ -1,8 +1,9 @@
 //! Maps as bytes: every decoder and every index over what it decoded.
 
+use probe_model::cilium::entries::Entries;
 use probe_user::sources::raw::{RawMap, RawNode};
 
-use crate::whole;
+use crate::{records, whole};
 
 /// Maps that something reads, with the sizes of a key and a value as the kernel declares them. Several lines of one name
 /// are layouts of several versions. The position is in the inputs: append, never insert.
@@ -28,9 +29,14 @@ pub fn maps(data: &[u8]) {
     let mut node = RawNode { origin: "fuzz".to_owned(), ..RawNode::default() };
     let mut rest = data;
     while let Some((name, map, after)) = next_map(rest) {
+        for (key, value) in map.entries.iter() {
+            records::record(key);
+            records::record(value);
+        }
         node.maps.insert(name.to_owned(), map);
         rest = after;
     }
+    records::record(data);
     whole::node(&node);
 }
 
@@ -57,14 +63,12 @@ fn next_map(rest: &[u8]) -> Option<(&'static str, RawMap, &[u8])> {
         let (sizes, after) = rest.split_at_checked(2)?;
         (key_size, value_size, rest) = (sizes[0].into(), sizes[1].into(), after);
     }
-    let (count, mut rest) = rest.split_first()?;
-    let mut entries = Vec::new();
-    for _ in 0..*count {
-        let Some((entry, after)) = rest.split_at_checked(key_size + value_size) else { break };
-        let (key, value) = entry.split_at(key_size);
-        entries.push((key.to_vec(), value.to_vec()));
-        rest = after;
-    }
+    let (count, rest) = rest.split_first()?;
+    // What the input is too short for is not there.
+    let size = key_size + value_size;
+    let present = rest.len().checked_div(size).unwrap_or(0).min(usize::from(*count));
+    let (bytes, rest) = rest.split_at(present * size);
+    let entries = Entries::new(key_size, value_size, bytes.to_vec()).expect("whole entries");
     let map =
         RawMap { key_size: key_size as u32, value_size: value_size as u32, entries, ..RawMap::default() };
     Some((name, map, rest))
@@ -82,7 +86,9 @@ mod tests {
                     [(vec![1; key_size], vec![2; value_size]), (vec![3; key_size], vec![4; value_size])];
                 let data = encode(position, &entries);
                 let (found, map, rest) = next_map(&data).unwrap();
-                assert_eq!((found, map.entries.as_slice(), rest), (*name, &entries[..], &[][..]));
+                let raw: Vec<_> =
+                    map.entries.iter().map(|(key, value)| (key.to_vec(), value.to_vec())).collect();
+                assert_eq!((found, &raw[..], rest), (*name, &entries[..], &[][..]));
                 assert_eq!((map.key_size as usize, map.value_size as usize), (key_size, value_size));
             }
         }

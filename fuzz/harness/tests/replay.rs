@@ -104,6 +104,11 @@ fn node_text() {
 }
 
 #[test]
+fn policy_map() {
+    replay("policy_map", 1_000);
+}
+
+#[test]
 fn rest() {
     replay("rest", 1_000);
 }

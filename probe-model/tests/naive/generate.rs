@@ -2,8 +2,8 @@
 
 use fixtures::Random;
 
-use crate::lookup::{Node, Packet};
-use crate::tables::{Raw, Rule, Version};
+use super::lookup::{Node, Packet};
+use super::tables::{Raw, Rule, Version};
 
 /// Around every edge at which an identity changes its class.
 const IDENTITIES: [u32; 28] = [

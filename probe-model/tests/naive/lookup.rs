@@ -1,7 +1,7 @@
 //! The lookup procedures of section 2.7 of the ABI reference, line by line: every lookup reads every entry, every prefix
 //! is compared bit by bit, and no procedure shares its decisions with another.
 
-use crate::tables::{Raw, Version};
+use super::tables::{Raw, Version};
 
 /// One packet at one endpoint, ready for the lookup.
 #[derive(Clone, Copy, Debug)]

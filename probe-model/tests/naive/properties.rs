@@ -9,10 +9,10 @@ use fixtures::Random;
 use probe_model::cilium::entries::Entries;
 use probe_model::cilium::policy::{PolicyEntry, PolicyKey, PolicyMap};
 
-use crate::generate::World;
-use crate::lookup::{Node, Packet, lookup};
-use crate::subject::{Found, aggregation, ask, decode, encode, layout, query};
-use crate::tables::{Raw, Rule, Version};
+use super::generate::World;
+use super::lookup::{Node, Packet, lookup};
+use super::subject::{Found, aggregation, ask, decode, encode, layout, query};
+use super::tables::{Raw, Rule, Version};
 
 /// Maps per layout; more of them if `POLICY_MAPS` says so: `POLICY_MAPS=100000 cargo test --release --test naive`.
 fn maps() -> u64 {
@@ -78,7 +78,7 @@ macro_rules! for_every_layout {
         mod $check {
             $(#[test]
             fn $name() {
-                super::$check(crate::tables::Version::$version, $seed);
+                super::$check(super::Version::$version, $seed);
             })*
         }
     };

@@ -7,8 +7,8 @@ use probe_model::cilium::policy::{
 };
 use probe_model::cilium::{DecodeError, Direction};
 
-use crate::lookup::{Answer, Node, Packet};
-use crate::tables::{Raw, Version};
+use super::lookup::{Answer, Node, Packet};
+use super::tables::{Raw, Version};
 
 pub(crate) fn layout(version: Version) -> PolicyLayout {
     match version {

@@ -1,7 +1,7 @@
 //! The reference itself against the answers of Cilium's own compiled functions: all 900 of them.
 
-use crate::lookup::{Node, Packet, lookup};
-use crate::tables::{Rule, Version};
+use super::lookup::{Node, Packet, lookup};
+use super::tables::{Rule, Version};
 
 const VECTORS: &str = include_str!("../../../fixtures/policy-vectors.tsv");
 

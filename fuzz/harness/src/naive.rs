@@ -1,0 +1,11 @@
+//! The slow policy lookup that probe-model's tests have, for the fuzzer to argue with.
+
+#[path = "../../../probe-model/tests/naive/generate.rs"]
+pub(crate) mod generate;
+#[path = "../../../probe-model/tests/naive/lookup.rs"]
+pub(crate) mod lookup;
+#[path = "../../../probe-model/tests/naive/subject.rs"]
+pub(crate) mod subject;
+#[path = "../../../probe-model/tests/naive/tables.rs"]
+#[expect(dead_code, reason = "what only the tests ask for")]
+pub(crate) mod tables;

@@ -1,0 +1,87 @@
+//! Every structure of Cilium's that has a decoder, one by one.
+
+use std::fmt::Debug;
+
+use probe_model::cilium::affinity::{AffinityKey, AffinityMatch, AffinityValue};
+use probe_model::cilium::auth::{AuthInfo, AuthKey};
+use probe_model::cilium::ct::{CtEntry, Ipv4CtTuple};
+use probe_model::cilium::fragments::{FragmentId, FragmentPorts};
+use probe_model::cilium::ipcache::{IpcacheKey, IpcacheLayout, RemoteEndpointInfo};
+use probe_model::cilium::lb::{Lb4Backend, Lb4Key, Lb4ReverseNat, Lb4Service, Lb4SourceRange};
+use probe_model::cilium::lxc::{EndpointInfo, EndpointKey};
+use probe_model::cilium::metrics::{MetricsKey, MetricsValue};
+use probe_model::cilium::nat::Ipv4NatEntry;
+use probe_model::cilium::node::{NodeKey, NodeValue};
+use probe_model::cilium::policy::PolicyCounters;
+use probe_model::cilium::policystats::PolicyStatsKey;
+use probe_model::cilium::ratelimit::{RatelimitKey, RatelimitValue};
+use probe_model::cilium::runtime_config::RuntimeConfig;
+use probe_model::cilium::tunnel::{TunnelKey, TunnelLayout, TunnelValue};
+
+/// What these decode to encodes to bytes that decode to it.
+macro_rules! encodes_again {
+    ($raw:expr, $($type:ty),*) => {
+        $(if let Ok(value) = <$type>::decode($raw) {
+            same(&value, &<$type>::decode(value.encode().as_ref()));
+        })*
+    };
+}
+
+#[track_caller]
+fn same<T: Debug + PartialEq, E: Debug>(value: &T, again: &Result<T, E>) {
+    assert!(again.as_ref().is_ok_and(|again| again == value), "{value:?} encodes to {again:?}");
+}
+
+/// One key or value, or anything.
+pub(crate) fn record(raw: &[u8]) {
+    encodes_again!(
+        raw,
+        AffinityMatch,
+        AffinityValue,
+        AuthInfo,
+        AuthKey,
+        CtEntry,
+        EndpointInfo,
+        EndpointKey,
+        FragmentId,
+        FragmentPorts,
+        Ipv4CtTuple,
+        Lb4Backend,
+        Lb4Key,
+        Lb4ReverseNat,
+        Lb4Service,
+        Lb4SourceRange,
+        MetricsKey,
+        MetricsValue,
+        NodeKey,
+        NodeValue,
+        PolicyCounters,
+        PolicyStatsKey,
+        RatelimitKey,
+        RatelimitValue,
+        TunnelValue
+    );
+    if let Ok(key) = AffinityKey::decode(raw) {
+        let again = if raw.len() == AffinityKey::SIZE_V4 {
+            key.encode_v4().to_vec()
+        } else {
+            key.encode_v6().to_vec()
+        };
+        same(&key, &AffinityKey::decode(&again));
+    }
+    if let Ok(key) = IpcacheKey::decode(raw) {
+        for layout in IpcacheLayout::ALL {
+            let _ = IpcacheKey::decode(&key.encode(layout));
+        }
+    }
+    if let Ok(info) = RemoteEndpointInfo::decode(raw) {
+        for layout in IpcacheLayout::ALL {
+            let _ = RemoteEndpointInfo::decode(&info.encode(layout));
+        }
+    }
+    let _ = TunnelKey::decode(raw).map(|key| [TunnelLayout::ALL.map(|layout| key.encode(layout))]);
+    let _ = Ipv4NatEntry::decode(raw);
+    let _ = Lb4ReverseNat::decode_key(raw);
+    let (key, value) = raw.split_at(raw.len() / 2);
+    let _ = RuntimeConfig::decode([(key, value)]);
+}
