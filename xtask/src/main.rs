@@ -6,6 +6,7 @@
 mod cargo;
 mod demo;
 mod dist;
+mod fuzz;
 mod lab;
 mod project;
 mod setup;
@@ -35,6 +36,8 @@ enum Command {
     Demo(demo::Args),
     /// Build `plsprobe-lab` and run it with these arguments.
     Lab(lab::Args),
+    /// Feed the decoders mutated recordings until they break, or the time is over.
+    Fuzz(fuzz::Args),
     /// Boot one distribution kernel in QEMU and run the kernel tests in it.
     VmTest(vm::Args),
     /// Run what a release needs: every test, none of them skipped for want of QEMU, then `dist`.
@@ -51,6 +54,7 @@ fn main() -> ExitCode {
         Command::Test(args) => test::run(&args),
         Command::Demo(args) => demo::run(&args),
         Command::Lab(args) => lab::run(&args),
+        Command::Fuzz(args) => fuzz::run(&args),
         Command::VmTest(args) => vm::run(&args),
         Command::Ci => test::run(&test::Args::for_release()).and_then(|()| dist::run()),
         Command::Dist => dist::run(),

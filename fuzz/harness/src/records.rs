@@ -79,7 +79,11 @@ pub(crate) fn record(raw: &[u8]) {
             let _ = RemoteEndpointInfo::decode(&info.encode(layout));
         }
     }
-    let _ = TunnelKey::decode(raw).map(|key| [TunnelLayout::ALL.map(|layout| key.encode(layout))]);
+    if let Ok(key) = TunnelKey::decode(raw) {
+        for layout in [TunnelLayout::ClusterByte, TunnelLayout::ClusterWord] {
+            let _ = TunnelKey::decode(&key.encode(layout));
+        }
+    }
     let _ = Ipv4NatEntry::decode(raw);
     let _ = Lb4ReverseNat::decode_key(raw);
     let (key, value) = raw.split_at(raw.len() / 2);

@@ -5,6 +5,8 @@
 
 mod apt_sources;
 mod bpf_linker;
+mod cargo_fuzz;
+mod cargo_install;
 mod kernel;
 mod packages;
 mod std_source;
@@ -17,6 +19,7 @@ use anyhow::Result;
 use crate::project::{Project, Rustc};
 use crate::sh;
 
+pub(crate) use cargo_fuzz::ensure as ensure_cargo_fuzz;
 pub(crate) use kernel::missing as missing_in_kernel;
 pub(crate) use packages::{VM, ensure as ensure_packages, refresh_lists};
 pub(crate) use toolchain::ensure_components;
@@ -55,7 +58,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     sh::say(&format!(
         "ready: rustc {}, {}, standard library's source, packages",
         ready.rustc.release,
-        bpf_linker::WANTED
+        bpf_linker::PROGRAM.wanted()
     ));
     Ok(())
 }

@@ -8,6 +8,8 @@ use crate::sh;
 
 /// What the host crates link with: libbpf's C code, and libelf and zlib as static libraries.
 pub(crate) const BUILD: &[&str] = &["gcc", "libc6-dev", "libelf-dev", "make", "pkg-config", "zlib1g-dev"];
+/// What libFuzzer's C++ code is built with.
+pub(crate) const FUZZ: &[&str] = &["g++"];
 /// What the lab and the tests call.
 pub(crate) const LAB: &[&str] = &["bpftool", "iproute2", "iptables", "nftables", "procps"];
 /// What the virtual machine is made of. Its kernel is fetched apart from this and never installed.
