@@ -190,11 +190,14 @@ fn plain_structures_are_written_back() {
     }
 }
 
+/// Name, sizes it takes, and what it decodes to.
+type Decoder = (&'static str, &'static [usize], fn(&[u8]) -> Option<String>);
+
 /// Every decoder takes any bytes of any length up to 64, and says a size that it does not know.
 #[test]
 fn no_bytes_panic() {
     let mut random = Random(5);
-    let decoders: [(&str, &[usize], fn(&[u8]) -> Option<String>); 22] = [
+    let decoders: [Decoder; 22] = [
         ("ipcache_key", &[24], |raw| error(IpcacheKey::decode(raw))),
         ("remote_endpoint_info", &[12, 24], |raw| error(RemoteEndpointInfo::decode(raw))),
         ("endpoint_key", &[20], |raw| error(EndpointKey::decode(raw))),
@@ -332,7 +335,7 @@ fn a_full_ipcache_finds_each_of_its_entries() {
             0 => Ipv6Addr::from_bits(0xFD00_u128 << 112 | u128::from(number) << 64 | 7).into(),
             _ => Ipv4Addr::from_bits(0x0A00_0000 + number).into(),
         };
-        let node = Ipv4Addr::from_bits(0x0AE0_0000 | number % 1000);
+        let node = Ipv4Addr::from_bits(0x0AE0_0000 | (number % 1000));
         let info = RemoteEndpointInfo {
             sec_identity: Identity(256 + number % 5_000),
             tunnel_endpoint: Some(node.into()),

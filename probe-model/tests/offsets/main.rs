@@ -4,42 +4,45 @@
 //! One module per family of structures has one function `check(&mut Table)`; add it to [`FAMILIES`].
 
 mod addresses;
+mod policy;
 mod small;
 mod table;
 
 use table::{Codec, Set, Table};
 
+/// What checks the structs of one family.
+type Check = fn(&mut Table);
+
 /// Each family with its checks.
-const FAMILIES: [(&str, fn(&mut Table)); 2] = [("addresses", addresses::check), ("small", small::check)];
+const FAMILIES: [(&str, Check); 3] =
+    [("addresses", addresses::check), ("policy", policy::check), ("small", small::check)];
 
 /// Structures of the table that no family checks, and why.
 const UNCHECKED: &[(&str, &str)] = &[
-    ("ct_entry", "conntrack's family is checked in another branch"),
-    ("debug_capture_msg", "events' family is checked in another branch"),
-    ("debug_msg", "events' family is checked in another branch"),
-    ("drop_notify", "events' family is checked in another branch"),
-    ("ipv4_ct_tuple", "conntrack's family is checked in another branch"),
-    ("ipv4_nat_entry", "NAT's family is checked in another branch"),
-    ("ipv6_ct_tuple", "conntrack's family is checked in another branch"),
-    ("ipv6_nat_entry", "NAT's family is checked in another branch"),
-    ("lb4_backend", "the load balancer's family is checked in another branch"),
-    ("lb4_key", "the load balancer's family is checked in another branch"),
-    ("lb4_reverse_nat", "the load balancer's family is checked in another branch"),
-    ("lb4_service", "the load balancer's family is checked in another branch"),
-    ("lb4_src_range_key", "the load balancer's family is checked in another branch"),
-    ("lb6_backend", "the load balancer's family is checked in another branch"),
-    ("lb6_key", "the load balancer's family is checked in another branch"),
-    ("lb6_reverse_nat", "the load balancer's family is checked in another branch"),
-    ("lb6_service", "the load balancer's family is checked in another branch"),
-    ("lb6_src_range_key", "the load balancer's family is checked in another branch"),
+    ("ct_entry", "tests/offsets_lb_ct_nat.rs checks it, for both families at once"),
+    ("debug_capture_msg", "tests/events/layouts.rs checks it, with the notification's packet"),
+    ("debug_msg", "tests/events/layouts.rs checks it, with the notification's packet"),
+    ("drop_notify", "tests/events/layouts.rs checks it, with the notification's packet"),
+    ("ipv4_ct_tuple", "tests/offsets_lb_ct_nat.rs checks it, for both families at once"),
+    ("ipv4_nat_entry", "tests/offsets_lb_ct_nat.rs checks it, for both families at once"),
+    ("ipv6_ct_tuple", "tests/offsets_lb_ct_nat.rs checks it, for both families at once"),
+    ("ipv6_nat_entry", "tests/offsets_lb_ct_nat.rs checks it, for both families at once"),
+    ("lb4_backend", "tests/offsets_lb_ct_nat.rs checks it, for both families at once"),
+    ("lb4_key", "tests/offsets_lb_ct_nat.rs checks it, for both families at once"),
+    ("lb4_reverse_nat", "tests/offsets_lb_ct_nat.rs checks it, for both families at once"),
+    ("lb4_service", "tests/offsets_lb_ct_nat.rs checks it, for both families at once"),
+    ("lb4_src_range_key", "tests/offsets_lb_ct_nat.rs checks it, for both families at once"),
+    ("lb6_backend", "tests/offsets_lb_ct_nat.rs checks it, for both families at once"),
+    ("lb6_key", "tests/offsets_lb_ct_nat.rs checks it, for both families at once"),
+    ("lb6_reverse_nat", "tests/offsets_lb_ct_nat.rs checks it, for both families at once"),
+    ("lb6_service", "tests/offsets_lb_ct_nat.rs checks it, for both families at once"),
+    ("lb6_src_range_key", "tests/offsets_lb_ct_nat.rs checks it, for both families at once"),
     ("nat_entry", "the head of `ipv4_nat_entry` and `ipv6_nat_entry`, never a map's value by itself"),
-    ("policy_entry", "policy's family is checked in another branch"),
-    ("policy_key", "policy's family is checked in another branch"),
-    ("policy_verdict_notify", "events' family is checked in another branch"),
+    ("policy_verdict_notify", "tests/events/layouts.rs checks it, with the notification's packet"),
     ("signal_msg", "`cilium_signals` is the agent's alone, and never read"),
     ("skip_lb4_key", "`cilium_skip_lb4` serves local redirect policies, which no answer needs"),
-    ("trace_notify", "events' family is checked in another branch"),
-    ("trace_sock_notify", "events' family is checked in another branch"),
+    ("trace_notify", "tests/events/layouts.rs checks it, with the notification's packet"),
+    ("trace_sock_notify", "tests/events/layouts.rs checks it, with the notification's packet"),
 ];
 
 #[test]
