@@ -208,6 +208,8 @@ fn notifications_arrive_whole_by(probe: EventProbe, means: &'static str) {
     scratch(move || {
         let events = events_map();
         let info = events.info().unwrap();
+        // Before anything of ours, which a kernel may refuse: the test's own program is never what it refuses.
+        let emitter = load(&program(events.as_fd().as_raw_fd().cast_unsigned().into()));
         let mut config = kernel::config(&Btf::load().unwrap()).unwrap();
         config.events_map_id = info.info.id;
         let settings = Settings {
@@ -228,7 +230,6 @@ fn notifications_arrive_whole_by(probe: EventProbe, means: &'static str) {
         }
         assert_eq!(hook.state, HookState::Attached(means));
 
-        let emitter = load(&program(events.as_fd().as_raw_fd().cast_unsigned().into()));
         let mut lo = TcHookBuilder::new(emitter.as_fd()).ifindex(1).handle(1).priority(1).hook(TC_INGRESS);
         lo.create().unwrap();
         lo.attach().unwrap();

@@ -1,9 +1,13 @@
 //! Made-up sightings in the shapes that matter, and what path they must give in whatever order they arrive.
 
+use probe_common::{EVENT_META_MAX, EVENT_PACKET_MAX, EventRecord, RecordHeader};
+
 use super::flow::assemble;
 use super::*;
 use crate::cilium::drop_reason::DropReason;
-use crate::cilium::events::{CaptureHeader, DropNotify, Notification, PolicyVerdictNotify};
+use crate::cilium::events::{
+    CaptureHeader, DebugCapture, DropNotify, Notification, NotifyFlags, PolicyVerdictNotify, Stream,
+};
 use crate::cilium::identity::Identity;
 use crate::cilium::policy::MatchType;
 use crate::cilium::{Direction, EndpointId};
@@ -374,6 +378,74 @@ fn a_captured_frame_gives_the_packet_that_our_programs_see() {
         let short = Packet::from_ethernet(&frame[..cut]);
         assert_eq!(short.is_some(), cut >= 34, "{cut} bytes");
     }
+}
+
+/// As our probe keeps it: the notification and the packet apart, with the size that Cilium's program gave.
+fn event(notification: Notification, packet: &[u8]) -> EventRecord {
+    let meta = notification.encode();
+    let mut record = EventRecord {
+        header: RecordHeader { ktime_ns: MS, ..RecordHeader::default() },
+        map_id: 1,
+        meta_size: meta.len() as u32,
+        cap_len: packet.len() as u32,
+        meta_len: meta.len() as u32,
+        packet_len: packet.len() as u32,
+        skb_len: 74,
+        meta: [0; EVENT_META_MAX],
+        packet: [0; EVENT_PACKET_MAX],
+    };
+    record.meta[..meta.len()].copy_from_slice(&meta);
+    record.packet[..packet.len()].copy_from_slice(packet);
+    record
+}
+
+#[test]
+fn a_notification_of_a_device_without_layer_2_has_its_packet_at_once() {
+    let packet = [
+        [0x45, 0, 0, 40, 0x12, 0x34, 0x40, 0, 63, 6, 0, 0, 10, 224, 0, 8, 10, 0, 0, 143],
+        [0x9c, 0x40, 0, 80, 0, 0, 0, 9, 0, 0, 0, 0, 0x50, 0x02, 0xff, 0xff, 0, 0, 0, 0],
+    ]
+    .concat();
+    let Seen::Cilium { notification } = dropped(1, 133, syn(NAT_IP, POD, 9)).seen else { unreachable!() };
+    let Notification::Drop(drop) = notification else { unreachable!() };
+    let drop = DropNotify { header: CaptureHeader { len_cap: 40, ..drop.header }, ..drop };
+    let on_l3 = Notification::Drop(DropNotify { flags: Some(NotifyFlags(2)), ..drop });
+    let expected = Sighting {
+        ktime_ns: MS,
+        packet: Packet { ip_id: 0x1234, ttl: 63, ..syn(NAT_IP, POD, 9) },
+        seen: Seen::Cilium { notification: on_l3 },
+    };
+    assert_eq!(Sighting::from_event(&event(on_l3, &packet)), Ok(Some(expected)));
+    let raw = [on_l3.encode(), packet.clone()].concat();
+    assert_eq!(Sighting::from_stream(MS, &mut Stream::default(), &raw), Ok(Some(expected)));
+    // The same bytes are no frame.
+    let on_l2 = Notification::Drop(DropNotify { flags: Some(NotifyFlags(0)), ..drop });
+    assert_eq!(Sighting::from_event(&event(on_l2, &packet)), Ok(None));
+    for cut in 0..packet.len() {
+        assert_eq!(Packet::from_network(&packet[..cut]).is_some(), cut >= 20, "{cut} bytes");
+    }
+}
+
+#[test]
+fn a_size_that_no_known_layout_has_is_refused() {
+    let Seen::Cilium { notification } = dropped(1, 133, syn(NAT_IP, POD, 9)).seen else { unreachable!() };
+    let mut record = event(notification, &[]);
+    record.meta_size += 4;
+    let error = Sighting::from_event(&record).unwrap_err().to_string();
+    assert!(error.starts_with("no known layout of `drop_notify`: found 40 bytes, 36 of which"), "{error}");
+    // What could not be read of the kernel's memory.
+    record.meta_len = 0;
+    assert!(Sighting::from_event(&record).is_err());
+}
+
+/// It says what the datapath thought, not where the packet went.
+#[test]
+fn a_debug_capture_is_no_sighting() {
+    let mut frame = [0u8; 54];
+    (frame[12], frame[14]) = (0x08, 0x45);
+    assert!(Packet::from_ethernet(&frame).is_some());
+    let capture = DebugCapture { header: header(), subtype: 4, args: [0; 2] };
+    assert_eq!(Sighting::from_event(&event(Notification::DebugCapture(capture), &frame)), Ok(None));
 }
 
 mod tracking {
