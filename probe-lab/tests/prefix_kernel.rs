@@ -1,4 +1,4 @@
-//! The simulator's longest prefixes against the kernel's own tries: the ipcache.
+//! The simulator's longest prefixes against the kernel's own tries: the ipcache, and the source ranges of services.
 //!
 //! `PLSPROBE_PREFIX_CASES` is the number of addresses for each layout.
 use std::collections::BTreeSet;
@@ -13,12 +13,13 @@ use ipnet::IpNet;
 use probe_lab::standin::RawMap;
 use probe_model::cilium::identity::Identity;
 use probe_model::cilium::ipcache::{Ipcache, IpcacheKey, IpcacheLayout, RemoteEndpointInfo};
+use probe_model::cilium::lb::{LbMaps, LbSourceRange, LoadBalancer};
 
 static OBJECT: &[u8] = include_bytes_aligned!(concat!(env!("OUT_DIR"), "/lookups"));
 
 const CASES: u64 = 250_000;
 const SEED: u64 = 0x0070_7265_6669_7865;
-/// Addresses asked for in one ipcache.
+/// Addresses asked for in one map.
 const ADDRESSES: usize = 512;
 
 /// One prefix of an ipcache.
@@ -28,9 +29,9 @@ struct Entry {
 }
 
 /// Few networks, so that prefixes lie in one another.
-fn address(rng: &mut Rng) -> IpAddr {
+fn address(ipv4: bool, rng: &mut Rng) -> IpAddr {
     let far = if rng.u8(..8) == 0 { rng.u128(..) } else { 0 };
-    if rng.bool() {
+    if ipv4 {
         let net = [0x0a00_0000, 0x0a80_0000, 0x0ae0_0000, 0xc0a8_0000][rng.usize(..4)];
         Ipv4Addr::from_bits(net ^ far as u32 ^ rng.u32(..0x400)).into()
     } else {
@@ -40,22 +41,35 @@ fn address(rng: &mut Rng) -> IpAddr {
     }
 }
 
+/// A prefix around an address: anything from everything to the address alone.
+fn prefix(address: IpAddr, rng: &mut Rng) -> IpNet {
+    let longest = if address.is_ipv4() { 32 } else { 128 };
+    let bits = match rng.u8(..8) {
+        0 => 0,
+        1..3 => longest,
+        _ => rng.u8(..=longest),
+    };
+    IpNet::new(address, bits).expect("no longer than the address").trunc()
+}
+
+/// An address in a prefix, most often an edge of it.
+fn near(prefix: IpNet, rng: &mut Rng) -> IpAddr {
+    match rng.u8(..4) {
+        0 => address(prefix.network().is_ipv4(), rng),
+        1 => prefix.network(),
+        _ => prefix.broadcast(),
+    }
+}
+
 fn entries(layout: IpcacheLayout, rng: &mut Rng) -> Vec<Entry> {
     let count = [0, 1, 3, 10, 100, 1000, 3000][rng.usize(..7)];
     let mut seen = BTreeSet::new();
     let mut entries = Vec::new();
     for tag in 0..count {
-        let address = address(rng);
-        let longest = if address.is_ipv4() { 32 } else { 128 };
-        let bits = match rng.u8(..8) {
-            0 => 0,
-            1..3 => longest,
-            _ => rng.u8(..=longest),
-        };
+        let address = address(rng.bool(), rng);
         let cluster_id =
             if layout == IpcacheLayout::ALL[0] || rng.u8(..16) != 0 { 0 } else { rng.u16(1..256) };
-        let prefix = IpNet::new(address, bits).expect("no longer than the address").trunc();
-        let key = IpcacheKey { prefix, cluster_id };
+        let key = IpcacheKey { prefix: prefix(address, rng), cluster_id };
         if seen.insert(key) {
             let info =
                 RemoteEndpointInfo { sec_identity: Identity(tag), key: rng.u8(..), ..Default::default() };
@@ -81,13 +95,19 @@ fn load(map: &str) -> Result<RawMap> {
     }
 }
 
-#[test]
-fn kernel_and_ipcache_find_the_same_prefix() -> Result<()> {
+/// How many addresses to ask for; `None` where the kernel cannot be asked, having said why.
+fn cases() -> Result<Option<u64>> {
     if let Some(reason) = probe_lab::standin::unavailable() {
         fixtures::skip!("{reason}");
-        return Ok(());
+        return Ok(None);
     }
-    let cases = std::env::var("PLSPROBE_PREFIX_CASES").map_or(Ok(CASES), |text| text.parse())?;
+    let cases = std::env::var("PLSPROBE_PREFIX_CASES").map_or(Ok(CASES), |text| text.parse());
+    cases.map(Some).context("`PLSPROBE_PREFIX_CASES` is no number")
+}
+
+#[test]
+fn kernel_and_ipcache_find_the_same_prefix() -> Result<()> {
+    let Some(cases) = cases()? else { return Ok(()) };
     let mut rng = Rng::with_seed(SEED);
     for layout in IpcacheLayout::ALL {
         let map = load(if layout.value_size() == 12 { "IPCACHE_12" } else { "IPCACHE_24" })?;
@@ -123,12 +143,8 @@ fn compare(layout: IpcacheLayout, map: &RawMap, entries: &[Entry], rng: &mut Rng
     let mut found = 0;
     for _ in 0..ADDRESSES {
         let address = match entries.get(rng.usize(..=entries.len())) {
-            // An edge of a prefix.
-            Some(entry) if rng.bool() => {
-                let net = entry.key.prefix;
-                if rng.bool() { net.network() } else { net.broadcast() }
-            }
-            _ => address(rng),
+            Some(entry) => near(entry.key.prefix, rng),
+            None => address(rng.bool(), rng),
         };
         let kernel = map.lookup(&question(address))?;
         let model = cache.lookup(address);
@@ -148,4 +164,68 @@ fn compare(layout: IpcacheLayout, map: &RawMap, entries: &[Entry], rng: &mut Rng
         }
     }
     Ok(found)
+}
+
+#[test]
+fn kernel_and_simulator_agree_on_source_ranges() -> Result<()> {
+    let Some(cases) = cases()? else { return Ok(()) };
+    let mut rng = Rng::with_seed(SEED);
+    for (ipv4, name) in [(true, "SOURCE_RANGE_4"), (false, "SOURCE_RANGE_6")] {
+        let map = load(name)?;
+        let (mut asked, mut found) = (0, 0);
+        while asked < cases {
+            let ranges: Vec<_> = (0..rng.usize(..20)).map(|_| source_range(ipv4, &mut rng)).collect();
+            map.clear()?;
+            for range in &ranges {
+                map.update(&range.encode(), &[1])?;
+            }
+            found += compare_clients(&map, &ranges, ipv4, &mut rng)?;
+            asked += ADDRESSES as u64;
+        }
+        let family = if ipv4 { "IPv4" } else { "IPv6" };
+        writeln!(
+            std::io::stdout(),
+            "\nsource ranges, {family}, seed {SEED}: the kernel agrees on {asked} clients, {found} in a range"
+        )?;
+        ensure!(found > cases / 16 && found < cases, "too few clients are in a range, or out of all");
+    }
+    Ok(())
+}
+
+/// A prefix of one of few services; their numbers are small and large, so that the order of their bytes shows.
+fn source_range(ipv4: bool, rng: &mut Rng) -> LbSourceRange {
+    let rev_nat_id = rng.u16(1..4).rotate_right(8 * u32::from(rng.bool()));
+    LbSourceRange { rev_nat_id, prefix: prefix(address(ipv4, rng), rng) }
+}
+
+/// Asks both for some clients of some services; how many are in a range.
+fn compare_clients(map: &RawMap, ranges: &[LbSourceRange], ipv4: bool, rng: &mut Rng) -> Result<u64> {
+    let decoded =
+        map.entries()?.iter().map(|(key, _)| LbSourceRange::decode(key)).collect::<Result<_, _>>()?;
+    let lb = LoadBalancer::new(LbMaps { source_ranges: Some(decoded), ..LbMaps::default() });
+    let mut found = 0;
+    for _ in 0..ADDRESSES {
+        let service = source_range(ipv4, rng).rev_nat_id;
+        let client = match ranges.get(rng.usize(..=ranges.len())) {
+            Some(range) => near(range.prefix, rng),
+            None => address(ipv4, rng),
+        };
+        let kernel = map.lookup(&client_question(service, client))?.is_some();
+        let model = lb.in_source_range(service, client);
+        ensure!(
+            model == Some(kernel),
+            "service {service} and {client}: the kernel says {kernel}, `in_source_range` {model:?}, of {ranges:?}"
+        );
+        found += u64::from(kernel);
+    }
+    Ok(found)
+}
+
+/// `struct lb4_src_range_key` or `struct lb6_src_range_key` with the whole address significant.
+fn client_question(rev_nat_id: u16, client: IpAddr) -> Vec<u8> {
+    let service = rev_nat_id.to_be_bytes();
+    match client {
+        IpAddr::V4(v4) => [&[64, 0, 0, 0][..], &service, &[0; 2], &v4.octets()].concat(),
+        IpAddr::V6(v6) => [&[160, 0, 0, 0][..], &service, &[0; 2], &v6.octets()].concat(),
+    }
 }
