@@ -6,13 +6,17 @@ use std::net::{IpAddr, Ipv4Addr};
 
 use ipnet::IpNet;
 
+use crate::cilium::auth::{AuthInfo, AuthKey};
 use crate::cilium::ct::{CtEntry, CtLayout, CtTuple};
 use crate::cilium::family::Family;
+use crate::cilium::fragments::{FragmentId, FragmentPorts};
 use crate::cilium::identity::Identity;
 use crate::cilium::ipcache::Ipcache;
 use crate::cilium::lb::{Frontend, LoadBalancer};
 use crate::cilium::lxc::{EndpointInfo, Mac};
+use crate::cilium::node::NodeValue;
 use crate::cilium::policy::PolicyMap;
+use crate::cilium::runtime_config::UTime;
 use crate::cilium::{Direction, EndpointId};
 use crate::netfilter::Ruleset;
 use crate::tuple::Protocol;
@@ -46,6 +50,14 @@ pub struct World {
     pub conntrack6: Option<Conntrack>,
     /// How conntrack entries can be read, see [`crate::cilium::ct::ct_layouts`].
     pub ct_layouts: Vec<CtLayout>,
+    /// The ports of fragmented packets, both families.
+    pub fragments: Option<BTreeMap<FragmentId, FragmentPorts>>,
+    /// Who has authenticated whom.
+    pub auth: Option<BTreeMap<AuthKey, AuthInfo>>,
+    /// Nodes by address, with the ids that this node gave them.
+    pub nodes: Option<BTreeMap<IpAddr, NodeValue>>,
+    /// When the maps were read, by the datapath's wall clock, if known: what has expired.
+    pub now: Option<UTime>,
     /// Labels of identities, as the agent names them.
     pub identities: BTreeMap<Identity, Vec<String>>,
     /// Policy rules that the agent holds.
@@ -110,8 +122,29 @@ pub struct Config {
     pub host_firewall: bool,
     /// loadBalancerSourceRanges are checked.
     pub source_range_check: bool,
+    /// Cilium runs for IPv4.
+    pub ipv4: bool,
     /// Cilium runs for IPv6 too.
     pub ipv6: bool,
+    /// How packets for a backend on another node are sent on, if known.
+    pub forwarding: Option<Forwarding>,
+    /// Later fragments get the ports of the first.
+    pub fragment_tracking: bool,
+    /// Packets to the stack carry their sender's identity in `skb->mark`.
+    pub identity_mark: bool,
+    /// The tunnel's UDP port, if known.
+    pub tunnel_port: Option<u16>,
+}
+
+/// How a packet for a backend on another node is sent on (`bpf-lb-mode`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Forwarding {
+    /// With this node's address as its source; the answer comes back through here.
+    Snat,
+    /// With the client's address; the answer goes to the client directly.
+    Dsr,
+    /// DSR for TCP, SNAT for the others.
+    Hybrid,
 }
 
 /// Where the configuration is from.
@@ -137,7 +170,12 @@ impl Default for Config {
             audit_mode: false,
             host_firewall: false,
             source_range_check: true,
+            ipv4: true,
             ipv6: false,
+            forwarding: None,
+            fragment_tracking: true,
+            identity_mark: true,
+            tunnel_port: None,
         }
     }
 }
@@ -439,6 +477,11 @@ impl World {
             Family::V4 => self.conntrack.as_ref(),
             Family::V6 => self.conntrack6.as_ref(),
         }
+    }
+
+    /// The netfilter rules that a packet to this address meets; those at hand are IPv4's.
+    pub fn rules(&self, address: IpAddr) -> Option<&Ruleset> {
+        self.netfilter.as_ref().filter(|_| address.is_ipv4())
     }
 
     /// Every frontend that Cilium's service maps have, IPv4 before IPv6, by address and port.

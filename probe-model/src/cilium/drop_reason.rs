@@ -34,14 +34,20 @@ impl DropReason {
     pub const NO_SERVICE: Self = Self(158);
     /// `DROP_NO_FIB`: the kernel has no route for the packet.
     pub const NO_FIB: Self = Self(169);
+    /// `DROP_ENCAP_PROHIBITED`: a pod sent UDP to the tunnel port.
+    pub const ENCAP_PROHIBITED: Self = Self(170);
     /// `DROP_IS_CLUSTER_IP`: from outside to a ClusterIP, which is not routable.
     pub const IS_CLUSTER_IP: Self = Self(174);
+    /// `DROP_FRAG_NOT_FOUND`: a later fragment came without its first.
+    pub const FRAG_NOT_FOUND: Self = Self(175);
     /// `DROP_NOT_IN_SRC_RANGE`: the source is outside loadBalancerSourceRanges.
     pub const NOT_IN_SRC_RANGE: Self = Self(177);
     /// `DROP_POLICY_DENY`: an explicit deny rule matched.
     pub const POLICY_DENY: Self = Self(181);
     /// `DROP_POLICY_AUTH_REQUIRED`: mutual authentication is required and not granted.
     pub const POLICY_AUTH_REQUIRED: Self = Self(189);
+    /// `DROP_NO_NODE_ID`: the destination has no node id.
+    pub const NO_NODE_ID: Self = Self(197);
 
     /// The reason of a datapath return code (`DROP_POLICY` is −133), if it is one.
     pub fn from_return_code(code: i32) -> Option<Self> {

@@ -8,10 +8,11 @@ use super::near_miss::{FailedField, NearMiss};
 use super::{Verdict, policies_selecting};
 use crate::cilium::Direction;
 use crate::cilium::drop_reason::DropReason;
+use crate::cilium::family::Family;
 use crate::cilium::identity::Identity;
 use crate::cilium::policy::{PolicyKey, PolicyQuery, PolicyVerdict};
 use crate::netfilter::Hook;
-use crate::simulate::{Destination, Outcome, PolicyStep, Step, Trajectory, Unknown};
+use crate::simulate::{Destination, Outcome, PolicyStep, Step, Trajectory, Unjudged, Unknown};
 use crate::tuple::{Protocol, Tuple};
 use crate::world::{Missing, PolicyRef, World};
 
@@ -60,7 +61,8 @@ pub(super) fn cause(
 pub fn unknown_text(world: &World, unknown: &Unknown) -> String {
     match unknown {
         Unknown::Frontend { address, port } => {
-            let sources = match (&world.lb, &world.netfilter) {
+            let (lb, rules) = (world.load_balancer(Family::of(*address)), world.rules(*address));
+            let sources = match (lb, rules) {
                 (Some(_), Some(_)) => "neither Cilium's service map nor the node's netfilter rules have it",
                 (Some(_), None) => {
                     "Cilium's service map has none, and the node's netfilter rules are not known"
@@ -68,7 +70,8 @@ pub fn unknown_text(world: &World, unknown: &Unknown) -> String {
                 (None, Some(_)) => "the netfilter rules have none, and Cilium's service map is not known",
                 (None, None) => "neither Cilium's service map nor the node's netfilter rules are known",
             };
-            format!("no source knows a frontend {address}:{port}: {sources}")
+            let frontend = std::net::SocketAddr::new(*address, *port);
+            format!("no source knows a frontend {frontend}: {sources}")
         }
         Unknown::RemotePod { address, node: Some(node) } => {
             format!("{address} is on node {node}, whose policy decides and is not known here")
@@ -76,22 +79,23 @@ pub fn unknown_text(world: &World, unknown: &Unknown) -> String {
         Unknown::RemotePod { address, node: None } => {
             format!("{address} is no endpoint of this node, and no node is known to have it")
         }
-        Unknown::Backend { id } => {
-            format!("the service names backend {id}, which `cilium_lb4_backends_v3` does not have")
-        }
         Unknown::Rule(rule) => format!("a netfilter rule decides by what plsprobe cannot know: {rule}"),
         Unknown::Fact(name) => match world.missing(name).or_else(|| other_generation(world, name)) {
             Some(missing) => missing.to_string(),
             None => format!("`{name}` is not known"),
         },
-        Unknown::L7Proxy { port: 0 } => "the L7 load balancer decides".to_owned(),
         Unknown::L7Proxy { port } => {
-            format!("policy redirects to the L7 proxy on port {port}, which decides")
+            format!("Cilium redirects to the L7 proxy on port {port}, which decides")
         }
         Unknown::Authentication { auth_type } => {
-            format!("mutual authentication (type {auth_type}) decides, and its state is not read yet")
+            format!("mutual authentication (type {auth_type}) decides, and whether it holds is not known")
         }
-        Unknown::Ipv6 => "IPv6 is not simulated yet".to_owned(),
+        Unknown::Nat46x64 => {
+            "the service translates between IPv4 and IPv6, which is not simulated".to_owned()
+        }
+        Unknown::Version(what) => {
+            format!("Cilium's versions differ in {what}, and no policy map tells which version this is")
+        }
     }
 }
 
@@ -211,9 +215,10 @@ fn datapath_drop(way: &Trajectory, reason: DropReason) -> Cause {
     let code = match reason {
         DropReason::NOT_IN_SRC_RANGE => "PLS-23",
         DropReason::NO_SERVICE => "PLS-41",
-        _ => return Cause::new(&format!("DROP-{}", reason.0), format!("{meaning}: {daddr}:{dport}")),
+        _ => &format!("DROP-{}", reason.0),
     };
-    Cause::new(code, format!("{meaning}: {daddr}:{dport}"))
+    let to = std::net::SocketAddr::new(daddr, dport);
+    Cause::new(code, format!("{meaning}: {to}"))
 }
 
 fn allowed(world: &World, way: &Trajectory, destination: &Destination, policies: &[PolicyRef]) -> Cause {
@@ -223,12 +228,12 @@ fn allowed(world: &World, way: &Trajectory, destination: &Destination, policies:
             format!("it answers a connection that conntrack knows ({entry}); answers are not judged"),
         );
     }
+    if let Some(Step::Related(entry)) = way.steps.iter().find(|step| matches!(step, Step::Related(_))) {
+        let text = format!("it is an ICMP error about a connection that conntrack knows ({entry})");
+        return Cause::new("RELATED", format!("{text}; those are not judged"));
+    }
     let Some(step) = way.deciding_policy() else {
-        let text = match destination {
-            Destination::Host => "it goes to the node itself, which pod policies do not cover",
-            _ => "no policy is asked on its way through this node",
-        };
-        return Cause::new("NO-POLICY", text.to_owned());
+        return Cause::new("NO-POLICY", no_policy(way, destination).to_owned());
     };
     let (name, port) = subject(world, step);
     let direction = step.query.direction;
@@ -248,6 +253,22 @@ fn allowed(world: &World, way: &Trajectory, destination: &Destination, policies:
             Cause::new("ALLOWED", format!("{who} {verb} {whom} {preposition} {name} on {port}"))
         }
         None => Cause::new("AUDIT", format!("policy audit mode lets {peer} through to {name} on {port}")),
+    }
+}
+
+/// Why no policy was asked, as a clause.
+fn no_policy(way: &Trajectory, destination: &Destination) -> &'static str {
+    let unjudged = way.steps.iter().find_map(|step| match step {
+        Step::Unjudged(why) => Some(*why),
+        _ => None,
+    });
+    match (unjudged, destination) {
+        (Some(Unjudged::Loopback), _) => "a pod reaches itself through a service, which no policy judges",
+        (Some(Unjudged::FragmentationNeeded), _) => {
+            "ICMP fragmentation needed is let through before any policy is asked"
+        }
+        (None, Destination::Host) => "it goes to the node itself, which pod policies do not cover",
+        (None, _) => "no policy is asked on its way through this node",
     }
 }
 

@@ -4,10 +4,11 @@ mod attribution;
 mod cause;
 mod near_miss;
 
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 
 use crate::cilium::Direction;
 use crate::cilium::drop_reason::DropReason;
+use crate::cilium::family::Family;
 use crate::cilium::policy::PolicyVerdict;
 use crate::simulate::{Outcome, PolicyStep, Question, Step, Trajectory, simulate};
 use crate::world::{ConfigSource, PolicyRef, World};
@@ -114,7 +115,7 @@ fn verdict(world: &World, trajectories: &[Trajectory]) -> Verdict {
         return verdicts.into_iter().next().unwrap_or(Verdict::Allowed);
     }
     let each = trajectories.iter().zip(&verdicts).map(|(way, verdict)| {
-        let backend = format!("backend {}:{}", way.tuple.daddr, way.tuple.dport);
+        let backend = format!("backend {}", SocketAddr::new(way.tuple.daddr, way.tuple.dport));
         match verdict {
             Verdict::Dropped(reason) => format!("{backend} is dropped: {reason}"),
             Verdict::Filtered => format!("{backend} is dropped by netfilter"),
@@ -149,16 +150,17 @@ fn caveats(world: &World, question: &Question, way: &Trajectory) -> Vec<Caveat> 
             format!("{address} is this node's own address: judged as sent by the node itself"),
         );
     }
-    if from_host && world.netfilter.is_none() {
+    let rules = world.rules(question.tuple.daddr);
+    if from_host && rules.is_none() {
         let text = "the node's netfilter rules are not known: assumed that Cilium's own rule marks what the host sends";
         add("host-mark", text.to_owned());
     }
     let through_stack = !world.config.node_port || world.config.host_legacy_routing;
-    if through_stack && world.netfilter.is_none() && !from_host {
+    if through_stack && rules.is_none() && !from_host {
         let text = "the packet passes the host's stack, where netfilter may rewrite or drop it; its rules are not known";
         add("netfilter-unknown", text.to_owned());
     }
-    if world.conntrack.is_none() {
+    if world.connections(Family::of(question.tuple.daddr)).is_none() {
         add("conntrack-unknown", "the conntrack maps are not known: judged as a new connection".to_owned());
     }
     for step in way.policy_steps().filter(|step| step.audited) {

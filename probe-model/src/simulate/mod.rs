@@ -4,17 +4,25 @@
 //! netfilter, routing and policy. Where backends are chosen at random it follows every one.
 //! It cannot fail: a fact that decides and is missing ends a way in [`Outcome::Unknown`].
 
+mod conntrack;
+mod identity;
+mod policy;
+mod service;
+mod stack;
+mod version;
 mod walk;
 
 use std::net::IpAddr;
 
 use ipnet::IpNet;
 
+use crate::cilium::auth::AuthKey;
 use crate::cilium::ct::CtTuple;
 use crate::cilium::drop_reason::DropReason;
 use crate::cilium::identity::Identity;
 use crate::cilium::lb::{Frontend, LbBackend};
 use crate::cilium::policy::{PolicyDecision, PolicyQuery};
+use crate::cilium::runtime_config::UTime;
 use crate::cilium::{Direction, EndpointId};
 use crate::netfilter::Hook;
 use crate::tuple::Tuple;
@@ -35,13 +43,30 @@ pub struct Question {
     pub direction: Option<Direction>,
     /// ICMP type and code, for ICMP.
     pub icmp: Option<(u8, u8)>,
+    /// Which part of a fragmented packet it is, if one.
+    pub fragment: Option<Fragment>,
+    /// `skb->mark` with which the node's stack has it, if something else marked it.
+    pub mark: u32,
+}
+
+/// A part of a fragmented packet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fragment {
+    /// The first, which has the ports.
+    First,
+    /// One that follows.
+    Later {
+        /// The header's identification, host order.
+        id: u32,
+    },
 }
 
 impl Question {
     /// A question about every policy on the way; ICMP is an echo request.
     pub fn new(tuple: Tuple) -> Self {
         let echo = if tuple.saddr.is_ipv6() { ICMPV6_ECHO_REQUEST } else { ICMP_ECHO_REQUEST };
-        Self { tuple, direction: None, icmp: tuple.protocol.is_icmp().then_some((echo, 0)) }
+        let icmp = tuple.protocol.is_icmp().then_some((echo, 0));
+        Self { tuple, direction: None, icmp, fragment: None, mark: 0 }
     }
 }
 
@@ -89,12 +114,27 @@ pub enum Step {
     FromHost,
     /// Conntrack knows it as the answer to a connection; answers are not judged.
     Reply(CtTuple),
+    /// Conntrack knows it as an ICMP error about a connection, which is not judged.
+    Related(CtTuple),
+    /// Policy is passed by, for another reason.
+    Unjudged(Unjudged),
+    /// A service's frontend matched, and the packet got no further.
+    Frontend(Box<Frontend>),
     /// Cilium translated the service.
     Service {
-        /// The frontend that matched.
+        /// The frontend that matched, with the backends that might have been chosen.
         frontend: Box<Frontend>,
         /// The backend of this way.
         backend: LbBackend,
+        /// The conntrack entry that keeps the client with this backend, if one does.
+        kept: Option<CtTuple>,
+    },
+    /// Cilium sends it on to the backend's node.
+    Forward {
+        /// That node, if known.
+        node: Option<IpAddr>,
+        /// As whose packet it arrives there.
+        sender: Sender,
     },
     /// A netfilter rule rewrote an address.
     Netfilter {
@@ -123,6 +163,26 @@ pub enum Step {
     Policy(Box<PolicyStep>),
 }
 
+/// Why policy is passed by.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Unjudged {
+    /// A pod reaches itself through a service.
+    Loopback,
+    /// ICMP fragmentation needed is always let through.
+    FragmentationNeeded,
+}
+
+/// As whose packet a service's packet arrives at the backend's node, where that node's policy judges it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Sender {
+    /// This node's, by its address if known; in native routing the other node takes it for a remote node.
+    ThisNode(Option<IpAddr>),
+    /// The client's own: direct server return.
+    Client,
+    /// It depends on `bpf-lb-mode`, which is not known.
+    Unknown,
+}
+
 /// Where an identity is from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum IdentityOrigin {
@@ -130,10 +190,13 @@ pub enum IdentityOrigin {
     Ipcache(IpNet),
     /// The ipcache has no prefix for the address, so it is world.
     NoPrefix,
-    /// The ipcache says host, which the datapath does not believe of a packet without the host's mark: world.
+    /// The ipcache says host, which the datapath does not believe of a packet without the host's mark: world where the
+    /// host's stack lies between, unknown with BPF host routing.
     HostIgnored(IpNet),
     /// The packet carries the host's mark.
     HostMark,
+    /// The packet's mark carries it.
+    Mark,
     /// The sending endpoint's own identity.
     Endpoint(EndpointId),
 }
@@ -153,6 +216,17 @@ pub struct PolicyStep {
     pub decision: PolicyDecision,
     /// A drop was turned into an allow by audit mode.
     pub audited: bool,
+    /// What the authentication map said, if it was asked.
+    pub authenticated: Option<Authenticated>,
+}
+
+/// An authentication that a policy asked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Authenticated {
+    /// What the datapath looks up.
+    pub key: AuthKey,
+    /// Until when it holds; `None` if there is no entry.
+    pub until: Option<UTime>,
 }
 
 /// Where a packet that was let through goes.
@@ -203,11 +277,6 @@ pub enum Unknown {
         /// The node behind which the ipcache has it.
         node: Option<IpAddr>,
     },
-    /// A service entry names a backend that the backends map does not have.
-    Backend {
-        /// Its id.
-        id: u32,
-    },
     /// A netfilter rule tests what is not known.
     Rule(String),
     /// A map or answer is missing, by the name in [`crate::world::World::missing`].
@@ -222,6 +291,8 @@ pub enum Unknown {
         /// The authentication type.
         auth_type: u8,
     },
-    /// IPv6 service translation, routing and policy are not simulated yet.
-    Ipv6,
+    /// An IPv4 service has IPv6 backends, or the other way round, which is not simulated.
+    Nat46x64,
+    /// Cilium's versions differ in this, and no policy map tells which it is.
+    Version(&'static str),
 }

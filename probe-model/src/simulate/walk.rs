@@ -1,36 +1,26 @@
-//! The walk itself.
+//! The walk itself: where a packet enters, and whose policies it meets.
 
-use std::net::IpAddr;
-
-use super::{Destination, IdentityOrigin, Outcome, PolicyStep, Question, Step, Trajectory, Unknown};
-use crate::cilium::ct::CtTuple;
+use super::conntrack::Known;
+use super::identity::{MAGIC_HOST, Resolved, identity_mark};
+use super::{Destination, IdentityOrigin, Outcome, Question, Step, Trajectory, Unknown};
 use crate::cilium::drop_reason::DropReason;
 use crate::cilium::family::Family;
-use crate::cilium::identity::Identity;
-use crate::cilium::lb::{Frontend, LbKey, LbService};
-use crate::cilium::policy::{PolicyQuery, PolicyVerdict};
+use crate::cilium::lb::{LbClient, LbFound};
 use crate::cilium::{Direction, EndpointId};
-use crate::netfilter::walk::Facts;
-use crate::netfilter::{End, Hook, Packet, Ruleset};
-use crate::tuple::{Protocol, Tuple};
-use crate::world::{AddressOwner, ConfigSource, RoutingMode, World};
-
-/// ICMP destination unreachable, fragmentation needed: let through before any lookup.
-const ICMP_FRAG_NEEDED: (u8, u8) = (3, 4);
-/// The bits of `skb->mark` in which Cilium says who sent the packet, and the value for the host.
-const MARK_MAGIC_MASK: u32 = 0x0F00;
-const MARK_MAGIC_HOST: u32 = 0x0C00;
-/// Ports that NodePort services have by default.
-const NODE_PORTS: core::ops::RangeInclusive<u16> = 30000..=32767;
-/// The interface through which the host reaches pods without a route of their own.
-const CILIUM_HOST: &str = "cilium_host";
+use crate::tuple::Tuple;
+use crate::world::{AddressOwner, ConfigSource, Endpoint, RoutingMode, World};
 
 /// Follows the first packet of a connection through the node: every way it can take.
 pub fn simulate(world: &World, question: &Question) -> Vec<Trajectory> {
-    let walk = Walk { world, question: *question, steps: Vec::new(), tuple: question.tuple, mark: 0 };
-    if question.tuple.saddr.is_ipv6() || question.tuple.daddr.is_ipv6() {
-        return walk.end(Outcome::Unknown(Unknown::Ipv6));
-    }
+    let walk = Walk {
+        world,
+        question: *question,
+        steps: Vec::new(),
+        tuple: question.tuple,
+        mark: question.mark,
+        delivery: Delivery::Stack,
+        untracked_fragment: false,
+    };
     match world.owner(question.tuple.saddr) {
         AddressOwner::Endpoint(id) if !world.is_host_endpoint(id) => walk.enter_from_pod(id),
         AddressOwner::Endpoint(_) | AddressOwner::Host => walk.enter_from_host(),
@@ -38,30 +28,52 @@ pub fn simulate(world: &World, question: &Question) -> Vec<Trajectory> {
     }
 }
 
+/// How a packet gets from the uplink to the pod, which the two take another view of the node's own address.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Delivery {
+    /// Through the host's stack; the pod's own program resolves the source again.
+    Stack,
+    /// By BPF host routing: with what the uplink's program resolved.
+    HostRouting,
+}
+
 /// One way so far.
 #[derive(Clone)]
-struct Walk<'w> {
-    world: &'w World,
-    question: Question,
-    steps: Vec<Step>,
+pub(super) struct Walk<'w> {
+    pub(super) world: &'w World,
+    pub(super) question: Question,
+    pub(super) steps: Vec<Step>,
     /// The packet now.
-    tuple: Tuple,
+    pub(super) tuple: Tuple,
     /// `skb->mark` now.
-    mark: u32,
+    pub(super) mark: u32,
+    pub(super) delivery: Delivery,
+    /// A fragment, where Cilium does not track them: it has no ports.
+    pub(super) untracked_fragment: bool,
 }
 
 impl Walk<'_> {
-    fn end(self, outcome: Outcome) -> Vec<Trajectory> {
+    pub(super) fn end(self, outcome: Outcome) -> Vec<Trajectory> {
         vec![Trajectory { steps: self.steps, sent: self.question.tuple, tuple: self.tuple, outcome }]
     }
 
-    fn unknown(self, unknown: Unknown) -> Vec<Trajectory> {
+    pub(super) fn unknown(self, unknown: Unknown) -> Vec<Trajectory> {
         self.end(Outcome::Unknown(unknown))
     }
 
-    fn step(mut self, step: Step) -> Self {
+    pub(super) fn step(mut self, step: Step) -> Self {
         self.steps.push(step);
         self
+    }
+
+    /// Whether Cilium handles packets of this family; believed unless the agent says not.
+    pub(super) fn handles(&self, family: Family) -> bool {
+        let config = &self.world.config;
+        let on = match family {
+            Family::V4 => config.ipv4,
+            Family::V6 => config.ipv6,
+        };
+        on || config.source == ConfigSource::Pins
     }
 
     /// From the wire: `cil_from_netdev` with kube-proxy replacement, else the host's stack; or from the tunnel.
@@ -73,19 +85,24 @@ impl Walk<'_> {
         if remote_pod {
             return walk.local_delivery(None);
         }
-        if !walk.world.config.node_port {
+        if !walk.world.config.node_port || !walk.handles(Family::of(walk.tuple.daddr)) {
             return walk.host_stack(dev.as_deref());
         }
-        match walk.frontend() {
-            Err(fact) => walk.unknown(Unknown::Fact(fact)),
-            Ok(Some(frontend)) => walk.north_south(&frontend),
-            Ok(None) => walk.past_uplink(),
+        let walk = match walk.with_ports() {
+            Ok(walk) => walk,
+            Err(ended) => return ended,
+        };
+        match walk.frontend(LbClient::Outside) {
+            Err(unknown) => walk.unknown(unknown),
+            Ok(LbFound::Frontend(frontend)) => walk.north_south(*frontend),
+            Ok(LbFound::OtherPorts(whole)) => walk.refuse(*whole, DropReason::NO_SERVICE),
+            Ok(LbFound::Nothing) => walk.past_uplink(),
         }
     }
 
     /// From the uplink's program to the pod: at once with BPF host routing, else through the host's stack, whose
     /// netfilter may still drop or rewrite.
-    fn past_uplink(self) -> Vec<Trajectory> {
+    pub(super) fn past_uplink(self) -> Vec<Trajectory> {
         let dev = self.world.uplink().map(str::to_owned);
         let is_pod = matches!(self.world.owner(self.tuple.daddr), AddressOwner::Endpoint(_));
         if !is_pod {
@@ -94,7 +111,7 @@ impl Walk<'_> {
         self.by_host_routing(|walk| walk.local_delivery(None), |walk| walk.host_stack(dev.as_deref()))
     }
 
-    /// One of two ways with kube-proxy replacement: by BPF host routing or by the host's stack.
+    /// One of two ways with kube-proxy replacement: by BPF host routing or by the host's stack, if its rules are known.
     ///
     /// Where only the pins tell the configuration, both must come to the same.
     fn by_host_routing(
@@ -103,78 +120,55 @@ impl Walk<'_> {
         stack: impl Fn(Self) -> Vec<Trajectory>,
     ) -> Vec<Trajectory> {
         let config = &self.world.config;
-        if self.world.netfilter.is_none() {
-            return direct(self);
-        }
+        let legacy = |walk: Self| if walk.rules().is_some() { stack(walk) } else { direct(walk) };
+        let routed = |walk: Self| direct(Self { delivery: Delivery::HostRouting, ..walk });
         match config.source {
-            ConfigSource::Agent if config.host_legacy_routing => stack(self),
-            ConfigSource::Agent => direct(self),
+            ConfigSource::Agent if config.host_legacy_routing => legacy(self),
+            ConfigSource::Agent => routed(self),
             ConfigSource::Pins => {
-                let (direct, stack) = (direct(self.clone()), stack(self.clone()));
+                let (routed, legacy) = (routed(self.clone()), legacy(self.clone()));
                 let outcomes =
                     |ways: &[Trajectory]| ways.iter().map(|way| way.outcome.clone()).collect::<Vec<_>>();
-                if outcomes(&direct) == outcomes(&stack) {
-                    return direct;
+                if outcomes(&routed) == outcomes(&legacy) {
+                    return routed;
                 }
                 self.unknown(Unknown::Fact("rest/config".to_owned()))
             }
         }
     }
 
-    /// `nodeport_lb4`: checks, then a backend.
-    fn north_south(self, frontend: &Frontend) -> Vec<Trajectory> {
-        let service = &frontend.service;
-        if service.flags & LbService::SOURCE_RANGE != 0
-            && self.world.config.source_range_check
-            && !self.in_source_range(service.rev_nat_index)
-        {
-            return self.end(Outcome::Dropped(DropReason::NOT_IN_SRC_RANGE));
-        }
-        if !service.is_routable() {
-            return self.end(Outcome::Dropped(DropReason::IS_CLUSTER_IP));
-        }
-        self.each_backend(frontend, Self::past_uplink)
-    }
-
-    /// Every backend of `frontend`, each as a way of its own that goes on with `next`.
-    fn each_backend(self, frontend: &Frontend, next: impl Fn(Self) -> Vec<Trajectory>) -> Vec<Trajectory> {
-        if frontend.service.count == 0 {
-            return self.end(Outcome::Dropped(DropReason::NO_SERVICE));
-        }
-        if frontend.service.flags2 & LbService::L7_LOADBALANCER != 0 {
-            return self.unknown(Unknown::L7Proxy { port: 0 });
-        }
-        let backends = frontend.backends.iter().flat_map(|slot| {
-            let Some(backend) = slot.backend else {
-                return self.clone().unknown(Unknown::Backend { id: slot.backend_id });
-            };
-            let mut walk = self.clone().step(Step::Service { frontend: Box::new(frontend.clone()), backend });
-            walk.tuple.daddr = backend.address;
-            walk.tuple.dport = backend.port;
-            next(walk)
-        });
-        backends.collect()
-    }
-
     /// From a pod: `cil_from_container`.
     fn enter_from_pod(self, source: EndpointId) -> Vec<Trajectory> {
         let walk = self.step(Step::FromPod(source));
-        match walk.frontend() {
-            Err(fact) => walk.unknown(Unknown::Fact(fact)),
-            Ok(Some(frontend)) => walk.each_backend(&frontend, |walk| walk.egress(source)),
-            Ok(None) => walk.egress(source),
+        if !walk.handles(Family::of(walk.tuple.saddr)) {
+            return walk.end(Outcome::Dropped(DropReason::UNKNOWN_L3));
+        }
+        let walk = match walk.with_ports() {
+            Ok(walk) => walk,
+            Err(ended) => return ended,
+        };
+        match walk.frontend(LbClient::Inside) {
+            Err(unknown) => walk.unknown(unknown),
+            Ok(LbFound::Frontend(frontend)) => {
+                let itself = walk.tuple.saddr;
+                walk.balance(&frontend, |walk| match walk.tuple.daddr == itself {
+                    true => walk.loopback(source),
+                    false => walk.egress(source),
+                })
+            }
+            Ok(LbFound::Nothing | LbFound::OtherPorts(_)) => walk.egress(source),
         }
     }
 
     /// The sending pod's egress policy, then on to the destination.
     fn egress(self, source: EndpointId) -> Vec<Trajectory> {
         let mut walk = self;
-        if let Some(entry) = walk.reply_of(Direction::Egress) {
-            return walk.step(Step::Reply(entry)).end(Outcome::Allowed(Destination::Judged));
+        if let Some(known) = walk.known(Direction::Egress) {
+            return walk.step(known.into()).end(Outcome::Allowed(Destination::Judged));
         }
         let (identity, origin) = match walk.identity_of(walk.tuple.daddr) {
             Ok(found) => found,
-            Err(fact) => return walk.unknown(Unknown::Fact(fact)),
+            Err(unknown) => return walk.unknown(unknown),
         };
         if walk.question.direction != Some(Direction::Ingress) {
             let address = walk.tuple.daddr;
@@ -188,13 +182,17 @@ impl Walk<'_> {
             }
         }
         let identity = walk.world.endpoint_identity(source);
+        if walk.world.config.identity_mark {
+            walk.mark |= identity_mark(identity);
+        }
         match walk.world.owner(walk.tuple.daddr) {
             AddressOwner::Endpoint(_) => {
                 walk.local_delivery(Some((identity, IdentityOrigin::Endpoint(source))))
             }
-            AddressOwner::Host if walk.world.config.node_port => {
-                walk.end(Outcome::Allowed(Destination::Host))
-            }
+            AddressOwner::Host if walk.world.config.node_port => match walk.host_policy_ingress() {
+                Ok(walk) => walk.end(Outcome::Allowed(Destination::Host)),
+                Err(ended) => ended,
+            },
             AddressOwner::Host => {
                 let dev = walk.interface_of(source);
                 walk.host_stack(dev.as_deref())
@@ -212,7 +210,9 @@ impl Walk<'_> {
         let address = self.tuple.daddr;
         let node = self.tunnel_endpoint(address);
         let identity = self.identity_of(address).map(|(identity, _)| identity);
-        let cluster_pod = identity.is_ok_and(|identity| !identity.is_local_scope() && identity.0 >= 256);
+        let cluster_pod = identity.is_ok_and(|identity| {
+            !identity.is_local_scope() && !identity.is_remote_node_scope() && identity.0 >= 256
+        });
         if node.is_some() || cluster_pod {
             return self.unknown(Unknown::RemotePod { address, node });
         }
@@ -226,108 +226,21 @@ impl Walk<'_> {
     /// From the node itself: socket load balancing or netfilter, then the route to the pod.
     fn enter_from_host(self) -> Vec<Trajectory> {
         let mut walk = self.step(Step::FromHost);
-        if walk.world.netfilter.is_none() {
+        if walk.rules().is_none() && walk.question.mark == 0 {
             // Without its rules at hand: Cilium's own OUTPUT rule marks what the host sends.
-            walk.mark |= MARK_MAGIC_HOST;
+            walk.mark |= MAGIC_HOST;
         }
-        let frontend = if walk.world.config.node_port { walk.frontend() } else { Ok(None) };
+        let frontend =
+            if walk.world.config.node_port { walk.frontend(LbClient::Inside) } else { Ok(LbFound::Nothing) };
         match frontend {
-            Err(fact) => walk.unknown(Unknown::Fact(fact)),
-            Ok(Some(frontend)) => walk.each_backend(&frontend, Self::host_output),
-            Ok(None) => walk.host_output(),
+            Err(unknown) => walk.unknown(unknown),
+            Ok(LbFound::Frontend(frontend)) => walk.balance(&frontend, Self::host_output),
+            Ok(LbFound::Nothing | LbFound::OtherPorts(_)) => walk.host_output(),
         }
-    }
-
-    fn host_output(self) -> Vec<Trajectory> {
-        self.netfilter(Hook::Output, None, None, |walk| match walk.world.owner(walk.tuple.daddr) {
-            AddressOwner::Host => walk.end(Outcome::Allowed(Destination::Host)),
-            _ => walk.forward_to_route(None, false),
-        })
-    }
-
-    /// The host's stack between two of Cilium's hooks: netfilter and routing.
-    fn host_stack(self, in_dev: Option<&str>) -> Vec<Trajectory> {
-        let before = self.tuple;
-        self.netfilter(Hook::Prerouting, in_dev, None, |walk| match walk.world.owner(walk.tuple.daddr) {
-            AddressOwner::Host => walk.reach_host(before),
-            _ => walk.forward_to_route(in_dev, true),
-        })
-    }
-
-    /// To the node itself, unless a NodePort may hide behind the port.
-    fn reach_host(self, before: Tuple) -> Vec<Trajectory> {
-        let maybe_node_port = before == self.tuple && NODE_PORTS.contains(&self.tuple.dport);
-        if maybe_node_port {
-            return self.unknown(Unknown::Frontend { address: before.daddr, port: before.dport });
-        }
-        self.end(Outcome::Allowed(Destination::Host))
-    }
-
-    /// Routing, then FORWARD (for packets that are not the node's own) and POSTROUTING, then where the route leads.
-    fn forward_to_route(self, in_dev: Option<&str>, forwarded: bool) -> Vec<Trajectory> {
-        let address = self.tuple.daddr;
-        let route = self.world.route(address).map(|route| route.dev.clone());
-        let Some(dev) = route else {
-            // Rules that rewrite the source ask for the outgoing interface.
-            return match self.world.owner(address) {
-                _ if self.world.netfilter.is_some() => self.unknown(Unknown::Fact("routes".to_owned())),
-                AddressOwner::Endpoint(_) => self.local_delivery(None),
-                _ if self.came_from_network() => self.unknown_frontend(),
-                _ => self.unknown(Unknown::Fact("routes".to_owned())),
-            };
-        };
-        let walk = self.step(Step::Route { dev: dev.clone() });
-        let after_forward =
-            |walk: Self| walk.netfilter(Hook::Postrouting, in_dev, Some(&dev), |walk| walk.leave_by(&dev));
-        if forwarded {
-            walk.netfilter(Hook::Forward, in_dev, Some(&dev), after_forward)
-        } else {
-            after_forward(walk)
-        }
-    }
-
-    /// Out of the stack by `dev`: to a pod, into the tunnel, or out of the node.
-    fn leave_by(self, dev: &str) -> Vec<Trajectory> {
-        let address = self.tuple.daddr;
-        match self.world.owner(address) {
-            AddressOwner::Endpoint(_) => self.local_delivery(None),
-            AddressOwner::Host => self.end(Outcome::Allowed(Destination::Host)),
-            AddressOwner::Elsewhere if dev == CILIUM_HOST => self.via_cilium_host(),
-            AddressOwner::Elsewhere if self.came_from_network() => self.unknown_frontend(),
-            AddressOwner::Elsewhere => self.end(Outcome::Allowed(Destination::Network(Some(dev.to_owned())))),
-        }
-    }
-
-    /// `cil_from_host` with a destination that is no local endpoint: the tunnel, or unroutable.
-    fn via_cilium_host(self) -> Vec<Trajectory> {
-        let address = self.tuple.daddr;
-        if let Some(node) = self.tunnel_endpoint(address) {
-            return self.unknown(Unknown::RemotePod { address, node: Some(node) });
-        }
-        match self.identity_of(address) {
-            Err(fact) => self.unknown(Unknown::Fact(fact)),
-            Ok((Identity::WORLD, _)) => self.end(Outcome::Dropped(DropReason::UNROUTABLE)),
-            Ok(_) => self.unknown(Unknown::RemotePod { address, node: None }),
-        }
-    }
-
-    /// A packet from the wire to an address that is neither a pod's nor the node's.
-    fn unknown_frontend(self) -> Vec<Trajectory> {
-        let Tuple { daddr: address, dport: port, .. } = self.tuple;
-        self.unknown(Unknown::Frontend { address, port })
-    }
-
-    /// A pod's packet that leaves the node with kube-proxy replacement.
-    fn out_of_node(self) -> Vec<Trajectory> {
-        let dev = self.world.route(self.tuple.daddr).map(|route| route.dev.clone());
-        if dev.as_deref() == Some(CILIUM_HOST) {
-            return self.via_cilium_host();
-        }
-        self.end(Outcome::Allowed(Destination::Network(dev)))
     }
 
     /// To the destination's policy if it is a local pod, with the source's identity if the caller knows it.
-    fn local_delivery(self, source: Option<(Identity, IdentityOrigin)>) -> Vec<Trajectory> {
+    pub(super) fn local_delivery(self, source: Option<Resolved>) -> Vec<Trajectory> {
         let address = self.tuple.daddr;
         match self.world.owner(address) {
             AddressOwner::Endpoint(id) if !self.world.is_host_endpoint(id) => self.ingress(id, source),
@@ -339,25 +252,17 @@ impl Walk<'_> {
         }
     }
 
-    /// From the wire, with kube-proxy replacement or from the tunnel, to an address that no endpoint here has.
-    fn not_local(self) -> Vec<Trajectory> {
-        let address = self.tuple.daddr;
-        let translated = self.steps.iter().any(|step| matches!(step, Step::Service { .. }));
-        let node = self.tunnel_endpoint(address);
-        if translated || node.is_some() {
-            return self.unknown(Unknown::RemotePod { address, node });
-        }
-        match self.world.route(address) {
-            Some(route) if route.dev == CILIUM_HOST => self.via_cilium_host(),
-            _ => self.unknown_frontend(),
-        }
-    }
-
     /// The receiving pod's ingress policy.
-    fn ingress(self, id: EndpointId, source: Option<(Identity, IdentityOrigin)>) -> Vec<Trajectory> {
-        let mut walk = self;
-        if let Some(entry) = walk.reply_of(Direction::Ingress) {
-            return walk.step(Step::Reply(entry)).end(Outcome::Allowed(Destination::Endpoint(id)));
+    fn ingress(self, id: EndpointId, source: Option<Resolved>) -> Vec<Trajectory> {
+        if !self.handles(Family::of(self.tuple.daddr)) {
+            return self.end(Outcome::Dropped(DropReason::UNKNOWN_L3));
+        }
+        let mut walk = match self.with_ports() {
+            Ok(walk) => walk,
+            Err(ended) => return ended,
+        };
+        if let Some(known) = walk.known(Direction::Ingress) {
+            return walk.step(known.into()).end(Outcome::Allowed(Destination::Endpoint(id)));
         }
         if walk.question.direction == Some(Direction::Egress) {
             return walk.end(Outcome::Allowed(Destination::Judged));
@@ -365,7 +270,7 @@ impl Walk<'_> {
         let source = source.map_or_else(|| walk.source_identity(), Ok);
         let (identity, origin) = match source {
             Ok(found) => found,
-            Err(fact) => return walk.unknown(Unknown::Fact(fact)),
+            Err(unknown) => return walk.unknown(unknown),
         };
         let address = walk.tuple.saddr;
         walk = walk.step(Step::Identity { address, identity, origin });
@@ -375,174 +280,58 @@ impl Walk<'_> {
         }
     }
 
-    /// The source's identity as the receiving side resolves it: the host's mark, else the ipcache, which is not believed
-    /// when it says host.
-    ///
-    /// Source: `resolve_srcid_ipv4` and `tail_ipv4_to_endpoint`, Cilium 1.14 `bpf/bpf_host.c`, `bpf/bpf_lxc.c`.
-    fn source_identity(&self) -> Result<(Identity, IdentityOrigin), String> {
-        if self.mark & MARK_MAGIC_MASK == MARK_MAGIC_HOST {
-            return Ok((Identity::HOST, IdentityOrigin::HostMark));
-        }
-        match self.identity_of(self.tuple.saddr)? {
-            (Identity::HOST, IdentityOrigin::Ipcache(prefix)) => {
-                Ok((Identity::WORLD, IdentityOrigin::HostIgnored(prefix)))
-            }
-            found => Ok(found),
-        }
+    /// The node's own ingress policy, if the host firewall is on.
+    pub(super) fn host_policy_ingress(self) -> Result<Self, Vec<Trajectory>> {
+        self.host_policy(Direction::Ingress, Self::source_identity)
     }
 
-    /// Asks `id`'s policy map; goes on if it allows.
-    fn judge(
+    /// The node's own egress policy, if the host firewall is on.
+    pub(super) fn host_policy_egress(self) -> Result<Self, Vec<Trajectory>> {
+        self.host_policy(Direction::Egress, |walk| walk.identity_of(walk.tuple.daddr))
+    }
+
+    fn host_policy(
         self,
-        id: EndpointId,
         direction: Direction,
-        identity: Identity,
+        peer: impl Fn(&Self) -> Result<Resolved, Unknown>,
     ) -> Result<Self, Vec<Trajectory>> {
-        let config = &self.world.config;
-        if self.question.icmp == Some(ICMP_FRAG_NEEDED)
-            && self.tuple.protocol == Protocol::ICMP
-            && config.allow_icmp_frag_needed
-        {
+        let other = match direction {
+            Direction::Ingress => Direction::Egress,
+            Direction::Egress => Direction::Ingress,
+        };
+        if !self.world.config.host_firewall || self.question.direction == Some(other) {
             return Ok(self);
         }
-        let name = crate::cilium::policy::pin_name(id);
-        let Some(policy) = self.world.policy.get(&id) else {
-            return Err(self.unknown(Unknown::Fact(name)));
+        let Some(host) =
+            self.world.endpoints.values().find(|endpoint| endpoint.is_host()).map(|host: &Endpoint| host.id)
+        else {
+            return Err(self.unknown(Unknown::Fact("rest/endpoint".to_owned())));
         };
-        let port = match self.question.icmp {
-            Some((icmp_type, _)) if config.icmp_rules => u16::from(icmp_type),
-            _ => self.tuple.dport,
+        let walk = self.with_ports()?;
+        if let Some(known) = walk.known(direction) {
+            return Ok(walk.step(known.into()));
+        }
+        let (identity, origin) = match peer(&walk) {
+            Ok(found) => found,
+            Err(unknown) => return Err(walk.unknown(unknown)),
         };
-        let protocol = self.tuple.protocol.0;
-        let query = PolicyQuery { identity, direction, protocol, port, untracked_fragment: false };
-        let decision = policy.map.lookup(query);
-        let agent = self.world.endpoints.get(&id).and_then(|endpoint| endpoint.policy.as_ref());
-        let audit = config.audit_mode || agent.is_some_and(|policy| policy.audit_mode);
-        let audited = audit && matches!(decision.verdict, PolicyVerdict::Drop(_));
-        let step = PolicyStep {
-            endpoint: id,
-            map: policy.name.clone(),
-            tuple: self.tuple,
-            query,
-            decision,
-            audited,
+        let address = match direction {
+            Direction::Ingress => walk.tuple.saddr,
+            Direction::Egress => walk.tuple.daddr,
         };
-        let walk = self.step(Step::Policy(Box::new(step)));
-        match decision.verdict {
-            _ if audited => Ok(walk),
-            PolicyVerdict::Allow { proxy_port: 0 } => Ok(walk),
-            PolicyVerdict::Allow { proxy_port } => Err(walk.unknown(Unknown::L7Proxy { port: proxy_port })),
-            PolicyVerdict::Drop(DropReason::POLICY_AUTH_REQUIRED) => {
-                Err(walk.unknown(Unknown::Authentication { auth_type: decision.auth_type }))
-            }
-            PolicyVerdict::Drop(reason) => Err(walk.end(Outcome::Dropped(reason))),
-        }
+        walk.step(Step::Identity { address, identity, origin }).judge(host, direction, identity)
     }
 
-    /// The conntrack entry of which this packet is an answer, seen from the endpoint in `direction`.
-    ///
-    /// Only with both ports known; looked up as the datapath does, under the connection's own direction.
-    fn reply_of(&self, direction: Direction) -> Option<CtTuple> {
-        let Tuple { sport, dport, protocol, .. } = self.tuple;
-        if !protocol.has_ports() || sport == 0 || dport == 0 {
-            return None;
-        }
-        let connection = self.tuple.reversed();
-        let entry = match direction {
-            // The pod answers: the connection came in from the packet's destination.
-            Direction::Egress => CtTuple::ingress(connection),
-            // The pod is answered: the connection went out to the packet's source.
-            Direction::Ingress => CtTuple::egress(connection),
-        };
-        self.world.connections(Family::of(self.tuple.daddr))?.contains_key(&entry).then_some(entry)
-    }
-
-    /// The Cilium frontend of the packet's destination; `Err` names the missing map.
-    fn frontend(&self) -> Result<Option<Frontend>, String> {
-        if !self.tuple.protocol.has_ports() {
-            return Ok(None);
-        }
-        match &self.world.lb {
-            Some(lb) => {
-                let Tuple { daddr: address, dport, .. } = self.tuple;
-                Ok(lb.frontend(LbKey { address, dport, backend_slot: 0, proto: 0, scope: 0 }))
-            }
-            // A pod's own address is no frontend, whatever the services are.
-            None if matches!(self.world.owner(self.tuple.daddr), AddressOwner::Endpoint(_)) => Ok(None),
-            None => Err("cilium_lb4_services_v2".to_owned()),
-        }
-    }
-
-    fn in_source_range(&self, rev_nat_id: u16) -> bool {
-        let lb = self.world.lb.as_ref();
-        lb.and_then(|lb| lb.in_source_range(rev_nat_id, self.tuple.saddr)) == Some(true)
-    }
-
-    /// The ipcache's identity of an address; `Err` names the missing map.
-    fn identity_of(&self, address: IpAddr) -> Result<(Identity, IdentityOrigin), String> {
-        let ipcache = self.world.ipcache.as_ref().ok_or_else(|| "cilium_ipcache".to_owned())?;
-        Ok(match ipcache.lookup(address) {
-            Some((prefix, info)) => (info.sec_identity, IdentityOrigin::Ipcache(prefix)),
-            None => (Identity::WORLD, IdentityOrigin::NoPrefix),
-        })
-    }
-
-    /// The node behind which the ipcache has an address.
-    fn tunnel_endpoint(&self, address: IpAddr) -> Option<IpAddr> {
-        let (_, info) = self.world.ipcache.as_ref()?.lookup(address)?;
-        info.tunnel_endpoint.filter(|node| !self.world.host_addresses().contains(node))
-    }
-
-    fn came_from_network(&self) -> bool {
+    pub(super) fn came_from_network(&self) -> bool {
         matches!(self.steps.first(), Some(Step::FromNetwork { .. }))
     }
+}
 
-    /// Every way through a netfilter hook; those that pass go on with `next`.
-    fn netfilter(
-        self,
-        hook: Hook,
-        in_dev: Option<&str>,
-        out_dev: Option<&str>,
-        next: impl Fn(Self) -> Vec<Trajectory>,
-    ) -> Vec<Trajectory> {
-        let world = self.world;
-        let Some(rules) = &world.netfilter else {
-            return next(self);
-        };
-        let is_local = |address: IpAddr| world.owner(address) == AddressOwner::Host;
-        let masquerade = |dev: &str| world.primary_address(dev);
-        let facts = Facts { is_local: &is_local, masquerade: &masquerade };
-        let (dnat, snat) = self.rewritten();
-        let packet = Packet {
-            tuple: self.tuple,
-            mark: self.mark,
-            in_dev: in_dev.map(str::to_owned),
-            out_dev: out_dev.map(str::to_owned),
-            dnat,
-            snat,
-        };
-        let ways = Ruleset::traverse(rules, hook, packet, &facts).into_iter().flat_map(|way| {
-            let mut walk = self.clone();
-            walk.tuple = way.packet.tuple;
-            walk.mark = way.packet.mark;
-            for rule in way.rewrites {
-                walk.steps.push(Step::Netfilter { hook, rule, after: way.packet.tuple });
-            }
-            match way.end {
-                End::Accept => next(walk),
-                End::Drop(rule) => walk.end(Outcome::Filtered { rule, rejected: false }),
-                End::Reject(rule) => walk.end(Outcome::Filtered { rule, rejected: true }),
-                End::Unknown(rule) => walk.unknown(Unknown::Rule(rule)),
-            }
-        });
-        ways.collect()
-    }
-
-    /// Whether netfilter has rewritten destination or source so far.
-    fn rewritten(&self) -> (bool, bool) {
-        let at = |wanted: Hook| {
-            self.steps.iter().any(|step| matches!(step, Step::Netfilter { hook, .. } if *hook == wanted))
-        };
-        (at(Hook::Prerouting) || at(Hook::Output), at(Hook::Postrouting))
+impl From<Known> for Step {
+    fn from(known: Known) -> Self {
+        match known {
+            Known::Reply(entry) => Self::Reply(entry),
+            Known::Related(entry) => Self::Related(entry),
+        }
     }
 }

@@ -1,11 +1,15 @@
 //! An [`Explanation`] as text and JSON.
 
 use std::io::{self, Write};
+use std::net::IpAddr;
 
+use probe_model::cilium::auth::AuthKey;
 use probe_model::cilium::lb::Frontend;
 use probe_model::cilium::policy::{PolicyKey, PolicyVerdict};
 use probe_model::explain::{Explanation, FailedField, NearMiss, Verdict};
-use probe_model::simulate::{Destination, IdentityOrigin, Outcome, PolicyStep, Step, Trajectory};
+use probe_model::simulate::{
+    Authenticated, Destination, IdentityOrigin, Outcome, PolicyStep, Sender, Step, Trajectory, Unjudged,
+};
 use probe_model::tuple::Protocol;
 use probe_model::world::{PolicyRef, World};
 use serde_json::{Value, json};
@@ -95,9 +99,13 @@ pub fn path(world: &World, way: &Trajectory) -> String {
             Step::FromPod(id) => parts.push(format!("from {}", world.endpoint_name(*id))),
             Step::FromHost => parts.push("from this node".to_owned()),
             Step::Reply(_) => parts.push("an answer by conntrack".to_owned()),
-            Step::Service { frontend, backend } => {
+            Step::Related(_) => parts.push("an ICMP error about a connection".to_owned()),
+            Step::Unjudged(why) => parts.push(unjudged_text(*why).to_owned()),
+            Step::Frontend(frontend) => parts.push(format!("Cilium's service {}", frontend_text(frontend))),
+            Step::Service { frontend, backend, .. } => {
                 parts.push(format!("Cilium's service {} to {}", frontend_text(frontend), backend.socket()));
             }
+            Step::Forward { node, sender } => parts.push(forward_text(*node, *sender)),
             Step::Netfilter { rule, after, .. } => {
                 parts.push(format!("netfilter {} to {after}", target_of(rule)));
             }
@@ -134,6 +142,37 @@ fn frontend_text(frontend: &Frontend) -> String {
     format!("{} ({})", dump::frontend_text(frontend), frontend.service.kind())
 }
 
+fn unjudged_text(why: Unjudged) -> &'static str {
+    match why {
+        Unjudged::Loopback => "back to the pod itself",
+        Unjudged::FragmentationNeeded => "ICMP fragmentation needed, let through",
+    }
+}
+
+/// To which node a service's packet goes, and as whose.
+fn forward_text(node: Option<IpAddr>, sender: Sender) -> String {
+    let to = node.map_or_else(|| "the backend's node".to_owned(), |node| format!("node {node}"));
+    match sender {
+        Sender::ThisNode(Some(address)) => format!("to {to}, from this node's {address}"),
+        Sender::ThisNode(None) => format!("to {to}, from this node's address"),
+        Sender::Client => format!("to {to}, from the client's own address"),
+        Sender::Unknown => format!("to {to}"),
+    }
+}
+
+/// What the other node will take the sender for.
+fn sender_text(sender: Sender) -> &'static str {
+    match sender {
+        Sender::ThisNode(_) => {
+            "the backend's node sees this node as the source, a remote-node identity there"
+        }
+        Sender::Client => "the backend's node sees the client as the source",
+        Sender::Unknown => {
+            "whom the backend's node sees as the source depends on `bpf-lb-mode`, which is not known"
+        }
+    }
+}
+
 /// The lines of evidence behind a step, if it needs one.
 fn evidence(
     world: &World,
@@ -146,9 +185,29 @@ fn evidence(
             line("identity", &format!("{address} is {whose}: {}", identity_origin(*origin)))
         }
         Step::Netfilter { rule, .. } => line("rule", rule),
-        Step::Policy(step) => line("entry", &entry_text(world, step)),
+        Step::Reply(entry) | Step::Related(entry) | Step::Service { kept: Some(entry), .. } => {
+            line("conntrack", &entry.to_string())
+        }
+        Step::Forward { sender, .. } => line("source", sender_text(*sender)),
+        Step::Policy(step) => {
+            line("entry", &entry_text(world, step))?;
+            match &step.authenticated {
+                Some(authenticated) => line("auth", &authenticated_text(world, authenticated)),
+                None => Ok(()),
+            }
+        }
         _ => Ok(()),
     }
+}
+
+fn authenticated_text(world: &World, authenticated: &Authenticated) -> String {
+    let AuthKey { remote_sec_label, remote_node_id, auth_type, .. } = authenticated.key;
+    let holds = match authenticated.until {
+        Some(until) => format!("until {} s since 1970", until.unix_ns() / 1_000_000_000),
+        None => "no entry".to_owned(),
+    };
+    let peer = world.identity_text(remote_sec_label);
+    format!("type {auth_type} with {peer} on node id {remote_node_id}: {holds}")
 }
 
 /// Where an identity is from, as a clause.
@@ -162,6 +221,7 @@ pub fn identity_origin(origin: IdentityOrigin) -> String {
             )
         }
         IdentityOrigin::HostMark => "the packet carries the host's mark".to_owned(),
+        IdentityOrigin::Mark => "the packet's mark carries it".to_owned(),
         IdentityOrigin::Endpoint(id) => format!("endpoint {id}'s own"),
     }
 }
@@ -308,9 +368,20 @@ fn step_value(world: &World, step: &Step) -> Value {
         }
         Step::FromHost => json!({ "step": "from-host" }),
         Step::Reply(entry) => json!({ "step": "reply", "conntrack": entry.to_string() }),
-        Step::Service { frontend, backend } => json!({
+        Step::Related(entry) => json!({ "step": "related", "conntrack": entry.to_string() }),
+        Step::Unjudged(why) => json!({ "step": "unjudged", "why": unjudged_text(*why) }),
+        Step::Frontend(frontend) => json!({
+            "step": "frontend", "frontend": dump::frontend_text(frontend), "type": frontend.service.kind(),
+            "id": frontend.service.rev_nat_index,
+        }),
+        Step::Forward { node, sender } => json!({
+            "step": "forward", "node": node.map(|node| node.to_string()), "source": sender_text(*sender),
+        }),
+        Step::Service { frontend, backend, kept } => json!({
             "step": "service", "frontend": dump::frontend_text(frontend),
             "type": frontend.service.kind(), "id": frontend.service.rev_nat_index, "backend": backend.socket().to_string(),
+            "backends": frontend.backends.iter().map(|slot| slot.backend.map(|known| known.socket().to_string())).collect::<Vec<_>>(),
+            "kept_by": kept.map(|entry| entry.to_string()),
         }),
         Step::Netfilter { rule, after, .. } => {
             json!({ "step": "netfilter", "rule": rule, "after": after.to_string() })
@@ -340,5 +411,10 @@ pub fn policy_step_value(step: &PolicyStep) -> Value {
             "bytes": entry.counters.map(|counters| counters.bytes),
         })),
         "loser": step.decision.loser.as_ref().map(|(key, _)| key_value(key)),
+        "authenticated": step.authenticated.map(|authenticated| json!({
+            "remote_identity": authenticated.key.remote_sec_label.0, "remote_node_id": authenticated.key.remote_node_id,
+            "type": authenticated.key.auth_type,
+            "until_unix_ns": authenticated.until.map(|until| until.unix_ns().to_string()),
+        })),
     })
 }

@@ -1,11 +1,16 @@
 //! Decodes a [`RawNode`] into a [`World`]. What cannot be decoded becomes a missing fact, with the reason.
 
+use std::collections::BTreeMap;
+
+use probe_model::cilium::auth::{AuthInfo, AuthKey};
 use probe_model::cilium::ct::{CtEntry, CtLayout, CtTuple, ct_layouts};
 use probe_model::cilium::family::Family;
+use probe_model::cilium::fragments::{FragmentId, FragmentPorts};
 use probe_model::cilium::ipcache::{Ipcache, IpcacheKey, RemoteEndpointInfo};
 use probe_model::cilium::layout::policy_layout;
 use probe_model::cilium::lb::{LbBackend, LbKey, LbMaps, LbService, LbSourceRange, LoadBalancer};
 use probe_model::cilium::lxc::{EndpointInfo, EndpointKey};
+use probe_model::cilium::node::{self, NodeKey, NodeValue};
 use probe_model::cilium::policy::{PolicyLayout, PolicyMap, pin_endpoint, pin_name};
 use probe_model::cilium::{DecodeError, EndpointId};
 use probe_model::netfilter::Ruleset;
@@ -58,6 +63,13 @@ fn read_maps(node: &RawNode, world: &mut World) {
     world.conntrack6 = read_conntrack(node, world, Family::V6);
     let connections = world.conntrack.iter().chain(&world.conntrack6).flatten();
     world.ct_layouts = ct_layouts(connections, &CtLayout::ALL);
+    world.fragments = read_fragments(node, world);
+    world.auth = if_pinned(node, world, "cilium_auth_map", |key, value| {
+        Ok((AuthKey::decode(key)?, AuthInfo::decode(value)?))
+    });
+    let nodes = node::PINS.into_iter().find(|pin| node.maps.contains_key(*pin)).unwrap_or(node::PINS[0]);
+    world.nodes =
+        if_pinned(node, world, nodes, |key, value| Ok((NodeKey::decode(key)?.ip, NodeValue::decode(value)?)));
     let of_nobody = |name: &&String| name.starts_with("cilium_policy_") && pin_endpoint(name).is_none();
     world.missing.extend(node.maps.keys().filter(of_nobody).map(|name| {
         let why = format!("expected five digits at the end of `{name}`, the endpoint's id");
@@ -126,6 +138,29 @@ fn read_conntrack(node: &RawNode, world: &mut World, family: Family) -> Option<C
     tcp.zip(other).map(|(tcp, other)| tcp.into_iter().chain(other).collect())
 }
 
+/// The fragment maps of both families; IPv6 has one from 1.18 on only.
+fn read_fragments(node: &RawNode, world: &mut World) -> Option<BTreeMap<FragmentId, FragmentPorts>> {
+    let read = |world: &mut World, family: Family| -> Option<BTreeMap<_, _>> {
+        if_pinned(node, world, &family.pin("cilium_ipv4_frag_datagrams"), |key, value| {
+            Ok((FragmentId::decode(key)?, FragmentPorts::decode(value)?))
+        })
+    };
+    let mut all = read(world, Family::V4)?;
+    all.extend(read(world, Family::V6).unwrap_or_default());
+    Some(all)
+}
+
+/// A map's entries decoded, or a missing fact if they cannot be; but a map that few answers need is not missed.
+fn if_pinned<T, C: FromIterator<T>>(
+    node: &RawNode,
+    world: &mut World,
+    name: &str,
+    decode: impl Fn(&[u8], &[u8]) -> Result<T, DecodeError>,
+) -> Option<C> {
+    node.maps.get(name)?;
+    map(node, world, name, |raw| entries(raw, &decode))
+}
+
 /// A map's entries decoded, or a missing fact; but no IPv6 map is missed where Cilium made none.
 fn entries_of<T, C: FromIterator<T>>(
     node: &RawNode,
@@ -134,10 +169,10 @@ fn entries_of<T, C: FromIterator<T>>(
     family: Family,
     decode: impl Fn(&[u8], &[u8]) -> Result<T, DecodeError>,
 ) -> Option<C> {
-    if family == Family::V6 && !node.maps.contains_key(name) {
-        return None;
+    match family {
+        Family::V4 => map(node, world, name, |raw| entries(raw, &decode)),
+        Family::V6 => if_pinned(node, world, name, decode),
     }
-    map(node, world, name, |raw| entries(raw, &decode))
 }
 
 /// A map decoded, or a missing fact unless one is listed already.

@@ -36,7 +36,7 @@ pub const CILIUM_RUN: &str = "/var/run/cilium";
 /// Threads that read maps: the kernel does the work, and the node has other things to do.
 const READERS: usize = 4;
 /// Pins whose entries an answer is drawn from, by how they begin.
-const WANTED: [&str; 7] = [
+const WANTED: [&str; 11] = [
     "cilium_policy_",
     "cilium_ipcache",
     "cilium_lxc",
@@ -44,6 +44,10 @@ const WANTED: [&str; 7] = [
     "cilium_lb6_",
     "cilium_runtime_config",
     "cilium_tunnel_map",
+    "cilium_auth_map",
+    "cilium_node_map",
+    "cilium_ipv4_frag_",
+    "cilium_ipv6_frag_",
 ];
 /// Of these, pins that are large and decide nothing.
 const UNWANTED: [&str; 4] = ["_maglev", "_reverse_sk", "_affinity", "_health"];

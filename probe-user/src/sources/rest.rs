@@ -8,8 +8,8 @@ use probe_model::cilium::identity::Identity;
 use probe_model::cilium::{Direction, EndpointId};
 use probe_model::tuple::Protocol;
 use probe_model::world::{
-    Config, ConfigSource, Endpoint, EndpointPolicy, Interface, L4Filter, PodName, PolicyRef, RoutingMode,
-    Rule, SelectorUse, ServiceName,
+    Config, ConfigSource, Endpoint, EndpointPolicy, Forwarding, Interface, L4Filter, PodName, PolicyRef,
+    RoutingMode, Rule, SelectorUse, ServiceName,
 };
 use serde::Deserialize;
 
@@ -108,7 +108,21 @@ pub fn config(text: &str) -> Result<Config> {
         audit_mode: flag("PolicyAuditMode", defaults.audit_mode),
         host_firewall: flag("EnableHostFirewall", defaults.host_firewall),
         source_range_check: flag("EnableSVCSourceRangeCheck", defaults.source_range_check),
+        ipv4: flag("EnableIPv4", defaults.ipv4),
         ipv6: flag("EnableIPv6", defaults.ipv6),
+        forwarding: match word("NodePortMode") {
+            "snat" => Some(Forwarding::Snat),
+            "dsr" => Some(Forwarding::Dsr),
+            "hybrid" => Some(Forwarding::Hybrid),
+            _ => None,
+        },
+        fragment_tracking: flag("EnableIPv4FragmentsTracking", defaults.fragment_tracking),
+        identity_mark: flag("EnableIdentityMark", defaults.identity_mark),
+        tunnel_port: options
+            .get("TunnelPort")
+            .and_then(serde_json::Value::as_u64)
+            .and_then(|port| u16::try_from(port).ok())
+            .filter(|port| *port != 0),
     })
 }
 

@@ -5,9 +5,11 @@
 
 mod affinity;
 mod index;
+mod lookup;
 
 pub use affinity::{LbAffinity, LbAffinityKey, LbAffinityMatch};
 pub use index::{Frontend, LbMaps, LoadBalancer, Slot};
+pub use lookup::{LbClient, LbFound, LbLookup};
 
 use std::net::{IpAddr, SocketAddr};
 

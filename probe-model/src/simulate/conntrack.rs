@@ -1,0 +1,68 @@
+//! What conntrack knows of a packet.
+
+use super::walk::Walk;
+use crate::cilium::Direction;
+use crate::cilium::ct::{CtEntry, CtLayout, CtTuple};
+use crate::cilium::family::Family;
+use crate::tuple::{Protocol, Tuple};
+
+/// ICMP types that speak of another packet: destination unreachable, time exceeded, parameter problem.
+const ICMP_ERRORS: [u8; 3] = [3, 11, 12];
+/// The same in `ICMPv6`, with packet too big.
+const ICMPV6_ERRORS: [u8; 4] = [1, 2, 3, 4];
+
+/// A connection to which a packet belongs without being judged.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Known {
+    /// It is an answer.
+    Reply(CtTuple),
+    /// It is an ICMP error about the connection.
+    Related(CtTuple),
+}
+
+impl Walk<'_> {
+    /// The connection that lets a packet pass the endpoint's policy in `direction` unasked.
+    ///
+    /// Looked up as the datapath does: the opposite direction first (an answer), then the own one, which only counts for
+    /// ICMP errors: an established connection is judged with every packet.
+    pub(super) fn known(&self, direction: Direction) -> Option<Known> {
+        let related = self.icmp_error();
+        let packet = if related { Tuple { sport: 0, dport: 0, ..self.tuple } } else { self.tuple };
+        let [answered, own] = match direction {
+            Direction::Egress => [CtTuple::ingress(packet.reversed()), CtTuple::egress(packet)],
+            Direction::Ingress => [CtTuple::egress(packet.reversed()), CtTuple::ingress(packet)],
+        };
+        if related {
+            let about = |tuple: CtTuple| CtTuple { flags: tuple.flags | CtTuple::RELATED, ..tuple };
+            let found = [about(answered), about(own)].into_iter().find(|tuple| self.is_tracked(tuple));
+            return found.map(Known::Related);
+        }
+        let has_ports = packet.protocol.has_ports() && packet.sport != 0 && packet.dport != 0;
+        (has_ports && self.is_tracked(&answered)).then_some(Known::Reply(answered))
+    }
+
+    /// The service entry that keeps this client with a backend, still before translation.
+    pub(super) fn service_entry(&self) -> Option<(CtTuple, CtEntry)> {
+        if self.tuple.sport == 0 {
+            return None;
+        }
+        let tuple = CtTuple::service(self.tuple);
+        let entry = self.world.connections(Family::of(tuple.daddr))?.get(&tuple)?;
+        // The first packet of a new connection: up to 1.15 it opens a closing entry again, later it makes a new one.
+        let begins_anew = entry.is_closing() && self.world.ct_layouts != [CtLayout::PerDirection];
+        (!begins_anew).then_some((tuple, *entry))
+    }
+
+    fn is_tracked(&self, tuple: &CtTuple) -> bool {
+        self.world.connections(Family::of(tuple.daddr)).is_some_and(|entries| entries.contains_key(tuple))
+    }
+
+    fn icmp_error(&self) -> bool {
+        let Some((icmp_type, _)) = self.question.icmp else { return false };
+        match self.tuple.protocol {
+            Protocol::ICMP => ICMP_ERRORS.contains(&icmp_type),
+            Protocol::ICMPV6 => ICMPV6_ERRORS.contains(&icmp_type),
+            _ => false,
+        }
+    }
+}
