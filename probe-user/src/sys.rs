@@ -133,3 +133,54 @@ pub(crate) fn network_namespace() -> io::Result<u32> {
     use std::os::unix::fs::MetadataExt as _;
     Ok(std::fs::metadata("/proc/thread-self/ns/net")?.ino() as u32)
 }
+
+/// Keeps signals that end the process waiting in this thread until it is dropped, then lets them come.
+///
+/// Of the whole process only while it has no other thread that takes them.
+pub(crate) struct HeldSignals {
+    before: libc::sigset_t,
+}
+
+impl HeldSignals {
+    /// What a terminal, an init system or a limit ends a process with.
+    const SIGNALS: [i32; 5] = [libc::SIGINT, libc::SIGTERM, libc::SIGHUP, libc::SIGQUIT, libc::SIGXFSZ];
+
+    /// Begins to hold them.
+    pub(crate) fn hold() -> Self {
+        let mut held = Self::empty();
+        let mut before = Self::empty();
+        for signal in Self::SIGNALS {
+            // SAFETY: an initialized set and a signal that exists.
+            unsafe { libc::sigaddset(&raw mut held, signal) };
+        }
+        // SAFETY: both sets are initialized; with a valid first argument the call cannot fail.
+        unsafe { libc::pthread_sigmask(libc::SIG_BLOCK, &raw const held, &raw mut before) };
+        Self { before }
+    }
+
+    /// Whether one of them has come since.
+    pub(crate) fn is_waiting(&self) -> bool {
+        let mut pending = Self::empty();
+        // SAFETY: an initialized set to write to.
+        unsafe { libc::sigpending(&raw mut pending) };
+        // SAFETY: initialized sets and signals that exist.
+        let is_member = |set: &libc::sigset_t, signal| unsafe { libc::sigismember(set, signal) } == 1;
+        Self::SIGNALS.iter().any(|signal| is_member(&pending, *signal) && !is_member(&self.before, *signal))
+    }
+
+    fn empty() -> libc::sigset_t {
+        let mut set = std::mem::MaybeUninit::uninit();
+        // SAFETY: the call initializes the set that it is given, and cannot fail.
+        unsafe {
+            libc::sigemptyset(set.as_mut_ptr());
+            set.assume_init()
+        }
+    }
+}
+
+impl Drop for HeldSignals {
+    fn drop(&mut self) {
+        // SAFETY: the mask that was there before; no place for the old one is wanted.
+        unsafe { libc::pthread_sigmask(libc::SIG_SETMASK, &raw const self.before, std::ptr::null_mut()) };
+    }
+}

@@ -3,6 +3,7 @@
 mod doctor;
 mod dump;
 mod explain;
+mod snapshot;
 mod trace;
 
 use std::path::PathBuf;
@@ -60,10 +61,12 @@ pub enum Output {
 enum Command {
     /// Watch packets to a target on this node and say of each flow what became of it, and why
     Trace(trace::Args),
-    /// Say what happens to a packet, and why: from the maps of this node or of a recording
+    /// Say what happens to a packet, and why: from the maps of this node, of a snapshot or of a recording
     Explain(explain::Args),
     /// Print Cilium's maps, as its own command line does
     Dump(dump::Args),
+    /// Write one file with everything an answer needs, for `--from` on any machine
+    Snapshot(snapshot::Args),
     /// Say what this kernel, these privileges and this Cilium allow, and what to do about the rest
     Doctor,
 }
@@ -102,6 +105,7 @@ impl Cli {
         match self.command {
             Command::Explain(args) => explain::run(&args, &self.global),
             Command::Dump(args) => dump::run(&args, &self.global),
+            Command::Snapshot(args) => snapshot::run(&args, &self.global),
             Command::Doctor => doctor::run(&self.global),
             Command::Trace(args) => trace::run(args, &self.global),
         }

@@ -2,6 +2,7 @@
 
 pub mod dump;
 pub mod explanation;
+pub mod snapshot;
 pub mod trace;
 pub mod trace_json;
 

@@ -48,6 +48,11 @@ pub fn assemble(node: &RawNode) -> World {
     world
 }
 
+/// The agent's version in its own words, if it was asked and said so.
+pub fn version(node: &RawNode) -> Option<String> {
+    rest::version(node.rest.get("healthz")?).ok().flatten()
+}
+
 fn read_maps(node: &RawNode, world: &mut World) {
     world.lxc = map(node, world, "cilium_lxc", |raw| {
         entries(raw, |key, value| Ok((EndpointKey::decode(key)?.ip, EndpointInfo::decode(value)?)))

@@ -52,12 +52,6 @@ struct CpuValue {
 /// If the folder has no `maps/`, or cannot be listed. A dump that is truncated or no dump is a missing fact, whose reason
 /// names file and place.
 pub fn read(folder: &Path) -> Result<RawNode> {
-    if folder.is_file() {
-        bail!(
-            "`{}` is a file; expected a folder with maps/, as snapshots in one file are not read yet",
-            folder.display()
-        );
-    }
     let maps_folder = folder.join("maps");
     if !maps_folder.is_dir() {
         bail!(

@@ -338,6 +338,11 @@ fn read_map(globals: &Globals, name: &str, extent: Extent) -> Result<Reading> {
     Ok(Reading { map: globals.map(name)?.facts(), caveat: None })
 }
 
+/// Whether some command reads the entries of the map under this pin, so that a snapshot must hold them.
+pub(super) fn is_shown_by_some_command(name: &str) -> bool {
+    is_wanted(name) || is_shown(name)
+}
+
 fn is_wanted(name: &str) -> bool {
     WANTED.iter().any(|wanted| name.starts_with(wanted))
         && !UNWANTED.iter().any(|unwanted| name.contains(unwanted))
@@ -347,7 +352,8 @@ fn is_shown(name: &str) -> bool {
     name.starts_with(CONNTRACK) || SHOWN.iter().any(|shown| name.starts_with(shown))
 }
 
-fn timed<T>(run: impl FnOnce() -> T) -> (T, Duration) {
+/// What `run` gives, and how long it took.
+pub(super) fn timed<T>(run: impl FnOnce() -> T) -> (T, Duration) {
     let begun = Instant::now();
     (run(), begun.elapsed())
 }

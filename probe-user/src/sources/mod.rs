@@ -1,4 +1,4 @@
-//! Where a World comes from: a live node or a folder of recordings, both as one [`raw::RawNode`].
+//! Where a World comes from: a live node, a snapshot or a folder of recordings, each as one [`raw::RawNode`].
 
 pub mod addresses;
 pub mod agent;
@@ -17,25 +17,36 @@ pub mod network_text;
 pub mod programs;
 pub mod raw;
 pub mod rest;
+pub mod snapshot;
 pub mod unusable;
+pub mod utc;
 
 #[cfg(test)]
 mod testing;
 
-use std::path::PathBuf;
+use std::{
+    fs::File,
+    io::Read as _,
+    path::{Path, PathBuf},
+};
 
-use anyhow::Result;
+use anyhow::{Context as _, Result, bail};
 use probe_model::world::World;
 
 pub use live::LiveOptions;
 use raw::RawNode;
+
+/// How much of a file's beginning tells what it is: a block of a tar.
+const BEGIN: u64 = 512;
+/// What `--from` takes beside `live`.
+const EXPECTED: &str = "a file that `plsprobe snapshot` wrote, or a folder with maps/";
 
 /// `--from`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum From {
     /// This node.
     Live,
-    /// A folder of recordings.
+    /// A snapshot or a folder of recordings: what is there decides.
     Path(PathBuf),
 }
 
@@ -52,12 +63,34 @@ impl std::str::FromStr for From {
 ///
 /// # Errors
 ///
-/// If there is no Cilium, or no recording, or it cannot be read.
+/// If there is no Cilium, or no snapshot or recording, or it cannot be read.
 pub fn raw(from: &From, live: &LiveOptions) -> Result<RawNode> {
     match from {
         From::Live => live::read_whole(live).map(|live| live.node),
-        From::Path(folder) => folder::read(folder),
+        From::Path(path) => read_path(path),
     }
+}
+
+/// Undecoded facts from what is at `path`, by what is in it: its name says nothing.
+fn read_path(path: &Path) -> Result<RawNode> {
+    let shown = path.display();
+    let found = path.metadata().with_context(|| format!("failed to look for `{shown}`"))?;
+    if found.is_dir() {
+        return folder::read(path);
+    }
+    // A pipe or a device may never end.
+    if !found.is_file() {
+        bail!("`{shown}` is neither a plain file nor a folder; expected {EXPECTED}");
+    }
+    let mut begin = Vec::new();
+    File::open(path)
+        .and_then(|file| file.take(BEGIN).read_to_end(&mut begin))
+        .with_context(|| format!("failed to read `{shown}`"))?;
+    if snapshot::begins_like(&begin) {
+        return snapshot::read(path);
+    }
+    let what = if begin.is_empty() { "is empty" } else { "is no snapshot" };
+    bail!("`{shown}` {what}; expected {EXPECTED}")
 }
 
 /// Everything known, from `from`.
