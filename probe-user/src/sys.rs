@@ -184,3 +184,10 @@ impl Drop for HeldSignals {
         unsafe { libc::pthread_sigmask(libc::SIG_SETMASK, &raw const self.before, std::ptr::null_mut()) };
     }
 }
+
+/// Sends this thread a signal.
+#[cfg(test)]
+pub(crate) fn signal_this_thread(signal: i32) {
+    // SAFETY: a thread that exists, this one; what the signal does is the caller's business.
+    unsafe { libc::pthread_kill(libc::pthread_self(), signal) };
+}

@@ -1,9 +1,16 @@
 //! The binary on a live node: a lab with stand-ins for Cilium's datapath and agent, whole and broken.
 
-use std::{collections::BTreeMap, fs, os::unix::process::CommandExt as _, process::Command};
+use std::{
+    collections::BTreeMap,
+    fs,
+    os::unix::process::CommandExt as _,
+    process::{Command, Stdio},
+    time::Duration,
+};
 
 use probe_lab::{Lab, LabOptions, Ns, Shape};
-use probe_user::sources::{LiveOptions, addresses, classifiers, live, raw::RawMap};
+use probe_user::sources::{self, LiveOptions, addresses, classifiers, live, raw::RawMap};
+use rustix::process::{Pid, Signal, kill_process};
 
 /// A node with a pod `default/pls-app` that admits the NAT IP 10.224.0.8 alone.
 struct Node {
@@ -126,6 +133,61 @@ fn a_map_that_is_missing_is_named() {
     assert_eq!(code, 2);
     assert_eq!(found["cilium_ipcache"], ("missing".to_owned(), "no such pin".to_owned()));
     assert_eq!(found["explain, dump"], ("missing".to_owned(), "needs cilium_ipcache".to_owned()));
+}
+
+/// What the node says, its snapshot says: to every client's flow, of every map.
+#[test]
+fn a_snapshot_answers_as_the_node() {
+    for (name, shape) in [("s-aks", Shape::Aks), ("s-kpr", Shape::Kpr), ("s-kp", Shape::KubeProxy)] {
+        let Some(node) = Node::up(name, shape) else { return };
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("node.snap");
+        let before = node.state();
+        let taken = node.run(&format!("snapshot {} -o json", file.display()));
+        assert_eq!((taken.code, taken.stderr.as_str()), (0, ""), "{}", taken.stdout);
+        assert_eq!(node.state(), before);
+        let taken: serde_json::Value = serde_json::from_str(&taken.stdout).unwrap();
+        assert_eq!(taken["bytes"].as_u64(), Some(file.metadata().unwrap().len()), "{taken}");
+        let origin = taken["origin"].as_str().unwrap();
+
+        let clients = probe_lab::scenario::Client::ALL.iter();
+        let flows = clients
+            .map(|client| format!("explain --src {} --dst {}", client.address(), client.destination()));
+        let dumps = ["policy", "ipcache", "endpoints", "services", "conntrack", "nat", "metrics"];
+        let commands: Vec<_> = flows.chain(dumps.map(|map| format!("dump {map}"))).collect();
+        for command in commands.iter().flat_map(|command| [command.clone(), format!("{command} -o json")]) {
+            let live = node.run(&command);
+            // Anywhere: neither the lab's namespaces nor its folders.
+            let mut elsewhere = Command::new(env!("CARGO_BIN_EXE_plsprobe"));
+            let from = ran(elsewhere.args(command.split(' ')).arg("--from").arg(&file));
+            let stdout = live.stdout.replace("the maps of this node", &format!("the maps of {origin}"));
+            let stdout = stdout.replace(r#""origin":"live""#, &format!(r#""origin":"{origin}""#));
+            assert_eq!((from.code, from.stdout, from.stderr), (live.code, stdout, live.stderr), "{command}");
+        }
+    }
+}
+
+/// Whenever the process is ended: the file is there whole, or nothing is.
+#[test]
+fn a_snapshot_that_is_ended_leaves_nothing() {
+    let Some(node) = Node::up("s-end", Shape::Aks) else { return };
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("node.snap");
+    for millis in 0..40 {
+        let mut command = node.command(&format!("snapshot {}", file.display()));
+        let mut child = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+        std::thread::sleep(Duration::from_millis(3 * millis));
+        let pid = Pid::from_child(&child);
+        // It may have ended before.
+        drop(kill_process(pid, Signal::TERM));
+        child.wait().unwrap();
+        let there = fs::read_dir(folder.path()).unwrap().map(|entry| entry.unwrap().path());
+        for path in there.collect::<Vec<_>>() {
+            assert_eq!(path, file);
+            sources::snapshot::read(&path).unwrap();
+            fs::remove_file(&path).unwrap();
+        }
+    }
 }
 
 #[test]

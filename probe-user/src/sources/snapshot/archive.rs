@@ -59,6 +59,8 @@ pub(super) fn write<'a, W: Write>(
         header.set_mode(MODE);
         header.set_cksum();
         tar.append(&header, bytes)?;
+        // A block of zstd's ends with each part, so that damage is found in the part that it is in.
+        tar.get_mut().flush()?;
     }
     Ok(tar.into_inner()?.finish()?)
 }

@@ -27,7 +27,7 @@ pub(super) fn check(path: &Path, force: bool) -> Result<()> {
     let shown = path.display();
     ensure!(
         path != Path::new("-"),
-        "a snapshot goes to a file, not to standard output: half of one would look whole; give a file and `cat` it"
+        "a snapshot goes to a file, so that it is there whole or not at all, not to standard output; give a file and `cat` it"
     );
     ensure!(path.file_name().is_some(), "`{shown}` is no file's name");
     match fs::symlink_metadata(path) {

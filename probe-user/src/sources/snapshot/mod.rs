@@ -302,3 +302,6 @@ fn part_facts(part: &Part) -> PartFacts {
 fn shown(text: &str) -> String {
     text.chars().take(SHOWN).flat_map(char::escape_debug).collect()
 }
+
+#[cfg(test)]
+mod tests;
