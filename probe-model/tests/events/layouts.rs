@@ -9,6 +9,7 @@ use probe_model::cilium::events::{
 };
 use probe_model::cilium::identity::Identity;
 use probe_model::cilium::policy::MatchType;
+use probe_model::cilium::release::Release;
 use probe_model::cilium::{Direction, EndpointId};
 
 use super::{LAYOUTS, Random, build, header_mut};
@@ -275,4 +276,26 @@ fn what_flags_and_reasons_say() {
     assert_eq!(ObservationPoint(14).to_string(), "observation point 14");
     assert_eq!(XlatePoint(4).to_string(), "post-xlate-rev");
     assert_eq!(XlatePoint(5).to_string(), "translation point 5");
+}
+
+/// A file's number means something only with the release, of which the notification's version tells some.
+#[test]
+fn the_file_of_a_drop() {
+    let file = |size, number, agent: Option<u8>| {
+        let Notification::Drop(mut drop) = build("drop_notify", size, || 0) else { unreachable!() };
+        drop.file = number;
+        drop.source_file(agent.map(Release))
+    };
+    assert_eq!(file(36, 2, None), Some("bpf_lxc.c"), "the same in all of 1.13 to 1.17");
+    assert_eq!(file(36, 105, None), Some("nodeport.h"));
+    assert_eq!(file(48, 105, None), Some("lb.h"));
+    assert_eq!(file(36, 107, None), None);
+    assert_eq!(file(36, 107, Some(15)), Some("encrypt.h"));
+    assert_eq!(file(36, 107, Some(17)), Some("mcast.h"));
+    assert_eq!(file(40, 110, None), None, "1.17 and 1.18 disagree");
+    assert_eq!(file(40, 110, Some(17)), Some("l3.h"));
+    assert_eq!(file(40, 110, Some(18)), Some("local_delivery.h"));
+    // A program of the release before, still there after an upgrade: the agent's release is not its.
+    assert_eq!(file(40, 110, Some(19)), None);
+    assert_eq!(file(40, 105, Some(19)), Some("nodeport.h"));
 }
