@@ -15,7 +15,8 @@ use crate::cilium::ipcache::Ipcache;
 use crate::cilium::lb::{Frontend, LoadBalancer};
 use crate::cilium::lxc::{EndpointInfo, Mac};
 use crate::cilium::node::NodeValue;
-use crate::cilium::policy::PolicyMap;
+use crate::cilium::policy::{PolicyCounters, PolicyEntry, PolicyKey, PolicyMap};
+use crate::cilium::policystats::PolicyStatsKey;
 use crate::cilium::runtime_config::UTime;
 use crate::cilium::{Direction, EndpointId};
 use crate::netfilter::Ruleset;
@@ -38,7 +39,9 @@ pub struct World {
     pub lxc: Option<BTreeMap<IpAddr, EndpointInfo>>,
     /// Policy maps by endpoint.
     pub policy: BTreeMap<EndpointId, NamedPolicyMap>,
-    /// `cilium_ipcache`.
+    /// `cilium_policystats`: what policy entries without counters of their own decided (Cilium 1.18 on), if it was read.
+    pub policy_stats: Option<BTreeMap<PolicyStatsKey, PolicyCounters>>,
+    /// `cilium_ipcache` or `cilium_ipcache_v2`; missing, it is named as the first.
     pub ipcache: Option<Ipcache>,
     /// Services, backends and source ranges (IPv4).
     pub lb: Option<LoadBalancer>,
@@ -492,6 +495,19 @@ impl World {
     /// Whether the endpoint is the node itself.
     pub fn is_host_endpoint(&self, id: EndpointId) -> bool {
         self.endpoints.get(&id).is_some_and(Endpoint::is_host)
+    }
+
+    /// What an entry of an endpoint's policy map decided: by itself up to Cilium 1.17, else by `cilium_policystats`.
+    ///
+    /// `None` too if it never decided, or so long ago that the map forgot.
+    pub fn policy_counters(
+        &self,
+        id: EndpointId,
+        key: &PolicyKey,
+        entry: &PolicyEntry,
+    ) -> Option<PolicyCounters> {
+        let apart = || self.policy_stats.as_ref()?.get(&PolicyStatsKey::of_entry(id, key)).copied();
+        entry.counters.or_else(apart)
     }
 
     /// An endpoint's name as [`Endpoint::name`] gives it, or its id if no source knows more.

@@ -4,7 +4,6 @@ use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use ipnet::IpNet;
-use probe_model::cilium::affinity::{AffinityKey, AffinityMatch, AffinityValue, Client};
 use probe_model::cilium::auth::{AuthInfo, AuthKey};
 use probe_model::cilium::fragments::{FragmentId, FragmentPorts};
 use probe_model::cilium::identity::{Identity, Scope};
@@ -124,16 +123,6 @@ fn small_entries_are_read_back() {
         for key in [v4, v6] {
             assert_eq!(FragmentId::decode(&key.encode()), Ok(key));
         }
-        let cookie = Client::NetnsCookie(random.next());
-        let rev_nat_id = random.next() as u16;
-        for client in [cookie, Client::Ip(random.v4().into())] {
-            let key = AffinityKey { client, rev_nat_id };
-            assert_eq!(AffinityKey::decode(&key.encode_v4()), Ok(key));
-        }
-        for client in [cookie, Client::Ip(random.v6().into())] {
-            let key = AffinityKey { client, rev_nat_id };
-            assert_eq!(AffinityKey::decode(&key.encode_v6()), Ok(key));
-        }
         let direction = if random.is() { Direction::Ingress } else { Direction::Egress };
         let key = PolicyStatsKey {
             endpoint_id: EndpointId(random.next() as u16),
@@ -178,8 +167,6 @@ fn plain_structures_are_written_back() {
     written_back!(AuthKey, 11..12);
     written_back!(AuthInfo, 0..0);
     written_back!(FragmentPorts, 0..0);
-    written_back!(AffinityValue, 12..16);
-    written_back!(AffinityMatch, 6..8);
     written_back!(RatelimitValue, 0..0);
     for _ in 0..5_000 {
         let mut raw = random.bytes(MetricsKey::SIZE);
@@ -197,7 +184,7 @@ type Decoder = (&'static str, &'static [usize], fn(&[u8]) -> Option<String>);
 #[test]
 fn no_bytes_panic() {
     let mut random = Random(5);
-    let decoders: [Decoder; 22] = [
+    let decoders: [Decoder; 19] = [
         ("ipcache_key", &[24], |raw| error(IpcacheKey::decode(raw))),
         ("remote_endpoint_info", &[12, 24], |raw| error(RemoteEndpointInfo::decode(raw))),
         ("endpoint_key", &[20], |raw| error(EndpointKey::decode(raw))),
@@ -215,9 +202,6 @@ fn no_bytes_panic() {
         ("policy_stats_value", &[16, 32, 48, 64], |raw| error(PolicyCounters::sum(raw))),
         ("ipv4_frag_id or ipv6_frag_id", &[12, 40], |raw| error(FragmentId::decode(raw))),
         ("ipv4_frag_l4ports", &[4], |raw| error(FragmentPorts::decode(raw))),
-        ("lb4_affinity_key", &[16, 24], |raw| error(AffinityKey::decode(raw))),
-        ("lb_affinity_val", &[16], |raw| error(AffinityValue::decode(raw))),
-        ("lb_affinity_match", &[8], |raw| error(AffinityMatch::decode(raw))),
         ("ratelimit_key", &[4, 8], |raw| error(RatelimitKey::decode(raw))),
         ("cilium_runtime_config value", &[8], |raw| error(RuntimeConfig::decode([(&[0; 4][..], raw)]))),
     ];

@@ -434,3 +434,86 @@ fn entry_of_another_size() {
         "#]],
     );
 }
+
+/// The smaller maps, as far as a recording has something in them.
+#[test]
+fn dumps_of_smaller_maps() {
+    let tunnel = scenario("cilium-1.14-tunnel-kubeproxy", "none");
+    check(
+        &tunnel,
+        "dump tunnel",
+        0,
+        &expect![[r#"
+        PREFIX     NODE         KEY   NODE ID   CLUSTER
+        10.0.2.0   10.224.0.5   0     40629     0
+    "#]],
+    );
+    check(
+        &tunnel,
+        "dump node",
+        0,
+        &expect![[r#"
+        IP ADDRESS   NODE ID   SPI
+        10.0.2.7     40629     -
+        10.224.0.5   40629     -
+    "#]],
+    );
+    let newer = scenario("cilium-1.16", "none");
+    check(
+        &newer,
+        "dump node -o json",
+        0,
+        &expect![[r#"
+        {"address":"10.0.0.51","id":46826,"schema":"plsprobe.node/1","spi":0}
+        {"address":"10.224.0.4","id":46826,"schema":"plsprobe.node/1","spi":0}
+    "#]],
+    );
+    check(
+        &newer,
+        "dump tunnel",
+        2,
+        &expect![[r#"
+        plsprobe: failed to read `cilium_tunnel_map`: it is not there; Cilium has it up to 1.17 and in tunnel mode only; `plsprobe dump ipcache` names tunnel endpoints too
+    "#]],
+    );
+    check(
+        &newer,
+        "dump auth",
+        0,
+        &expect![[r#"
+        SRC IDENTITY   DST IDENTITY   REMOTE NODE ID   AUTH TYPE   EXPIRATION
+    "#]],
+    );
+    check(
+        &newer,
+        "dump policystats",
+        2,
+        &expect![[r#"
+        plsprobe: failed to read `cilium_policystats`: it is not there; up to Cilium 1.17 policy maps count for themselves, see `plsprobe dump policy`
+    "#]],
+    );
+    check(
+        &newer,
+        "dump affinity",
+        0,
+        &expect![[r#"
+        CLIENT   SERVICE   BACKEND   LAST USED   VALID
+    "#]],
+    );
+    check(
+        &newer,
+        "dump fragments",
+        0,
+        &expect![[r#"
+        SOURCE   DESTINATION   PROTO   ID   SPORT   DPORT
+    "#]],
+    );
+    check(
+        &newer,
+        "dump source-ranges",
+        0,
+        &expect![[r#"
+        SERVICE   PREFIX   CHECKED AT
+    "#]],
+    );
+}

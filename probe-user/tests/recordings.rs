@@ -1,6 +1,6 @@
 //! What plsprobe says of every recorded probe, against what a real Cilium did.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use probe_model::cilium::drop_reason::DropReason;
@@ -225,6 +225,40 @@ fn dumps_print_the_recorded_entries() {
         }
     }
     assert!(compared > 500, "{compared} lines compared");
+}
+
+/// As far as Cilium 1.16 prints the same: it has lines of their own for each place that counts, and words for no flags.
+#[test]
+fn dumps_print_the_recorded_entries_of_1_16() {
+    use probe_user::render::dump;
+    for scenario in fixtures::scenarios("cilium-1.16") {
+        let node = folder::read(&scenario.path).expect("a readable recording");
+        let world = assemble::assemble(&node);
+        let cli = |name: &str| {
+            let text = std::fs::read_to_string(scenario.path.join("cli").join(name));
+            lines(&text.expect("a recorded text").replace(", flags=<none>", ""))
+        };
+        let at = |what: &str| format!("{} {what}", scenario.name);
+        let ipcache = dumped(&dump::ipcache(&world).expect("ipcache"));
+        same_entries(&at("ipcache"), &cli("bpf-ipcache-list.txt"), &ipcache);
+        let endpoints = dumped(&dump::endpoints(&world, None).expect("endpoints"));
+        same_entries(&at("endpoints"), &cli("bpf-endpoint-list.txt"), &endpoints);
+        let direction = |line: &String| {
+            let end = ["INGRESS", "EGRESS", "SERVICE"]
+                .iter()
+                .find_map(|word| line.find(&format!(" {word} ")).map(|at| at + 1 + word.len()));
+            end.map(|end| line[..end].to_owned())
+        };
+        let reasons = |lines: &[String]| lines.iter().filter_map(direction).collect::<BTreeSet<_>>();
+        let (theirs, metrics) =
+            (cli("bpf-metrics-list.txt"), dumped(&dump::metrics(&node).expect("metrics")));
+        assert_eq!(reasons(&theirs), reasons(&metrics), "{}", at("metrics"));
+        assert_eq!(
+            metrics.len(),
+            reasons(&metrics).len() + 1,
+            "one line of each, and the headings: {metrics:?}"
+        );
+    }
 }
 
 /// Metrics without their counters: they went on between the recording of the bytes and of the text.

@@ -142,7 +142,7 @@ pub struct RemoteEndpointInfo {
     pub tunnel_endpoint: Option<IpAddr>,
     /// Node id (1.13.0 and 1.14.0 only; padding later).
     pub node_id: u16,
-    /// Encryption key id (IPsec's SPI, WireGuard's marker), 0 for none.
+    /// Encryption key id (`IPsec` or `WireGuard`), 0 for none.
     pub key: u8,
     /// Packets to it are not put into a tunnel (1.16 on).
     pub skip_tunnel: bool,

@@ -2,7 +2,6 @@
 //!
 //! Integers named host order are little-endian in the bytes (every supported node is), whatever machine decodes them.
 
-pub mod affinity;
 pub mod auth;
 pub mod ct;
 pub mod drop_reason;

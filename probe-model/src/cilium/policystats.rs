@@ -3,8 +3,11 @@
 use core::cmp::Ordering;
 
 use super::identity::Identity;
-use super::policy::{PolicyCounters, PolicyKey};
+use super::policy::{PolicyCounters, PolicyKey, port_mask};
 use super::{DecodeError, Direction, EndpointId, per_cpu, sized, u16_be, u16_le, u32_le, u64_le};
+
+/// The pin of the map.
+pub const PIN: &str = "cilium_policystats";
 
 /// A key of `cilium_policystats`: one policy entry of one endpoint.
 ///
@@ -36,16 +39,14 @@ impl PolicyStatsKey {
     /// Where the datapath counts what an entry of `endpoint_id`'s policy map decides.
     pub fn of_entry(endpoint_id: EndpointId, key: &PolicyKey) -> Self {
         let prefix_len = key.l4_prefix();
-        // A wildcard's bytes do not count, whatever they are; the map of counters has zeros there.
-        let port_bits = prefix_len.saturating_sub(8).min(16);
-        let mask = u16::MAX.checked_shl(16 - u32::from(port_bits)).unwrap_or(0);
         Self {
             endpoint_id,
             sec_label: key.sec_label,
             direction: key.direction,
             prefix_len,
+            // What the prefix leaves open is zero here, whatever the entry's key has.
             protocol: if prefix_len < 8 { 0 } else { key.protocol },
-            dport: key.dport & mask,
+            dport: key.dport & port_mask(prefix_len),
         }
     }
 

@@ -1,11 +1,12 @@
 //! Counters, authentication, fragments, session affinity, rate limits.
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::net::{Ipv4Addr, Ipv6Addr};
 
-use probe_model::cilium::affinity::{AffinityKey, AffinityMatch, AffinityValue, Client};
 use probe_model::cilium::auth::{AuthInfo, AuthKey};
+use probe_model::cilium::family::Family;
 use probe_model::cilium::fragments::{FragmentId, FragmentPorts};
 use probe_model::cilium::identity::Identity;
+use probe_model::cilium::lb::{LbAffinity, LbAffinityKey, LbAffinityMatch};
 use probe_model::cilium::metrics::{MetricsKey, MetricsValue};
 use probe_model::cilium::policy::PolicyCounters;
 use probe_model::cilium::policystats::PolicyStatsKey;
@@ -169,60 +170,42 @@ fn fragments(table: &mut Table) {
 }
 
 fn affinity_keys(table: &mut Table) {
-    let rev_nat_id: Set<AffinityKey> = Set::Bits(|key, bits| key.rev_nat_id = bits as u16);
+    let zero = |family| LbAffinityKey { family, client_id: [0; 16], rev_nat_id: 0, netns_cookie: false };
     let codec = Codec {
-        zero: &|| AffinityKey { client: Client::Ip(Ipv4Addr::UNSPECIFIED.into()), rev_nat_id: 0 },
-        encode: &|key: &AffinityKey, _| key.encode_v4().to_vec(),
-        decode: &AffinityKey::decode,
+        zero: &|| zero(Family::V4),
+        encode: &|key: &LbAffinityKey, _| key.encode(),
+        decode: &LbAffinityKey::decode,
     };
-    let fields: [Field<AffinityKey>; 3] = [
-        ("client_id", Set::Bits(|key, bits| key.client = Client::NetnsCookie(bits as u64))),
-        ("rev_nat_id", rev_nat_id.clone()),
-        (
-            "netns_cookie",
-            Set::Bits(|key, bits| {
-                let ip = IpAddr::from(Ipv4Addr::UNSPECIFIED);
-                key.client = if bits == 1 { Client::NetnsCookie(0) } else { Client::Ip(ip) };
-            }),
-        ),
+    let shared: [Field<LbAffinityKey>; 2] = [
+        ("rev_nat_id", Set::Bits(|key, bits| key.rev_nat_id = bits as u16)),
+        ("netns_cookie", Set::Bits(|key, bits| key.netns_cookie = bits == 1)),
     ];
+    let cookie: Set<LbAffinityKey> =
+        Set::Bits(|key, bits| key.client_id[..8].copy_from_slice(&(bits as u64).to_le_bytes()));
+    let fields: Vec<_> = shared.clone().into_iter().chain([("client_id", cookie)]).collect();
     table.check("lb4_affinity_key", &codec, &fields);
-    let codec = Codec {
-        zero: &|| AffinityKey { client: Client::Ip(Ipv6Addr::UNSPECIFIED.into()), rev_nat_id: 0 },
-        encode: &|key: &AffinityKey, _| key.encode_v6().to_vec(),
-        decode: &AffinityKey::decode,
-    };
-    let fields: [Field<AffinityKey>; 3] = [
-        ("client_id", Set::Bits(|key, bits| key.client = Client::Ip(Ipv6Addr::from_bits(bits).into()))),
-        ("rev_nat_id", rev_nat_id),
-        (
-            "netns_cookie",
-            Set::Bits(|key, bits| {
-                let ip = IpAddr::from(Ipv6Addr::UNSPECIFIED);
-                key.client = if bits == 1 { Client::NetnsCookie(0) } else { Client::Ip(ip) };
-            }),
-        ),
-    ];
-    table.check("lb6_affinity_key", &codec, &fields);
+    let address: Set<LbAffinityKey> = Set::Bits(|key, bits| key.client_id = bits.to_le_bytes());
+    let fields: Vec<_> = shared.into_iter().chain([("client_id", address)]).collect();
+    table.check("lb6_affinity_key", &Codec { zero: &|| zero(Family::V6), ..codec }, &fields);
 }
 
 fn affinity_values(table: &mut Table) {
     let codec = Codec {
-        zero: &AffinityValue::default,
-        encode: &|value: &AffinityValue, _| value.encode().to_vec(),
-        decode: &AffinityValue::decode,
+        zero: &|| LbAffinity { last_used: 0, backend_id: 0 },
+        encode: &|value: &LbAffinity, _| value.encode().to_vec(),
+        decode: &LbAffinity::decode,
     };
-    let fields: [Field<AffinityValue>; 2] = [
+    let fields: [Field<LbAffinity>; 2] = [
         ("last_used", Set::Bits(|value, bits| value.last_used = bits as u64)),
         ("backend_id", Set::Bits(|value, bits| value.backend_id = bits as u32)),
     ];
     table.check("lb_affinity_val", &codec, &fields);
     let codec = Codec {
-        zero: &AffinityMatch::default,
-        encode: &|key: &AffinityMatch, _| key.encode().to_vec(),
-        decode: &AffinityMatch::decode,
+        zero: &|| LbAffinityMatch { backend_id: 0, rev_nat_id: 0 },
+        encode: &|key: &LbAffinityMatch, _| key.encode().to_vec(),
+        decode: &LbAffinityMatch::decode,
     };
-    let fields: [Field<AffinityMatch>; 2] = [
+    let fields: [Field<LbAffinityMatch>; 2] = [
         ("backend_id", Set::Bits(|key, bits| key.backend_id = bits as u32)),
         ("rev_nat_id", Set::Bits(|key, bits| key.rev_nat_id = bits as u16)),
     ];

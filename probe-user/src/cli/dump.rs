@@ -8,6 +8,7 @@ use probe_model::cilium::EndpointId;
 
 use super::{Global, Outcome, Output};
 use crate::render::dump as render;
+use crate::sources::assemble::assemble;
 use crate::sources::{self, From};
 
 /// `plsprobe dump`'s flags.
@@ -39,20 +40,40 @@ enum What {
     Nat,
     /// Packets by reason
     Metrics,
+    /// What policy entries decided (Cilium 1.18 on)
+    Policystats,
+    /// Ids of nodes
+    Node,
+    /// Pod prefixes behind other nodes (tunnel mode up to Cilium 1.17)
+    Tunnel,
+    /// Identities that have authenticated each other
+    Auth,
+    /// Clients of services with session affinity
+    Affinity,
+    /// Ports of fragmented packets
+    Fragments,
+    /// Client prefixes of loadBalancerSourceRanges
+    SourceRanges,
 }
 
 pub(super) fn run(args: &Args, global: &Global) -> Result<Outcome> {
     let node = sources::raw(&args.from, &global.live_options())?;
+    let endpoint = args.endpoint.map(EndpointId);
     let table = match args.what {
-        What::Policy => render::policy(&sources::assemble::assemble(&node), args.endpoint.map(EndpointId))?,
-        What::Ipcache => render::ipcache(&sources::assemble::assemble(&node))?,
-        What::Endpoints => {
-            render::endpoints(&sources::assemble::assemble(&node), args.endpoint.map(EndpointId))?
-        }
-        What::Services => render::services(&sources::assemble::assemble(&node))?,
-        What::Conntrack => render::conntrack(&sources::assemble::assemble(&node))?,
+        What::Policy => render::policy(&assemble(&node), endpoint)?,
+        What::Ipcache => render::ipcache(&assemble(&node))?,
+        What::Endpoints => render::endpoints(&assemble(&node), endpoint)?,
+        What::Services => render::services(&assemble(&node))?,
+        What::Conntrack => render::conntrack(&assemble(&node))?,
         What::Nat => render::nat(&node)?,
         What::Metrics => render::metrics(&node)?,
+        What::Policystats => render::policystats(&assemble(&node), endpoint)?,
+        What::Node => render::node(&node)?,
+        What::Tunnel => render::tunnel(&node)?,
+        What::Auth => render::auth(&node)?,
+        What::Affinity => render::affinity(&node, &assemble(&node))?,
+        What::Fragments => render::fragments(&node)?,
+        What::SourceRanges => render::source_ranges(&node, &assemble(&node))?,
     };
     let mut out = std::io::stdout().lock();
     match global.output {

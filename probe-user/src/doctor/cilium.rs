@@ -17,7 +17,7 @@ use crate::sources::{
     LiveOptions,
     assemble::assemble,
     classifiers::{self, Attachment, Classifier},
-    live, monitor,
+    in_use, live, monitor,
     raw::{RawMap, RawNode},
     rest,
     unusable::Unusable,
@@ -63,9 +63,9 @@ fn of_node(node: &RawNode) -> Vec<Check> {
 fn maps(node: &RawNode, world: &World) -> Vec<Check> {
     let mut checks: Vec<Check> = PINS
         .into_iter()
-        .map(|(name, need)| match (node.maps.get(name), world.missing(name)) {
-            (Some(map), None) => Check::ok(Cilium, name, shown(map)),
-            (Some(map), Some(missing)) => {
+        .map(|(name, need)| match (pinned(name, node), world.missing(name)) {
+            (Some((pin, map)), None) => Check::ok(Cilium, pin, shown(map)),
+            (Some((_, map)), Some(missing)) => {
                 let found = format!("{}; {}", shown(map), missing.why);
                 Check::missing(Cilium, name, found, REPORT).needed_for(need)
             }
@@ -73,11 +73,21 @@ fn maps(node: &RawNode, world: &World) -> Vec<Check> {
         })
         .collect();
     checks.extend(policy_maps(node, world));
-    let named =
-        |name: &&String| PINS.iter().any(|(pin, _)| pin == name) || name.starts_with("cilium_policy_");
+    let named = |name: &&String| {
+        PINS.iter().any(|(pin, _)| pinned(pin, node).is_some_and(|(found, _)| found == **name))
+            || name.starts_with("cilium_policy_")
+    };
     let others = node.maps.keys().filter(|name| !named(name)).count();
     checks.push(Check::ok(Cilium, "other pins", format!("{others}, of which trace and dump use some")));
     checks
+}
+
+/// A map of this name; the ipcache's is another in Cilium 1.18 and later.
+fn pinned<'n>(name: &'n str, node: &'n RawNode) -> Option<in_use::Pin<'n>> {
+    match in_use::common_ipcache(node) {
+        Some(Ok(pin)) if in_use::IPCACHE_PINS.contains(&name) => Some(pin),
+        _ => Some((name, node.maps.get(name)?)),
+    }
 }
 
 /// A map that could not be read, or is not there.
@@ -258,6 +268,7 @@ mod tests {
 
     use probe_model::cilium::Direction;
     use probe_model::cilium::entries::Entries;
+    use probe_model::cilium::ipcache::{IpcacheLayout, RemoteEndpointInfo};
 
     use super::*;
     use crate::doctor::Status;
@@ -297,10 +308,7 @@ mod tests {
         let checks = recorded(|node| {
             let maps = &mut node.maps;
             let ipcache = maps.remove("cilium_ipcache").unwrap();
-            maps.insert(
-                "cilium_ipcache_v2".to_owned(),
-                RawMap { value_size: 24, entries: Entries::default(), ..ipcache },
-            );
+            maps.insert("cilium_ipcache_v3".to_owned(), RawMap { value_size: 32, ..ipcache });
             let lxc = maps.get_mut("cilium_lxc").unwrap();
             let shorter = lxc.entries.iter().map(|(key, value)| (key, &value[..47]));
             lxc.entries = Entries::collect(shorter).unwrap();
@@ -310,13 +318,30 @@ mod tests {
         let ipcache = find(&checks, "cilium_ipcache");
         assert_eq!(
             (ipcache.status, ipcache.found.as_str()),
-            (Status::Missing, "no such pin, but `cilium_ipcache_v2`")
+            (Status::Missing, "no such pin, but `cilium_ipcache_v3`")
         );
         assert!(ipcache.blocks(Need::Everything));
         assert!(find(&checks, "cilium_lxc").blocks(Need::Everything));
         let policy = checks.iter().find(|check| check.found.contains("value 16")).unwrap();
         assert!(policy.what.starts_with("cilium_policy_") && policy.blocks(Need::Everything), "{policy:?}");
         assert!(find(&checks, "cilium_policy_*").found.starts_with("2 maps"));
+    }
+
+    #[test]
+    fn the_ipcache_of_a_later_cilium() {
+        let checks = recorded(|node| {
+            let ipcache = node.maps.remove("cilium_ipcache").unwrap();
+            let later = ipcache.entries.iter().map(|(key, value)| {
+                let info = RemoteEndpointInfo::decode(value).unwrap();
+                (key, info.encode(IpcacheLayout::TunnelAddress))
+            });
+            let entries = Entries::collect(later).unwrap();
+            let later = RawMap { value_size: 24, entries, ..ipcache };
+            node.maps.insert("cilium_ipcache_v2".to_owned(), later);
+        });
+        let ipcache = find(&checks, "cilium_ipcache_v2");
+        assert_eq!(ipcache.status, Status::Ok, "{ipcache:?}");
+        assert!(checks.iter().all(|check| check.what != "cilium_ipcache"), "{checks:#?}");
     }
 
     #[test]

@@ -1,15 +1,17 @@
 //! Cilium's maps in the columns of its own command line, and as JSON.
 
+mod small;
+
 use std::collections::BTreeMap;
 use std::io::{self, Write};
-use std::net::Ipv4Addr;
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
 use anyhow::{Result, anyhow, bail};
 use probe_model::cilium::ct::{CtCounters, CtEntry, CtLayout, CtTuple};
 use probe_model::cilium::drop_reason::DropReason;
 use probe_model::cilium::family::Family;
 use probe_model::cilium::forward_reason::ForwardReason;
+use probe_model::cilium::identity::Identity;
 use probe_model::cilium::lb::{Frontend, LbKey, Slot};
 use probe_model::cilium::metrics::{MetricsKey, MetricsValue};
 use probe_model::cilium::nat::NatEntry;
@@ -21,6 +23,8 @@ use serde_json::{Value, json};
 
 use super::clean;
 use crate::sources::raw::RawNode;
+
+pub use small::{affinity, auth, fragments, node, policystats, source_ranges, tunnel};
 
 /// Spaces between two columns.
 const GAP: usize = 3;
@@ -130,6 +134,8 @@ pub fn policy(world: &World, only: Option<EndpointId>) -> Result<Dump> {
             )
         });
         for (key, entry) in entries {
+            // Of 1.18 and later the counters lie apart.
+            let entry = PolicyEntry { counters: world.policy_counters(*id, &key, &entry), ..entry };
             rows.push(policy_row(world, &key, &entry));
             dump.json.push(policy_json(world, *id, &policy.name, &key, &entry));
         }
@@ -146,9 +152,6 @@ pub fn policy(world: &World, only: Option<EndpointId>) -> Result<Dump> {
 }
 
 fn policy_row(world: &World, key: &PolicyKey, entry: &PolicyEntry) -> Vec<String> {
-    let labels = world.labels(key.sec_label).join(" ");
-    let reserved = key.sec_label.reserved_name().filter(|_| labels.is_empty());
-    let labels = reserved.map_or(labels, |name| format!("reserved:{name}"));
     let count =
         |of: fn(PolicyCounters) -> u64| entry.counters.map_or_else(|| "-".to_owned(), |c| of(c).to_string());
     vec![
@@ -161,8 +164,16 @@ fn policy_row(world: &World, key: &PolicyKey, entry: &PolicyEntry) -> Vec<String
         count(|counters| counters.bytes),
         count(|counters| counters.packets),
         key.l4_prefix().to_string(),
-        clean(&labels).into_owned(),
+        identity_labels(world, key.sec_label),
     ]
+}
+
+/// An identity's labels, or the one that its reserved number stands for.
+fn identity_labels(world: &World, identity: Identity) -> String {
+    let labels = world.labels(identity).join(" ");
+    let reserved = identity.reserved_name().filter(|_| labels.is_empty());
+    let labels = reserved.map_or(labels, |name| format!("reserved:{name}"));
+    clean(&labels).into_owned()
 }
 
 fn policy_json(
@@ -212,14 +223,19 @@ fn auth_word(auth_type: u8) -> String {
 
 /// `ANY`, `TCP`, `80/TCP`, or `8080-8087/TCP` for a port prefix.
 pub fn port_proto(key: &PolicyKey) -> String {
-    let protocol = Protocol(key.protocol);
-    match key.l4_prefix() {
+    port_range(key.l4_prefix(), key.protocol, key.dport)
+}
+
+/// As [`port_proto`], of so many bits of protocol and port.
+fn port_range(prefix_bits: u8, protocol: u8, dport: u16) -> String {
+    let protocol = Protocol(protocol);
+    match prefix_bits {
         0 => "ANY".to_owned(),
         1..=8 => protocol.to_string(),
-        24 => format!("{}/{protocol}", key.dport),
+        24.. => format!("{dport}/{protocol}"),
         prefix => {
             let free = (1u32 << (24 - u32::from(prefix))) - 1;
-            let first = u32::from(key.dport) & !free;
+            let first = u32::from(dport) & !free;
             format!("{first}-{}/{protocol}", first + free)
         }
     }
@@ -240,8 +256,12 @@ pub fn ipcache(world: &World) -> Result<Dump> {
         let (identity, key, node) = (info.sec_identity, info.key, info.node_id);
         let tunnel = info.tunnel_endpoint.unwrap_or(Ipv4Addr::UNSPECIFIED.into());
         let labels = world.labels(identity);
-        let facts =
-            format!("identity={} encryptkey={key} tunnelendpoint={tunnel} nodeid={node:#x}", identity.0);
+        let words = info.flag_words();
+        let flags = if words.is_empty() { String::new() } else { format!(" flags={}", words.join(",")) };
+        let facts = format!(
+            "identity={} encryptkey={key} tunnelendpoint={tunnel} nodeid={node:#x}{flags}",
+            identity.0
+        );
         rows.push(vec![prefix.to_string(), facts, clean(&labels.join(" ")).into_owned()]);
         dump.json.push(json!({
             "schema": "plsprobe.ipcache/1",
@@ -251,6 +271,7 @@ pub fn ipcache(world: &World) -> Result<Dump> {
             "encrypt_key": key,
             "tunnel_endpoint": tunnel.to_string(),
             "node_id": node,
+            "flags": words,
         }));
     }
     dump.table(&rows);
@@ -270,12 +291,14 @@ pub fn endpoints(world: &World, only: Option<EndpointId>) -> Result<Dump> {
         lxc.iter().filter(|(_, info)| only.is_none_or(|only| only == info.lxc_id && !info.is_host()));
     for (address, info) in wanted {
         let endpoint = world.endpoints.get(&info.lxc_id).filter(|_| !info.is_host());
+        // Cilium 1.13 has it elsewhere.
+        let identity = if info.is_host() { info.sec_id } else { world.endpoint_identity(info.lxc_id) };
         let facts = if info.is_host() {
             "(localhost)".to_owned()
         } else {
             format!(
                 "id={:<5} sec_id={} flags={:#06x} ifindex={:<3} mac={} nodemac={}",
-                info.lxc_id.0, info.sec_id.0, info.flags, info.ifindex, info.mac, info.node_mac
+                info.lxc_id.0, identity.0, info.flags, info.ifindex, info.mac, info.node_mac
             )
         };
         let name = endpoint.and_then(|endpoint| endpoint.pod.as_ref()).map(ToString::to_string);
@@ -286,8 +309,9 @@ pub fn endpoints(world: &World, only: Option<EndpointId>) -> Result<Dump> {
             "address": address.to_string(),
             "host": info.is_host(),
             "id": info.lxc_id.0,
-            "identity": info.sec_id.0,
+            "identity": identity.0,
             "flags": info.flags,
+            "parent_ifindex": info.parent_ifindex,
             "ifindex": info.ifindex,
             "mac": info.mac.to_string(),
             "node_mac": info.node_mac.to_string(),

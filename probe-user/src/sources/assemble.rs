@@ -6,12 +6,13 @@ use probe_model::cilium::auth::{AuthInfo, AuthKey};
 use probe_model::cilium::ct::{CtEntry, CtLayout, CtTuple, ct_layouts};
 use probe_model::cilium::family::Family;
 use probe_model::cilium::fragments::{FragmentId, FragmentPorts};
-use probe_model::cilium::ipcache::{Ipcache, IpcacheKey, RemoteEndpointInfo};
+use probe_model::cilium::ipcache::Ipcache;
 use probe_model::cilium::layout::policy_layout;
 use probe_model::cilium::lb::{LbBackend, LbKey, LbMaps, LbService, LbSourceRange, LoadBalancer};
 use probe_model::cilium::lxc::{EndpointInfo, EndpointKey};
 use probe_model::cilium::node::{self, NodeKey, NodeValue};
-use probe_model::cilium::policy::{PolicyLayout, PolicyMap, pin_endpoint, pin_name};
+use probe_model::cilium::policy::{PolicyCounters, PolicyLayout, PolicyMap, pin_endpoint, pin_name};
+use probe_model::cilium::policystats::{self, PolicyStatsKey};
 use probe_model::cilium::{DecodeError, EndpointId};
 use probe_model::netfilter::Ruleset;
 use probe_model::world::{
@@ -57,10 +58,9 @@ fn read_maps(node: &RawNode, world: &mut World) {
     world.lxc = map(node, world, "cilium_lxc", |raw| {
         entries(raw, |key, value| Ok((EndpointKey::decode(key)?.ip, EndpointInfo::decode(value)?)))
     });
-    world.ipcache = map(node, world, "cilium_ipcache", |raw| {
-        let entries: Vec<_> =
-            entries(raw, |key, value| Ok((IpcacheKey::decode(key)?, RemoteEndpointInfo::decode(value)?)))?;
-        Ok(Ipcache::new(entries))
+    world.ipcache = read_ipcache(node, world);
+    world.policy_stats = if_pinned(node, world, policystats::PIN, |key, value| {
+        Ok((PolicyStatsKey::decode(key)?, PolicyCounters::sum(value)?))
     });
     world.lb = read_load_balancer(node, world, Family::V4);
     world.lb6 = read_load_balancer(node, world, Family::V6);
@@ -89,6 +89,26 @@ fn read_maps(node: &RawNode, world: &mut World) {
             Err(why) => world.missing.push(Missing { what, why }),
         }
     }
+}
+
+/// The ipcache of whatever generation. If it is missing, it is so under the name of the first, which everybody asks for.
+fn read_ipcache(node: &RawNode, world: &mut World) -> Option<Ipcache> {
+    let [v2, first] = in_use::IPCACHE_PINS;
+    let why = match in_use::common_ipcache(node) {
+        Some(Ok((name, raw))) => match Ipcache::decode(&raw.entries) {
+            Ok(ipcache) => return Some(ipcache),
+            Err(error) if name == first => error.to_string(),
+            Err(error) => format!("`{name}`: {error}"),
+        },
+        Some(Err(why)) => why,
+        None if world.missing(first).is_some() => return None,
+        None => match world.missing(v2) {
+            Some(unread) => unread.to_string(),
+            None => "no such map".to_owned(),
+        },
+    };
+    world.missing.push(Missing { what: first.to_owned(), why });
+    None
 }
 
 fn read_policy(
@@ -260,12 +280,15 @@ fn config_by_pins(node: &RawNode) -> Config {
 
 /// Adds what `cilium_lxc` knows of endpoints to what the agent said of them.
 fn join_endpoints(world: &mut World) {
-    for (address, info) in world.lxc.iter().flatten().filter(|(_, info)| !info.is_host()) {
+    let pods = world.lxc.iter().flatten().filter(|(_, info)| !info.is_host());
+    let pods: Vec<_> = pods.map(|(address, info)| (*address, *info)).collect();
+    for (address, info) in &pods {
+        let identity = world.endpoint_identity(info.lxc_id);
         let endpoint = world.endpoints.entry(info.lxc_id).or_insert_with(|| Endpoint {
             id: info.lxc_id,
-            identity: info.sec_id,
+            identity,
             pod: None,
-            labels: world.identities.get(&info.sec_id).cloned().unwrap_or_default(),
+            labels: world.identities.get(&identity).cloned().unwrap_or_default(),
             addresses: Vec::new(),
             interface: None,
             policy: None,

@@ -39,6 +39,27 @@ pub fn ipcache(node: &RawNode, endpoint: EndpointId) -> Option<InUse<'_>> {
     (!pins.is_empty()).then(|| choose(&pins, endpoint, policy_program(node, endpoint)))
 }
 
+/// The ipcache that every loaded program asks which asks one; `None` if none is pinned.
+pub fn common_ipcache(node: &RawNode) -> Option<InUse<'_>> {
+    let pins = pinned_ipcaches(node);
+    let in_use = |(_, map): &&Pin<'_>| node.programs.values().any(|used| used.map_ids.contains(&map.id));
+    let used: Vec<_> = pins.iter().filter(in_use).copied().collect();
+    Some(match (used.as_slice(), pins.as_slice()) {
+        (_, []) => return None,
+        ([pin], _) | (_, [pin]) => Ok(*pin),
+        ([], _) => {
+            let names = quoted(&pins);
+            Err(format!(
+                "{names} are pinned, as during an upgrade of Cilium, and which of them is used is not known"
+            ))
+        }
+        _ => Err(format!(
+            "loaded programs use {}, as during an upgrade of Cilium; ask again after it",
+            quoted(&pins)
+        )),
+    })
+}
+
 /// The ipcaches that are pinned, the latest generation first.
 pub fn pinned_ipcaches(node: &RawNode) -> Vec<Pin<'_>> {
     let pin = |name| node.maps.get_key_value(name).map(|(name, map)| (name.as_str(), map));
@@ -53,13 +74,12 @@ pub fn policy_program(node: &RawNode, endpoint: EndpointId) -> Option<&Program> 
 }
 
 fn choose<'n>(pins: &[Pin<'n>], endpoint: EndpointId, program: Option<&Program>) -> InUse<'n> {
-    let names = || pins.iter().map(|(name, _)| format!("`{name}`")).collect::<Vec<_>>().join(" and ");
     let Some(program) = program else {
         return match pins {
             [pin] => Ok(*pin),
             _ => Err(format!(
                 "{} are pinned, as during an upgrade of Cilium, and which of them endpoint {endpoint}'s loaded program uses is not known",
-                names()
+                quoted(pins)
             )),
         };
     };
@@ -71,10 +91,14 @@ fn choose<'n>(pins: &[Pin<'n>], endpoint: EndpointId, program: Option<&Program>)
         ([], _) => Err(format!(
             "endpoint {endpoint}'s loaded program `{}` uses none of the maps pinned as {}: they were replaced under it; read again",
             program.name,
-            names()
+            quoted(pins)
         )),
-        _ => Err(format!("endpoint {endpoint}'s loaded program uses {} at once", names())),
+        _ => Err(format!("endpoint {endpoint}'s loaded program uses {} at once", quoted(pins))),
     }
+}
+
+fn quoted(pins: &[Pin<'_>]) -> String {
+    pins.iter().map(|(name, _)| format!("`{name}`")).collect::<Vec<_>>().join(" and ")
 }
 
 #[cfg(test)]
@@ -124,6 +148,22 @@ mod tests {
         assert_eq!(chosen(&node, WEB), Ok("cilium_policy_v2_00008".to_owned()));
         let ipcache = |endpoint| ipcache(&node, endpoint).unwrap().map(|(name, _)| name);
         assert_eq!((ipcache(APP), ipcache(WEB)), (Ok("cilium_ipcache"), Ok("cilium_ipcache_v2")));
+    }
+
+    #[test]
+    fn one_ipcache_for_all_endpoints_or_none() {
+        let pins = [("cilium_ipcache", 5), ("cilium_ipcache_v2", 6)];
+        let common = |pins: &[(&str, u32)], programs: &[(EndpointId, &[u32])]| {
+            common_ipcache(&node(pins, programs)).map(|in_use| in_use.map(|(name, _)| name.to_owned()))
+        };
+        let newer = Some(Ok("cilium_ipcache_v2".to_owned()));
+        assert_eq!(common(&pins, &[(APP, &[1, 6]), (WEB, &[2])]), newer);
+        assert_eq!(common(&pins[1..], &[]), newer);
+        assert_eq!(common(&[], &[]), None);
+        let both = common(&pins, &[(APP, &[5]), (WEB, &[6])]).unwrap().unwrap_err();
+        assert!(both.starts_with("loaded programs use `cilium_ipcache_v2` and `cilium_ipcache`"), "{both}");
+        let unknown = common(&pins, &[(APP, &[1])]).unwrap().unwrap_err();
+        assert!(unknown.ends_with("which of them is used is not known"), "{unknown}");
     }
 
     #[test]

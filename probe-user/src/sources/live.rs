@@ -54,7 +54,14 @@ const UNWANTED: [&str; 4] = ["_maglev", "_reverse_sk", "_affinity", "_health"];
 /// Pins of which an answer needs a few entries, and that may have hundreds of thousands.
 const CONNTRACK: &str = "cilium_ct";
 /// Pins that are read only to be shown.
-const SHOWN: [&str; 2] = ["cilium_snat_", "cilium_metrics"];
+const SHOWN: [&str; 6] = [
+    "cilium_snat_",
+    "cilium_metrics",
+    "cilium_policystats",
+    "cilium_lb4_affinity",
+    "cilium_lb6_affinity",
+    "cilium_lb_affinity_match",
+];
 /// Conntrack maps with more entries are not read for an answer: reading and decoding 200,000 took 0.9 s and 0.2 s on two
 /// loaded cores.
 const CONNTRACK_ENTRIES: usize = 65_536;

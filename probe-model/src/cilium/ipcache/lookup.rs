@@ -7,6 +7,8 @@ use std::sync::OnceLock;
 use ipnet::IpNet;
 
 use super::{IpcacheKey, RemoteEndpointInfo};
+use crate::cilium::DecodeError;
+use crate::cilium::entries::Entries;
 use crate::cilium::identity::Identity;
 
 /// The whole ipcache, for longest-prefix lookups.
@@ -28,18 +30,24 @@ impl Ipcache {
     ///
     /// Of equal prefixes the last one counts.
     pub fn new(entries: impl IntoIterator<Item = (IpcacheKey, RemoteEndpointInfo)>) -> Self {
-        let mut details = Details::default();
-        let mut v4 = ByLength::new(33);
-        let mut v6 = ByLength::new(129);
-        for (key, value) in entries.into_iter().filter(|(key, _)| key.cluster_id == 0) {
-            let (identity, detail) = (value.sec_identity.0, details.position(value));
-            let bits = key.prefix.prefix_len();
-            match key.prefix.network() {
-                IpAddr::V4(ip) => v4.push(bits, Slot { prefix: ip.to_bits(), identity, detail }),
-                IpAddr::V6(ip) => v6.push(bits, Slot { prefix: V6::new(ip), identity, detail }),
-            }
+        let mut collected = Collected::default();
+        for (key, value) in entries {
+            collected.push(key, value);
         }
-        Self { v4: v4.tables(), v6: v6.tables(), details: details.all, by_identity: OnceLock::new() }
+        collected.index()
+    }
+
+    /// Decodes and indexes a map of any generation.
+    ///
+    /// # Errors
+    ///
+    /// [`DecodeError`] of the first entry that is none.
+    pub fn decode(entries: &Entries) -> Result<Self, DecodeError> {
+        let mut collected = Collected::default();
+        for (key, value) in entries.iter() {
+            collected.push(IpcacheKey::decode(key)?, RemoteEndpointInfo::decode(value)?);
+        }
+        Ok(collected.index())
     }
 
     /// The longest prefix that holds `ip`, and its value.
@@ -230,6 +238,38 @@ impl<A: Address> Table<A> {
             at = (at + 1) & (self.slots.len() - 1);
         }
         at
+    }
+}
+
+/// Entries on their way into an [`Ipcache`].
+struct Collected {
+    v4: ByLength<u32>,
+    v6: ByLength<V6>,
+    details: Details,
+}
+
+impl Default for Collected {
+    fn default() -> Self {
+        Self { v4: ByLength::new(33), v6: ByLength::new(129), details: Details::default() }
+    }
+}
+
+impl Collected {
+    fn push(&mut self, key: IpcacheKey, value: RemoteEndpointInfo) {
+        if key.cluster_id != 0 {
+            return;
+        }
+        let (identity, detail) = (value.sec_identity.0, self.details.position(value));
+        let bits = key.prefix.prefix_len();
+        match key.prefix.network() {
+            IpAddr::V4(ip) => self.v4.push(bits, Slot { prefix: ip.to_bits(), identity, detail }),
+            IpAddr::V6(ip) => self.v6.push(bits, Slot { prefix: V6::new(ip), identity, detail }),
+        }
+    }
+
+    fn index(self) -> Ipcache {
+        let Self { v4, v6, details } = self;
+        Ipcache { v4: v4.tables(), v6: v6.tables(), details: details.all, by_identity: OnceLock::new() }
     }
 }
 

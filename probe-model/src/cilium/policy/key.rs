@@ -95,7 +95,7 @@ impl PolicyKey {
 }
 
 /// The bits of a port that a prefix of so many protocol and port bits covers.
-pub(super) fn port_mask(l4_prefix: u8) -> u16 {
+pub(in crate::cilium) fn port_mask(l4_prefix: u8) -> u16 {
     let bits = u32::from(l4_prefix).saturating_sub(PROTOCOL_BITS);
     u16::MAX.checked_shl(16_u32.saturating_sub(bits)).unwrap_or(0)
 }

@@ -14,6 +14,7 @@ use super::{Direction, EndpointId};
 pub(super) use entry::prefix_flags;
 pub use entry::{PolicyCounters, PolicyEntry};
 pub use key::PolicyKey;
+pub(super) use key::port_mask;
 pub use map::{PolicyMap, PolicySlot};
 
 /// What the pin names of policy maps begin with, by generation, the latest first; an endpoint id follows.
