@@ -19,6 +19,20 @@ pub(crate) const MAPS: &[(&str, usize, usize)] = &[
     ("cilium_lb4_source_range", 12, 1),
     ("cilium_snat_v4_external", 14, 40),
     ("cilium_metrics", 8, 16),
+    ("cilium_policy_v2_00001", 12, 8),
+    ("cilium_policy_v3_00001", 12, 12),
+    ("cilium_ipcache_v2", 24, 24),
+    ("cilium_policystats", 12, 16),
+    ("cilium_tunnel_map", 20, 20),
+    ("cilium_node_map", 20, 2),
+    ("cilium_runtime_config", 4, 8),
+    ("cilium_lb4_affinity", 16, 16),
+    ("cilium_lb_affinity_match", 8, 1),
+    ("cilium_ct6_global", 38, 56),
+    ("cilium_ct_any6_global", 38, 56),
+    ("cilium_lb6_services_v2", 24, 12),
+    ("cilium_lb6_backends_v3", 4, 24),
+    ("cilium_lb6_source_range", 24, 1),
 ];
 
 /// A map of other sizes than [`MAPS`] has for it: they follow, one byte each.

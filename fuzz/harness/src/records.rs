@@ -4,13 +4,15 @@ use std::fmt::Debug;
 
 use probe_model::cilium::affinity::{AffinityKey, AffinityMatch, AffinityValue};
 use probe_model::cilium::auth::{AuthInfo, AuthKey};
-use probe_model::cilium::ct::{CtEntry, Ipv4CtTuple};
+use probe_model::cilium::ct::{CtEntry, CtTuple};
 use probe_model::cilium::fragments::{FragmentId, FragmentPorts};
 use probe_model::cilium::ipcache::{IpcacheKey, IpcacheLayout, RemoteEndpointInfo};
-use probe_model::cilium::lb::{Lb4Backend, Lb4Key, Lb4ReverseNat, Lb4Service, Lb4SourceRange};
+use probe_model::cilium::lb::{
+    LbAffinity, LbAffinityKey, LbAffinityMatch, LbBackend, LbKey, LbReverseNat, LbService, LbSourceRange,
+};
 use probe_model::cilium::lxc::{EndpointInfo, EndpointKey};
 use probe_model::cilium::metrics::{MetricsKey, MetricsValue};
-use probe_model::cilium::nat::Ipv4NatEntry;
+use probe_model::cilium::nat::NatEntry;
 use probe_model::cilium::node::{NodeKey, NodeValue};
 use probe_model::cilium::policy::PolicyCounters;
 use probe_model::cilium::policystats::PolicyStatsKey;
@@ -41,18 +43,22 @@ pub(crate) fn record(raw: &[u8]) {
         AuthInfo,
         AuthKey,
         CtEntry,
+        CtTuple,
         EndpointInfo,
         EndpointKey,
         FragmentId,
         FragmentPorts,
-        Ipv4CtTuple,
-        Lb4Backend,
-        Lb4Key,
-        Lb4ReverseNat,
-        Lb4Service,
-        Lb4SourceRange,
+        LbAffinity,
+        LbAffinityKey,
+        LbAffinityMatch,
+        LbBackend,
+        LbKey,
+        LbReverseNat,
+        LbService,
+        LbSourceRange,
         MetricsKey,
         MetricsValue,
+        NatEntry,
         NodeKey,
         NodeValue,
         PolicyCounters,
@@ -84,8 +90,8 @@ pub(crate) fn record(raw: &[u8]) {
             let _ = TunnelKey::decode(&key.encode(layout));
         }
     }
-    let _ = Ipv4NatEntry::decode(raw);
-    let _ = Lb4ReverseNat::decode_key(raw);
+    let _ = LbBackend::decode_key(raw);
+    let _ = LbReverseNat::decode_key(raw);
     let (key, value) = raw.split_at(raw.len() / 2);
     let _ = RuntimeConfig::decode([(key, value)]);
 }

@@ -2,11 +2,13 @@
 
 use std::fs;
 use std::path::Path;
+use std::slice;
 
 use fixtures::Scenario;
 use serde_json::Value;
 
 use crate::container;
+use crate::events::encode as encode_samples;
 use crate::maps::{MAPS, encode};
 use crate::node_text::{IP, IPTABLES_SAVE};
 use crate::rest::ANSWERS;
@@ -40,7 +42,9 @@ pub(crate) fn events() -> Vec<Vec<u8>> {
     let mut samples = distinct(samples);
     samples.sort_by_key(|sample| (sample.first().copied(), sample.len()));
     samples.dedup_by_key(|sample| (sample.first().copied(), sample.len()));
-    samples
+    let mut seeds: Vec<_> = samples.iter().map(|sample| encode_samples(slice::from_ref(sample))).collect();
+    seeds.push(encode_samples(&samples));
+    seeds
 }
 
 pub(crate) fn gob() -> Vec<Vec<u8>> {

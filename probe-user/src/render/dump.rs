@@ -541,8 +541,9 @@ pub fn metrics(node: &RawNode) -> Result<Dump> {
         let (_, total) = totals.entry(name).or_insert((key, MetricsValue::default()));
         for value in values.chunks(16) {
             let value = MetricsValue::decode(value)?;
-            total.count += value.count;
-            total.bytes += value.bytes;
+            // A damaged recording may hold anything.
+            total.count = total.count.saturating_add(value.count);
+            total.bytes = total.bytes.saturating_add(value.bytes);
         }
     }
     let mut dump = Dump::default();
