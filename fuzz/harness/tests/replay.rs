@@ -95,12 +95,12 @@ fn gob() {
 
 #[test]
 fn maps() {
-    replay("maps", 1_000);
+    replay("maps", 250);
 }
 
 #[test]
 fn node_text() {
-    replay("node_text", 300);
+    replay("node_text", 150);
 }
 
 #[test]
