@@ -4,6 +4,7 @@ use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use probe_model::cilium::Direction;
+use probe_model::cilium::lb::LoadBalancer;
 use probe_model::explain::explain;
 use probe_model::simulate::Question;
 use probe_model::tuple::{Protocol, Tuple};
@@ -50,8 +51,8 @@ fn questions(world: &World) -> Vec<Question> {
     let endpoints = world.endpoints.values().flat_map(|endpoint| &endpoint.addresses).copied();
     let endpoints: Vec<_> = endpoints.take(2).collect();
     let links = world.links.iter().flatten().flat_map(|link| &link.addresses).map(ipnet::IpNet::addr);
-    let frontends = world.lb.iter().flat_map(|lb| lb.frontends());
-    let frontends = frontends.map(|frontend| (IpAddr::from(frontend.key.address), frontend.key.dport));
+    let frontends = world.lb.iter().flat_map(LoadBalancer::frontends);
+    let frontends = frontends.map(|frontend| (frontend.key.address, frontend.key.dport));
     let mut targets: Vec<_> = endpoints.iter().map(|address| (*address, 80)).collect();
     targets.extend(links.take(2).map(|address| (address, 30_080)));
     targets.extend(frontends.take(2));
