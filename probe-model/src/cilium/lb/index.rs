@@ -12,7 +12,7 @@ use super::{LbBackend, LbKey, LbService, LbSourceRange};
 pub struct Slot {
     /// Its number, from 1.
     pub slot: u16,
-    /// The backend's id; 0 where the services map lacks the slot.
+    /// The backend's id; 0 where the services map lacks the slot. Of several that it lacks only the first is listed.
     pub backend_id: u32,
     /// The backend, if the backends map has it.
     pub backend: Option<LbBackend>,
@@ -118,15 +118,30 @@ impl LoadBalancer {
     }
 
     fn with_backends(&self, key: LbKey, service: LbService) -> Frontend {
-        let slot = |backend_slot: u16| {
-            let entry = self.services.get(&LbKey { backend_slot, ..key });
-            let backend_id = entry.map_or(0, |entry| entry.backend_id);
-            Slot { slot: backend_slot, backend_id, backend: self.backend(backend_id).copied() }
-        };
         let last = service.count.saturating_add(service.qcount);
-        let backends = (1..=service.count).map(slot).collect();
-        let quarantined =
-            (service.count.saturating_add(1)..=last).filter(|slot| *slot > service.count).map(slot);
-        Frontend { key, service, backends, quarantined: quarantined.collect() }
+        let backends = self.slots(key, 1, service.count);
+        let after = service.count.checked_add(1);
+        let quarantined = after.map_or_else(Vec::new, |first| self.slots(key, first, last));
+        Frontend { key, service, backends, quarantined }
+    }
+
+    /// The slots from `first` to `last`, and of those that the map lacks the first: the count of a torn or damaged map would
+    /// make tens of thousands.
+    fn slots(&self, key: LbKey, first: u16, last: u16) -> Vec<Slot> {
+        if first > last {
+            return Vec::new();
+        }
+        let from = LbKey { backend_slot: first, proto: 0, scope: 0, ..key };
+        let to = LbKey { backend_slot: last, proto: u8::MAX, scope: u8::MAX, ..key };
+        let of_frontend =
+            self.services.range(from..=to).filter(|(slot, _)| (slot.proto, slot.scope) == (key.proto, key.scope));
+        let slot = |slot, backend_id| Slot { slot, backend_id, backend: self.backend(backend_id).copied() };
+        let mut slots: Vec<_> =
+            of_frontend.map(|(found, entry)| slot(found.backend_slot, entry.backend_id)).collect();
+        let lacking = (first..=last).zip(0..).find(|(number, idx)| slots.get(*idx).is_none_or(|has| has.slot != *number));
+        if let Some((number, idx)) = lacking {
+            slots.insert(idx, Slot { slot: number, backend_id: 0, backend: None });
+        }
+        slots
     }
 }
