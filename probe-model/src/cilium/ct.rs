@@ -6,6 +6,7 @@ use std::net::{IpAddr, Ipv6Addr};
 
 use super::family::{Family, push_address};
 use super::identity::Identity;
+use super::policy::PolicyLayout;
 use super::{DecodeError, part, sized, u16_be, u16_le, u32_le, u64_le};
 use crate::tuple::{Protocol, Tuple};
 
@@ -142,6 +143,25 @@ pub enum CtLayout {
 impl CtLayout {
     /// Every one, oldest first.
     pub const ALL: [Self; 3] = [Self::PerDirection, Self::Joint, Self::NatAddress];
+
+    /// Those that the versions with policy maps of one of these layouts have; every one if there is none to tell.
+    pub fn beside(policies: impl IntoIterator<Item = PolicyLayout>) -> Vec<Self> {
+        let mut possible = Vec::new();
+        for layout in policies {
+            possible.extend_from_slice(match layout {
+                PolicyLayout::HashKey => &[Self::PerDirection],
+                // 1.14.0–1.16.3.
+                PolicyLayout::WildcardBits => &[Self::PerDirection, Self::Joint],
+                PolicyLayout::PrefixLength | PolicyLayout::ProxyPriority | PolicyLayout::CountersApart => {
+                    &[Self::Joint]
+                }
+                PolicyLayout::Precedence | PolicyLayout::Aggregates => &[Self::NatAddress],
+            });
+        }
+        possible.sort();
+        possible.dedup();
+        if possible.is_empty() { Self::ALL.to_vec() } else { possible }
+    }
 }
 
 impl fmt::Display for CtLayout {

@@ -8,7 +8,7 @@ use super::{Destination, Outcome, Sender, Step, Trajectory, Unjudged, Unknown};
 use crate::cilium::ct::CtTuple;
 use crate::cilium::drop_reason::DropReason;
 use crate::cilium::family::Family;
-use crate::cilium::lb::{BackendState, Frontend, LbBackend, LbClient, LbFound, LbService};
+use crate::cilium::lb::{BackendState, Frontend, LbBackend, LbClient, LbFound, LbService, LoadBalancer};
 use crate::cilium::policy::PolicyLayout;
 use crate::tuple::{Protocol, Tuple};
 use crate::world::{AddressOwner, Forwarding, RoutingMode};
@@ -27,10 +27,9 @@ impl Walk<'_> {
         let Some(lb) = self.world.load_balancer(family) else {
             // A pod's own address is no frontend, whatever the services are; and without IPv6 there are none of it.
             let is_pod = matches!(self.world.owner(daddr), AddressOwner::Endpoint(_));
-            return match is_pod || !self.handles(family) {
-                true => Ok(LbFound::Nothing),
-                false => Err(Unknown::Fact(family.pin("cilium_lb4_services_v2"))),
-            };
+            let none = is_pod || !self.handles(family);
+            let missing = || Unknown::Fact(family.pin("cilium_lb4_services_v2"));
+            return if none { Ok(LbFound::Nothing) } else { Err(missing()) };
         };
         let lookups = lb_lookups(self.world, family);
         let mut found =
@@ -48,7 +47,7 @@ impl Walk<'_> {
             Ok(false) => {}
         }
         if frontend.service.is_routable() {
-            return self.balance(&frontend, Self::to_backend);
+            return self.balance(&frontend, Self::deliver_to_backend);
         }
         // A ClusterIP. 1.14 and before find a backend first, and translate; later versions refuse at once.
         let late = |walk: Self| {
@@ -110,7 +109,7 @@ impl Walk<'_> {
         }
         let family = Family::of(frontend.key.address);
         let lb = self.world.load_balancer(family);
-        if !lb.is_some_and(super::super::cilium::lb::LoadBalancer::knows_backends) && service.count != 0 {
+        if !lb.is_some_and(LoadBalancer::knows_backends) && service.count != 0 {
             return self.unknown(Unknown::Fact(family.pin("cilium_lb4_backends_v3")));
         }
         if let Some((kept, backend)) = self.kept_backend() {
@@ -142,7 +141,7 @@ impl Walk<'_> {
     }
 
     /// After translation at the uplink: on to the pod, or to the node that has it.
-    fn to_backend(self) -> Vec<Trajectory> {
+    fn deliver_to_backend(self) -> Vec<Trajectory> {
         if self.world.owner(self.tuple.daddr) != AddressOwner::Elsewhere {
             return self.past_uplink();
         }

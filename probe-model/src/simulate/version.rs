@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use crate::cilium::family::Family;
-use crate::cilium::lb::LbLookup;
+use crate::cilium::lb::{LbLookup, LoadBalancer};
 use crate::cilium::policy::PolicyLayout;
 use crate::world::World;
 
@@ -30,7 +30,7 @@ pub(super) fn layouts(world: &World) -> BTreeSet<PolicyLayout> {
 /// How the node's Cilium may look up services.
 pub(super) fn lb_lookups(world: &World, family: Family) -> BTreeSet<LbLookup> {
     let mut lookups: BTreeSet<_> = layouts(world).into_iter().map(LbLookup::of).collect();
-    let names_protocols = world.load_balancer(family).is_some_and(|lb| lb.names_protocols());
+    let names_protocols = world.load_balancer(family).is_some_and(LoadBalancer::names_protocols);
     if names_protocols {
         // Only a version that tells protocols apart writes such frontends.
         lookups.remove(&LbLookup::AnyProtocol);

@@ -28,7 +28,7 @@ pub fn simulate(world: &World, question: &Question) -> Vec<Trajectory> {
     }
 }
 
-/// How a packet gets from the uplink to the pod, which the two take another view of the node's own address.
+/// How a packet gets from the uplink to the pod. The two give the node's own address, without a mark, other identities.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Delivery {
     /// Through the host's stack; the pod's own program resolves the source again.
@@ -151,9 +151,9 @@ impl Walk<'_> {
             Err(unknown) => walk.unknown(unknown),
             Ok(LbFound::Frontend(frontend)) => {
                 let itself = walk.tuple.saddr;
-                walk.balance(&frontend, |walk| match walk.tuple.daddr == itself {
-                    true => walk.loopback(source),
-                    false => walk.egress(source),
+                walk.balance(&frontend, |walk| {
+                    let back = walk.tuple.daddr == itself;
+                    if back { walk.loopback(source) } else { walk.egress(source) }
                 })
             }
             Ok(LbFound::Nothing | LbFound::OtherPorts(_)) => walk.egress(source),

@@ -4,6 +4,7 @@
 //! One module per family of structures has one function `check(&mut Table)`; add it to [`FAMILIES`].
 
 mod addresses;
+mod datapath;
 mod policy;
 mod small;
 mod table;
@@ -14,29 +15,14 @@ use table::{Codec, Set, Table};
 type Check = fn(&mut Table);
 
 /// Each family with its checks.
-const FAMILIES: [(&str, Check); 3] =
-    [("addresses", addresses::check), ("policy", policy::check), ("small", small::check)];
+const FAMILIES: [(&str, Check); 4] =
+    [("addresses", addresses::check), ("datapath", datapath::check), ("policy", policy::check), ("small", small::check)];
 
 /// Structures of the table that no family checks, and why.
 const UNCHECKED: &[(&str, &str)] = &[
-    ("ct_entry", "tests/offsets_lb_ct_nat.rs checks it, for both families at once"),
     ("debug_capture_msg", "tests/events/layouts.rs checks it, with the notification's packet"),
     ("debug_msg", "tests/events/layouts.rs checks it, with the notification's packet"),
     ("drop_notify", "tests/events/layouts.rs checks it, with the notification's packet"),
-    ("ipv4_ct_tuple", "tests/offsets_lb_ct_nat.rs checks it, for both families at once"),
-    ("ipv4_nat_entry", "tests/offsets_lb_ct_nat.rs checks it, for both families at once"),
-    ("ipv6_ct_tuple", "tests/offsets_lb_ct_nat.rs checks it, for both families at once"),
-    ("ipv6_nat_entry", "tests/offsets_lb_ct_nat.rs checks it, for both families at once"),
-    ("lb4_backend", "tests/offsets_lb_ct_nat.rs checks it, for both families at once"),
-    ("lb4_key", "tests/offsets_lb_ct_nat.rs checks it, for both families at once"),
-    ("lb4_reverse_nat", "tests/offsets_lb_ct_nat.rs checks it, for both families at once"),
-    ("lb4_service", "tests/offsets_lb_ct_nat.rs checks it, for both families at once"),
-    ("lb4_src_range_key", "tests/offsets_lb_ct_nat.rs checks it, for both families at once"),
-    ("lb6_backend", "tests/offsets_lb_ct_nat.rs checks it, for both families at once"),
-    ("lb6_key", "tests/offsets_lb_ct_nat.rs checks it, for both families at once"),
-    ("lb6_reverse_nat", "tests/offsets_lb_ct_nat.rs checks it, for both families at once"),
-    ("lb6_service", "tests/offsets_lb_ct_nat.rs checks it, for both families at once"),
-    ("lb6_src_range_key", "tests/offsets_lb_ct_nat.rs checks it, for both families at once"),
     ("nat_entry", "the head of `ipv4_nat_entry` and `ipv6_nat_entry`, never a map's value by itself"),
     ("policy_verdict_notify", "tests/events/layouts.rs checks it, with the notification's packet"),
     ("signal_msg", "`cilium_signals` is the agent's alone, and never read"),

@@ -66,8 +66,6 @@ fn read_maps(node: &RawNode, world: &mut World) {
     world.lb6 = read_load_balancer(node, world, Family::V6);
     world.conntrack = read_conntrack(node, world, Family::V4);
     world.conntrack6 = read_conntrack(node, world, Family::V6);
-    let connections = world.conntrack.iter().chain(&world.conntrack6).flatten();
-    world.ct_layouts = ct_layouts(connections, &CtLayout::ALL);
     world.fragments = read_fragments(node, world);
     world.auth = if_pinned(node, world, "cilium_auth_map", |key, value| {
         Ok((AuthKey::decode(key)?, AuthInfo::decode(value)?))
@@ -89,6 +87,11 @@ fn read_maps(node: &RawNode, world: &mut World) {
             Err(why) => world.missing.push(Missing { what, why }),
         }
     }
+    // Only a map with entries tells its layout for certain.
+    let policies = world.policy.values().filter(|policy| !policy.map.is_empty());
+    let possible = CtLayout::beside(policies.map(|policy| policy.map.layout()));
+    let connections = world.conntrack.iter().chain(&world.conntrack6).flatten();
+    world.ct_layouts = ct_layouts(connections, &possible);
 }
 
 /// The ipcache of whatever generation. If it is missing, it is so under the name of the first, which everybody asks for.
