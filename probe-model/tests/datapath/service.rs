@@ -20,8 +20,8 @@ fn service_step(way: &Trajectory) -> bool {
     way.steps.iter().any(|step| matches!(step, Step::Service { .. }))
 }
 
-/// 5.4: "Allowed iff (entry found) XOR (SOURCE_RANGE_DENY flag). Checked only if flags has SOURCE_RANGE. The check runs
-/// against the packet source IP at this node."
+/// 5.4: "Allowed iff (entry found) XOR (`SOURCE_RANGE_DENY` flag). Checked only if flags has `SOURCE_RANGE`. The check
+/// runs against the packet source IP at this node."
 #[test]
 fn source_ranges() {
     both(|net| {
@@ -135,8 +135,8 @@ fn no_backend() {
     });
 }
 
-/// 5.3, 8: "TWO_SCOPES means an EXT-scope and an INT-scope frontend exist with different backend sets"; "external traffic
-/// never switches to INT scope"; "per-packet LB switches to INT scope when TWO_SCOPES".
+/// 5.3, 8: "`TWO_SCOPES` means an EXT-scope and an INT-scope frontend exist with different backend sets"; "external
+/// traffic never switches to INT scope"; "per-packet LB switches to INT scope when `TWO_SCOPES`".
 #[test]
 fn two_scopes() {
     both(|net| {

@@ -15,15 +15,18 @@ use table::{Codec, Set, Table};
 type Check = fn(&mut Table);
 
 /// Each family with its checks.
-const FAMILIES: [(&str, Check); 4] =
-    [("addresses", addresses::check), ("datapath", datapath::check), ("policy", policy::check), ("small", small::check)];
+const FAMILIES: [(&str, Check); 4] = [
+    ("addresses", addresses::check),
+    ("datapath", datapath::check),
+    ("policy", policy::check),
+    ("small", small::check),
+];
 
 /// Structures of the table that no family checks, and why.
 const UNCHECKED: &[(&str, &str)] = &[
     ("debug_capture_msg", "tests/events/layouts.rs checks it, with the notification's packet"),
     ("debug_msg", "tests/events/layouts.rs checks it, with the notification's packet"),
     ("drop_notify", "tests/events/layouts.rs checks it, with the notification's packet"),
-    ("nat_entry", "the head of `ipv4_nat_entry` and `ipv6_nat_entry`, never a map's value by itself"),
     ("policy_verdict_notify", "tests/events/layouts.rs checks it, with the notification's packet"),
     ("signal_msg", "`cilium_signals` is the agent's alone, and never read"),
     ("skip_lb4_key", "`cilium_skip_lb4` serves local redirect policies, which no answer needs"),

@@ -94,11 +94,12 @@ impl Table {
 
 fn check_field<T: Debug + PartialEq>(row: &Offset, codec: &Codec<'_, T>, set: &Set<T>) {
     let at = format!("`{}.{}` in {}", row.structure, row.field, row.versions);
-    let (start, width) = row.bits.unwrap_or((0, 8 * row.field_size as u8));
+    let (start, width) =
+        row.bits.map_or((0, 8 * row.field_size), |(start, width)| (start.into(), width.into()));
     let written = [false, true].map(|high| {
         let mut value = (codec.zero)();
         match set {
-            Set::Bits(set) => set(&mut value, if high { u128::MAX >> (128 - u32::from(width)) } else { 0 }),
+            Set::Bits(set) => set(&mut value, if high { u128::MAX >> (128 - width) } else { 0 }),
             Set::Some(set) => set(&mut value, high),
         }
         let raw = (codec.encode)(&value, minor_of(row.versions));
@@ -108,7 +109,7 @@ fn check_field<T: Debug + PartialEq>(row: &Offset, codec: &Codec<'_, T>, set: &S
     });
     let mut own = vec![0u8; row.size];
     for bit in start..start + width {
-        own[row.offset + usize::from(bit / 8)] |= 1 << (bit % 8);
+        own[row.offset + bit / 8] |= 1 << (bit % 8);
     }
     let changed: Vec<_> = written[0].iter().zip(&written[1]).map(|(low, high)| low ^ high).collect();
     match set {
