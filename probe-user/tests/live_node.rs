@@ -179,7 +179,7 @@ fn a_snapshot_that_is_ended_leaves_nothing() {
         std::thread::sleep(Duration::from_millis(3 * millis));
         let pid = Pid::from_child(&child);
         // It may have ended before.
-        drop(kill_process(pid, Signal::TERM));
+        let _ = kill_process(pid, Signal::TERM);
         child.wait().unwrap();
         let there = fs::read_dir(folder.path()).unwrap().map(|entry| entry.unwrap().path());
         for path in there.collect::<Vec<_>>() {

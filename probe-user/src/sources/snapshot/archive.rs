@@ -103,7 +103,6 @@ pub(super) fn read(
     if let Some((name, _)) = next(&mut entries, "the end", None, limits.part)? {
         bail!("found part `{}`, which is not in the manifest or there twice", shown(&name));
     }
-    drop(entries);
     check_end(tar.into_inner())?;
     Ok((manifest, digest))
 }
@@ -152,7 +151,7 @@ fn plain(error: io::Error) -> anyhow::Error {
 }
 
 /// After the parts there are only the tar's zero blocks, the frame's checksum, and the end of the file.
-fn check_end<'a, R: BufRead>(mut rest: Limited<zstd::Decoder<'a, R>>) -> Result<()> {
+fn check_end<R: BufRead>(mut rest: Limited<zstd::Decoder<'_, R>>) -> Result<()> {
     let mut zeros = Vec::new();
     let at = "failed to read the file after its last part; is it whole?";
     (&mut rest).take(64 * BLOCK).read_to_end(&mut zeros).context(at)?;

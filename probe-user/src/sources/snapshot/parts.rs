@@ -16,12 +16,15 @@ use crate::sources::{
     raw::{Link, Network, RawMap, RawNode, Route},
 };
 
+/// Stems and contents of the parts of one kind.
+type Stems = Vec<(String, Bytes)>;
+
 /// One kind of part.
 pub(super) struct Kind {
     /// Its parts' names, with `*` for what tells several of them apart: the stem.
     pattern: &'static str,
-    /// Stems and contents of the parts of a node; what may be secret is taken out later.
-    collect: fn(&RawNode) -> Result<Vec<(String, Bytes)>>,
+    /// The parts of a node; what may be secret is taken out later.
+    collect: fn(&RawNode) -> Stems,
     /// Puts the contents of the part with this stem back.
     restore: fn(&mut RawNode, &Manifest, &str, Bytes) -> Result<()>,
     /// Whether it is JSON from which secrets must be taken out.
@@ -42,9 +45,7 @@ const KINDS: [Kind; 4] = [
     },
     Kind {
         pattern: "node/iptables-save.txt",
-        collect: |node| {
-            Ok(one(node.iptables_save.as_ref().map(|text| Bytes::copy_from_slice(text.as_bytes()))))
-        },
+        collect: |node| one(node.iptables_save.as_ref().map(|text| Bytes::copy_from_slice(text.as_bytes()))),
         restore: |node, _, _, bytes| {
             node.iptables_save = Some(text(&bytes)?);
             Ok(())
@@ -72,9 +73,17 @@ pub(super) struct Part {
 
 /// Every part of a node.
 pub(super) fn collect(node: &RawNode) -> Result<Vec<Part>> {
+    for (name, map) in &node.maps {
+        let key_size = map.entries.key_size();
+        ensure!(
+            map.entries.is_empty() || key_size == map.key_size as usize,
+            "`{name}` has keys of {key_size} bytes, expected {}",
+            map.key_size
+        );
+    }
     let mut parts = Vec::new();
     for kind in &KINDS {
-        for (stem, bytes) in (kind.collect)(node)? {
+        for (stem, bytes) in (kind.collect)(node) {
             let name = kind.pattern.replace('*', &stem);
             ensure!(is_sound(&name), "`{}` cannot be a part's name", super::shown(&name));
             parts.push(Part { name, kind, bytes });
@@ -116,7 +125,7 @@ pub(super) fn is_sound(name: &str) -> bool {
     name.len() <= 200 && name.split('/').all(is_sound)
 }
 
-fn one(bytes: Option<Bytes>) -> Vec<(String, Bytes)> {
+fn one(bytes: Option<Bytes>) -> Stems {
     bytes.map(|bytes| (String::new(), bytes)).into_iter().collect()
 }
 
@@ -126,18 +135,9 @@ fn text(bytes: &[u8]) -> Result<String> {
 
 /// The maps that some command reads entries of; nobody needs the others', and `cilium_encrypt_state` or an unknown pin
 /// may hold secrets.
-fn maps(node: &RawNode) -> Result<Vec<(String, Bytes)>> {
+fn maps(node: &RawNode) -> Stems {
     let shown = node.maps.iter().filter(|(name, _)| live::is_shown_by_some_command(name));
-    let stored = |(name, map): (&String, &RawMap)| {
-        let key_size = map.entries.key_size();
-        ensure!(
-            map.entries.is_empty() || key_size == map.key_size as usize,
-            "`{name}` has keys of {key_size} bytes, expected {}",
-            map.key_size
-        );
-        Ok((name.clone(), map.entries.bytes().clone()))
-    };
-    shown.map(stored).collect()
+    shown.map(|(name, map)| (name.clone(), map.entries.bytes().clone())).collect()
 }
 
 /// Facts of a map, with its entries' if they are `stored`.
@@ -190,15 +190,15 @@ fn restore_map(node: &mut RawNode, manifest: &Manifest, name: &str, bytes: Bytes
 }
 
 /// The agent's answers that plsprobe asks for; a folder may have others.
-fn rest(node: &RawNode) -> Result<Vec<(String, Bytes)>> {
+fn rest(node: &RawNode) -> Stems {
     let asked = agent::PATHS.map(|path| path.replace('/', "-"));
     let answers = node.rest.iter().filter(|(stem, _)| asked.contains(stem));
-    Ok(answers.map(|(stem, text)| (stem.clone(), Bytes::copy_from_slice(text.as_bytes()))).collect())
+    answers.map(|(stem, text)| (stem.clone(), Bytes::copy_from_slice(text.as_bytes()))).collect()
 }
 
-fn network(node: &RawNode) -> Result<Vec<(String, Bytes)>> {
+fn network(node: &RawNode) -> Stems {
     let stored = node.network.as_ref().map(|network| serde_json::to_vec(&StoredNetwork::from(network)));
-    Ok(one(stored.transpose().context("failed to write the network")?.map(Bytes::from)))
+    one(stored.map(|bytes| bytes.expect("names, numbers and addresses are JSON").into()))
 }
 
 /// [`Network`] as it is stored: types of the model have no form of their own.

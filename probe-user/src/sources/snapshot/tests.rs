@@ -246,7 +246,7 @@ fn every_cut_is_found() {
     for end in (0..tar.len()).step_by(64) {
         read_tar(&tar[..end]).expect_err("cut");
     }
-    refused(read_tar(&[&tar[..], &[0; 65536]].concat()), "does not end after its last part");
+    refused(read_tar(&[&tar[..], &vec![0; 65536]].concat()), "does not end after its last part");
     refused(read_tar(&[&tar[..], &[1; 512]].concat()), "does not end after its last part");
 }
 
@@ -616,7 +616,7 @@ mod files {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("node.snap");
         let fail = |out: &mut dyn Write| {
-            out.write_all(&[1; 1 << 20])?;
+            out.write_all(&vec![1; 1 << 20])?;
             anyhow::bail!("no more")
         };
         let error = file::write(&path, false, fail).unwrap_err();
@@ -634,7 +634,7 @@ mod files {
         mount_change("/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC).unwrap();
         mount("tmpfs", folder.path(), "tmpfs", MountFlags::empty(), Some(c"size=64k")).unwrap();
         let path = folder.path().join("node.snap");
-        let error = file::write(&path, false, |out| Ok(out.write_all(&[1; 1 << 20])?)).unwrap_err();
+        let error = file::write(&path, false, |out| Ok(out.write_all(&vec![1; 1 << 20])?)).unwrap_err();
         assert!(format!("{error:#}").contains("No space left on device"), "{error:#}");
         assert_eq!(names(folder.path()), Vec::<String>::new());
         assert_eq!(write(&path, false, "fits"), Ok(4));
@@ -648,10 +648,10 @@ mod files {
         if let Some(folder) = std::env::var_os(FOLDER) {
             let path = Path::new(&folder).join("node.snap");
             let fill = |out: &mut dyn Write| {
-                out.write_all(&[1; 1 << 20])?;
+                out.write_all(&vec![1; 1 << 20])?;
                 // Of this thread alone: the test harness has others, which would take it.
                 crate::sys::signal_this_thread(libc::SIGTERM);
-                Ok(out.write_all(&[1; 1 << 20])?)
+                Ok(out.write_all(&vec![1; 1 << 20])?)
             };
             drop(file::write(&path, false, fill));
             panic!("the signal did not come");
