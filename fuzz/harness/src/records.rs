@@ -2,7 +2,6 @@
 
 use std::fmt::Debug;
 
-use probe_model::cilium::affinity::{AffinityKey, AffinityMatch, AffinityValue};
 use probe_model::cilium::auth::{AuthInfo, AuthKey};
 use probe_model::cilium::ct::{CtEntry, CtTuple};
 use probe_model::cilium::fragments::{FragmentId, FragmentPorts};
@@ -38,8 +37,6 @@ fn same<T: Debug + PartialEq, E: Debug>(value: &T, again: &Result<T, E>) {
 pub(crate) fn record(raw: &[u8]) {
     encodes_again!(
         raw,
-        AffinityMatch,
-        AffinityValue,
         AuthInfo,
         AuthKey,
         CtEntry,
@@ -67,14 +64,6 @@ pub(crate) fn record(raw: &[u8]) {
         RatelimitValue,
         TunnelValue
     );
-    if let Ok(key) = AffinityKey::decode(raw) {
-        let again = if raw.len() == AffinityKey::SIZE_V4 {
-            key.encode_v4().to_vec()
-        } else {
-            key.encode_v6().to_vec()
-        };
-        same(&key, &AffinityKey::decode(&again));
-    }
     if let Ok(key) = IpcacheKey::decode(raw) {
         for layout in IpcacheLayout::ALL {
             let _ = IpcacheKey::decode(&key.encode(layout));

@@ -347,7 +347,7 @@ fn read_map(globals: &Globals, name: &str, extent: Extent) -> Result<Reading> {
 
 /// Whether some command reads the entries of the map under this pin, so that a snapshot must hold them.
 pub(super) fn is_shown_by_some_command(name: &str) -> bool {
-    is_wanted(name) || is_shown(name)
+    is_wanted(name) || is_shown(name) || name == programs::CALL_POLICY
 }
 
 fn is_wanted(name: &str) -> bool {

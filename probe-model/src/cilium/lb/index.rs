@@ -133,12 +133,16 @@ impl LoadBalancer {
         }
         let from = LbKey { backend_slot: first, proto: 0, scope: 0, ..key };
         let to = LbKey { backend_slot: last, proto: u8::MAX, scope: u8::MAX, ..key };
-        let of_frontend =
-            self.services.range(from..=to).filter(|(slot, _)| (slot.proto, slot.scope) == (key.proto, key.scope));
+        let of_frontend = self
+            .services
+            .range(from..=to)
+            .filter(|(slot, _)| (slot.proto, slot.scope) == (key.proto, key.scope));
         let slot = |slot, backend_id| Slot { slot, backend_id, backend: self.backend(backend_id).copied() };
         let mut slots: Vec<_> =
             of_frontend.map(|(found, entry)| slot(found.backend_slot, entry.backend_id)).collect();
-        let lacking = (first..=last).zip(0..).find(|(number, idx)| slots.get(*idx).is_none_or(|has| has.slot != *number));
+        let lacking = (first..=last)
+            .zip(0..)
+            .find(|(number, idx)| slots.get(*idx).is_none_or(|has| has.slot != *number));
         if let Some((number, idx)) = lacking {
             slots.insert(idx, Slot { slot: number, backend_id: 0, backend: None });
         }

@@ -1,11 +1,13 @@
-//! The load-balancer maps: services, backends, reverse NAT, source ranges.
+//! The load-balancer maps: services, backends, reverse NAT, source ranges, session affinity.
 //!
 //! `cilium_lb4_*` and `cilium_lb6_*` differ in the width of the address alone, so one type stands for both; which one
 //! the bytes are is told by their number.
 
+mod affinity;
 mod index;
 mod lookup;
 
+pub use affinity::{LbAffinity, LbAffinityKey, LbAffinityMatch};
 pub use index::{Frontend, LbMaps, LoadBalancer, Slot};
 pub use lookup::{LbClient, LbFound, LbLookup};
 

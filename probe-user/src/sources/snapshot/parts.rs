@@ -2,18 +2,20 @@
 //!
 //! To add a kind, add a row. Old versions read such a snapshot without it once the schema's minor number is raised.
 
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 use anyhow::{Context as _, Result, bail, ensure};
 use bytes::Bytes;
 use ipnet::IpNet;
 use probe_model::cilium::entries::Entries;
+use probe_model::cilium::layout::{Member, policy_layout};
 use serde::{Deserialize, Serialize};
 
 use super::manifest::{Manifest, MapFacts};
 use crate::sources::{
     agent, live,
-    raw::{Link, Network, RawMap, RawNode, Route},
+    raw::{Link, Network, Program, RawMap, RawNode, Route},
 };
 
 /// Stems and contents of the parts of one kind.
@@ -32,7 +34,7 @@ pub(super) struct Kind {
 }
 
 /// Every kind, in the archive's order.
-const KINDS: [Kind; 4] = [
+const KINDS: [Kind; 5] = [
     Kind { pattern: "maps/*.bin", collect: maps, restore: restore_map, is_scrubbed: false },
     Kind {
         pattern: "rest/*.json",
@@ -58,6 +60,17 @@ const KINDS: [Kind; 4] = [
         restore: |node, _, _, bytes| {
             let network: StoredNetwork = serde_json::from_slice(&bytes).context("it is no network")?;
             node.network = Some(network.try_into()?);
+            Ok(())
+        },
+        is_scrubbed: false,
+    },
+    Kind {
+        pattern: "node/programs.json",
+        collect: programs,
+        restore: |node, _, _, bytes| {
+            let stored: BTreeMap<u32, StoredProgram> =
+                serde_json::from_slice(&bytes).context("these are no programs")?;
+            node.programs = stored.into_iter().map(|(id, program)| (id, program.into())).collect();
             Ok(())
         },
         is_scrubbed: false,
@@ -143,8 +156,7 @@ fn maps(node: &RawNode) -> Stems {
 /// Facts of a map, with its entries' if they are `stored`.
 pub(super) fn map_facts(name: &str, map: &RawMap, is_stored: bool) -> MapFacts {
     let layout = || {
-        let layout =
-            probe_model::cilium::layout::policy_layout(name, map.key_size, map.value_size, &map.entries);
+        let layout = policy_layout(name, map.key_size, map.value_size, &map.entries, None);
         Some(layout.ok()?.versions().to_owned())
     };
     MapFacts {
@@ -199,6 +211,48 @@ fn rest(node: &RawNode) -> Stems {
 fn network(node: &RawNode) -> Stems {
     let stored = node.network.as_ref().map(|network| serde_json::to_vec(&StoredNetwork::from(network)));
     one(stored.map(|bytes| bytes.expect("names, numbers and addresses are JSON").into()))
+}
+
+fn programs(node: &RawNode) -> Stems {
+    let stored: BTreeMap<_, _> =
+        node.programs.iter().map(|(id, program)| (id, StoredProgram::from(program))).collect();
+    let bytes = (!stored.is_empty()).then(|| serde_json::to_vec(&stored));
+    one(bytes.map(|bytes| bytes.expect("names and numbers are JSON").into()))
+}
+
+/// [`Program`] as it is stored.
+#[derive(Serialize, Deserialize)]
+struct StoredProgram {
+    name: String,
+    map_ids: Vec<u32>,
+    policy_entry: Option<Vec<StoredMember>>,
+}
+
+#[derive(Serialize, Deserialize)]
+struct StoredMember {
+    name: String,
+    bit_offset: u32,
+    bits: Option<u8>,
+}
+
+impl From<&Program> for StoredProgram {
+    fn from(Program { name, map_ids, policy_entry }: &Program) -> Self {
+        let member = |member: &Member| StoredMember {
+            name: member.name.clone(),
+            bit_offset: member.bit_offset,
+            bits: member.bits,
+        };
+        let policy_entry = policy_entry.as_ref().map(|members| members.iter().map(member).collect());
+        Self { name: name.clone(), map_ids: map_ids.clone(), policy_entry }
+    }
+}
+
+impl From<StoredProgram> for Program {
+    fn from(StoredProgram { name, map_ids, policy_entry }: StoredProgram) -> Self {
+        let member = |StoredMember { name, bit_offset, bits }| Member { name, bit_offset, bits };
+        let policy_entry = policy_entry.map(|members| members.into_iter().map(member).collect());
+        Self { name, map_ids, policy_entry }
+    }
 }
 
 /// [`Network`] as it is stored: types of the model have no form of their own.

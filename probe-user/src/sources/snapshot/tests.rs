@@ -4,11 +4,12 @@ use std::{
 };
 
 use probe_model::cilium::entries::Entries;
+use probe_model::cilium::layout::Member;
 use tar::EntryType;
 
 use super::*;
 use crate::sources::{
-    raw::{Link, Network, RawMap, Route},
+    raw::{Link, Network, Program, RawMap, Route},
     testing::Random,
 };
 
@@ -45,6 +46,15 @@ fn node() -> RawNode {
             ("cilium_encrypt_state", map(4, 8, 1, 0)),
         ]
         .map(|(name, map)| (name.to_owned(), map))
+        .into(),
+        programs: [(
+            4711,
+            Program {
+                name: "handle_policy".to_owned(),
+                map_ids: vec![7, 8],
+                policy_entry: Some(vec![Member { name: "deny".to_owned(), bit_offset: 16, bits: Some(1) }]),
+            },
+        )]
         .into(),
         rest: [("healthz", r#"{"cilium":{"msg":"1.14.4  x"}}"#), ("policy-selectors", " [ ]\n")]
             .map(|(name, text)| (name.to_owned(), text.to_owned()))
