@@ -14,6 +14,7 @@ use probe_model::cilium::node::{NodeKey, NodeValue};
 use probe_model::cilium::policy::PolicyCounters;
 use probe_model::cilium::policystats::PolicyStatsKey;
 use probe_model::cilium::ratelimit::{RatelimitKey, RatelimitValue};
+use probe_model::cilium::release::Release;
 use probe_model::cilium::runtime_config::{RuntimeConfig, UTime};
 use probe_model::cilium::tunnel::{TunnelKey, TunnelLayout, TunnelValue};
 use probe_model::cilium::{Direction, EndpointId};
@@ -364,7 +365,7 @@ fn utime_is_wall_clock() {
 
 #[test]
 fn reserved_identities_by_version() {
-    let name = |id, minor| Identity(id).reserved_name_in(minor);
+    let name = |id, minor| Identity(id).reserved_name_in(Release(minor));
     assert_eq!((name(9, 14), name(9, 15), name(10, 15)), (None, Some("world-ipv4"), Some("world-ipv6")));
     let ids: Vec<_> = (13..=20).map(|minor| name(11, minor)).collect();
     let encrypt = Some("overlay-to-encrypt");

@@ -2,6 +2,8 @@
 
 use core::fmt;
 
+use super::release::Release;
+
 /// The security identity of a set of labels.
 ///
 /// Source: `pkg/identity/numericidentity.go`, Cilium 1.13 to 1.20.
@@ -90,9 +92,9 @@ impl Identity {
         })
     }
 
-    /// The reserved label's name without `reserved:` in Cilium 1.`minor`, if the number is reserved there.
-    pub fn reserved_name_in(self, minor: u8) -> Option<&'static str> {
-        match (self.0, minor) {
+    /// The reserved label's name without `reserved:` in a release, if the number is reserved there.
+    pub fn reserved_name_in(self, release: Release) -> Option<&'static str> {
+        match (self.0, release.0) {
             (9 | 10, ..15) | (11, ..16 | 19) | (12, ..20) => None,
             (11, ..19) => Some("overlay-to-encrypt"),
             (11, _) => Some("policy-cluster"),

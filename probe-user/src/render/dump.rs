@@ -16,12 +16,15 @@ use probe_model::cilium::lb::{Frontend, LbKey, Slot};
 use probe_model::cilium::metrics::{MetricsKey, MetricsValue};
 use probe_model::cilium::nat::NatEntry;
 use probe_model::cilium::policy::{PolicyCounters, PolicyEntry, PolicyKey};
+use probe_model::cilium::release::Release;
+use probe_model::cilium::source_file::source_file;
 use probe_model::cilium::{Direction, EndpointId};
 use probe_model::tuple::Protocol;
 use probe_model::world::World;
 use serde_json::{Value, json};
 
 use super::clean;
+use crate::sources::assemble;
 use crate::sources::raw::RawNode;
 
 pub use small::{affinity, auth, fragments, node, policystats, source_ranges, tunnel};
@@ -525,7 +528,8 @@ pub fn nat(node: &RawNode) -> Result<Dump> {
     Ok(dump)
 }
 
-/// `dump metrics`, as `cilium bpf metrics list` prints it: per-CPU counters added up.
+/// `dump metrics`, as `cilium bpf metrics list` prints it: per-CPU counters added up, from Cilium 1.16 on by the place in
+/// its source that counts.
 ///
 /// # Errors
 ///
@@ -534,27 +538,37 @@ pub fn metrics(node: &RawNode) -> Result<Dump> {
     let Some(map) = node.maps.get("cilium_metrics") else {
         bail!("failed to read `cilium_metrics`: it is not there");
     };
-    let mut totals: BTreeMap<(String, &str), (MetricsKey, MetricsValue)> = BTreeMap::new();
+    let mut totals: BTreeMap<(String, &str, u8, u16), (MetricsKey, MetricsValue)> = BTreeMap::new();
     for (key, values) in map.entries.iter() {
         let key = MetricsKey::decode(key)?;
-        let name = (metrics_reason(key.reason), metrics_direction(key.direction));
+        let name = (metrics_reason(key.reason), metrics_direction(key.direction), key.file, key.line);
         let (_, total) = totals.entry(name).or_insert((key, MetricsValue::default()));
-        for value in values.chunks(16) {
-            let value = MetricsValue::decode(value)?;
-            // A damaged recording may hold anything.
-            total.count = total.count.saturating_add(value.count);
-            total.bytes = total.bytes.saturating_add(value.bytes);
-        }
+        *total = total.plus(MetricsValue::sum(values)?);
     }
+    let release = assemble::version(node).and_then(|version| Release::of_version(&version));
+    let has_places = totals.keys().any(|(_, _, file, _)| *file != 0);
+    let columns = if has_places { 6 } else { 4 };
     let mut dump = Dump::default();
-    let mut rows = vec![headings(&["REASON", "DIRECTION", "PACKETS", "BYTES"])];
-    for ((reason, direction), (key, total)) in totals {
+    let mut rows = vec![headings(&["REASON", "DIRECTION", "PACKETS", "BYTES", "LINE", "FILE"][..columns])];
+    for ((reason, direction, file, line), (key, total)) in totals {
         let MetricsValue { count, bytes } = total;
-        dump.json.push(json!({
+        // Without the release only those numbers that mean the same in all.
+        let releases = release.map_or(Release(16)..=Release::LAST, |release| release..=release);
+        let name = source_file(file, releases).filter(|_| has_places);
+        let mut entry = json!({
             "schema": "plsprobe.metrics/1", "reason": key.reason, "text": reason, "direction": direction,
             "packets": count, "bytes": bytes,
-        }));
-        rows.push(vec![reason, direction.to_owned(), count.to_string(), bytes.to_string()]);
+        });
+        if has_places {
+            entry["line"] = json!(line);
+            entry["file"] = json!(file);
+            entry["source_file"] = json!(name);
+        }
+        dump.json.push(entry);
+        let file = name.map_or_else(|| file.to_string(), str::to_owned);
+        let row =
+            [reason, direction.to_owned(), count.to_string(), bytes.to_string(), line.to_string(), file];
+        rows.push(row.into_iter().take(columns).collect());
     }
     dump.table(&rows);
     Ok(dump)
