@@ -15,6 +15,7 @@ mod policy_map;
 mod records;
 mod rest;
 mod seeds;
+mod snapshot;
 mod whole;
 
 pub use events::events;
@@ -24,6 +25,7 @@ pub use maps::maps;
 pub use node_text::node_text;
 pub use policy_map::policy_map;
 pub use rest::rest;
+pub use snapshot::snapshot;
 
 /// One fuzz target.
 #[derive(Clone, Copy, Debug)]
@@ -45,4 +47,5 @@ pub const TARGETS: &[Target] = &[
     Target { name: "node_text", run: node_text, seeds: seeds::node_text },
     Target { name: "policy_map", run: policy_map, seeds: policy_map::seeds },
     Target { name: "rest", run: rest, seeds: seeds::rest },
+    Target { name: "snapshot", run: snapshot, seeds: seeds::snapshot },
 ];

@@ -40,18 +40,24 @@ const OTHER_SIZES: u8 = 0x80;
 
 /// Maps one after another: a byte that is the position in [`MAPS`], a byte that is the number of entries, the entries.
 pub fn maps(data: &[u8]) {
-    let mut node = RawNode { origin: "fuzz".to_owned(), ..RawNode::default() };
-    let mut rest = data;
-    while let Some((name, map, after)) = next_map(rest) {
-        for (key, value) in map.entries.iter() {
-            records::record(key);
-            records::record(value);
-        }
-        node.maps.insert(name.to_owned(), map);
-        rest = after;
+    let node = node(data);
+    for (key, value) in node.maps.values().flat_map(|map| map.entries.iter()) {
+        records::record(key);
+        records::record(value);
     }
     records::record(data);
     whole::node(&node);
+}
+
+/// A node with the maps in `data` and nothing else.
+pub(crate) fn node(data: &[u8]) -> RawNode {
+    let mut node = RawNode { origin: "fuzz".to_owned(), ..RawNode::default() };
+    let mut rest = data;
+    while let Some((name, map, after)) = next_map(rest) {
+        node.maps.insert(name.to_owned(), map);
+        rest = after;
+    }
+    node
 }
 
 /// The inverse of what [`maps`] reads.

@@ -5,6 +5,8 @@ use std::path::Path;
 use std::slice;
 
 use fixtures::Scenario;
+use probe_user::sources::folder;
+use probe_user::sources::snapshot::Packed;
 use serde_json::Value;
 
 use crate::container;
@@ -12,6 +14,7 @@ use crate::events::encode as encode_samples;
 use crate::maps::{MAPS, encode};
 use crate::node_text::{IP, IPTABLES_SAVE};
 use crate::rest::ANSWERS;
+use crate::snapshot::{circumstances, parts, shortened as shortened_map};
 
 const RECORDINGS: [&str; 3] = ["cilium-1.14", "cilium-1.14-tunnel-kubeproxy", "cilium-1.16"];
 /// Entries of a map that one seed has.
@@ -119,6 +122,24 @@ pub(crate) fn dump_folder() -> Vec<Vec<u8>> {
             ));
         }
         seeds.push(join(&all));
+    }
+    distinct(seeds)
+}
+
+pub(crate) fn snapshot() -> Vec<Vec<u8>> {
+    let mut seeds: Vec<_> = maps().into_iter().map(|maps| [&[3], &maps[..]].concat()).collect();
+    for scenario in scenarios() {
+        let mut node = folder::read(&scenario.path).expect("a recording");
+        for map in node.maps.values_mut() {
+            *map = shortened_map(map, ENTRIES);
+        }
+        node.rest.retain(|name, _| ANSWERS.contains(&name.as_str()));
+        let packed = Packed::new(&node, circumstances()).expect("a recording fits");
+        let mut file = Vec::new();
+        packed.write(&mut file).expect("memory takes everything");
+        seeds.push(parts(&file));
+        seeds.push([&[1], &zstd::decode_all(&file[..]).expect("a frame")[..]].concat());
+        seeds.push([&[0], &file[..]].concat());
     }
     distinct(seeds)
 }

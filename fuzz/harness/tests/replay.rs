@@ -112,3 +112,8 @@ fn policy_map() {
 fn rest() {
     replay("rest", 1_000);
 }
+
+#[test]
+fn snapshot() {
+    replay("snapshot", 60);
+}

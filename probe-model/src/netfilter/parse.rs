@@ -31,7 +31,7 @@ pub(super) fn ruleset(text: &str) -> Result<Ruleset, ParseError> {
     for (idx, line) in text.lines().enumerate() {
         let error = |what: String| ParseError { line: idx + 1, what };
         let line = line.trim();
-        let (first, rest) = line.split_at(line.len().min(1));
+        let (first, rest) = line.split_at(line.chars().next().map_or(0, char::len_utf8));
         match (first, &table) {
             ("" | "#", _) => {}
             ("*", _) => {
@@ -261,4 +261,18 @@ fn destinations(text: &str) -> Option<Vec<(Ipv4Addr, Option<u16>)>> {
         return (range.clone().count() <= 256).then(|| range.map(|address| (address.into(), port)).collect());
     }
     Some(vec![(addresses.parse().ok()?, port)])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::ruleset;
+
+    #[test]
+    fn a_line_may_begin_with_any_character() {
+        let error = ruleset("*nat\nھ KUBE-SERVICES\nCOMMIT\n").unwrap_err();
+        assert_eq!(
+            error.to_string(),
+            "line 2: expected a chain, a rule or `COMMIT`, found `ھ KUBE-SERVICES`"
+        );
+    }
 }

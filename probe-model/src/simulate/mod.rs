@@ -13,6 +13,7 @@ mod version;
 mod walk;
 
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use ipnet::IpNet;
 
@@ -123,7 +124,7 @@ pub enum Step {
     /// Cilium translated the service.
     Service {
         /// The frontend that matched, with the backends that might have been chosen.
-        frontend: Box<Frontend>,
+        frontend: Arc<Frontend>,
         /// The backend of this way.
         backend: LbBackend,
         /// The conntrack entry that keeps the client with this backend, if one does.

@@ -1,6 +1,7 @@
 //! Cilium's service translation: the frontend, its checks, and every backend that may be chosen.
 
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use super::version::{agreed, layouts, lb_lookups};
 use super::walk::Walk;
@@ -112,14 +113,16 @@ impl Walk<'_> {
         if !lb.is_some_and(LoadBalancer::knows_backends) && service.count != 0 {
             return self.unknown(Unknown::Fact(family.pin("cilium_lb4_backends_v3")));
         }
+        // Every way names the frontend with all its backends, so all share one.
+        let shared = Arc::new(frontend.clone());
         if let Some((kept, backend)) = self.kept_backend() {
-            return next(self.translated(frontend, backend, Some(kept)));
+            return next(self.translated(shared, backend, Some(kept)));
         }
         if service.count == 0 {
             return self.refuse(frontend.clone(), DropReason::NO_SERVICE);
         }
         let ways = frontend.backends.iter().flat_map(|slot| match slot.backend {
-            Some(backend) => next(self.clone().translated(frontend, backend, None)),
+            Some(backend) => next(self.clone().translated(shared.clone(), backend, None)),
             None => self.clone().refuse(frontend.clone(), DropReason::NO_SERVICE),
         });
         ways.collect()
@@ -133,8 +136,8 @@ impl Walk<'_> {
         (backend.state() == BackendState::Active).then_some((tuple, *backend))
     }
 
-    fn translated(self, frontend: &Frontend, backend: LbBackend, kept: Option<CtTuple>) -> Self {
-        let mut walk = self.step(Step::Service { frontend: Box::new(frontend.clone()), backend, kept });
+    fn translated(self, frontend: Arc<Frontend>, backend: LbBackend, kept: Option<CtTuple>) -> Self {
+        let mut walk = self.step(Step::Service { frontend, backend, kept });
         walk.tuple.daddr = backend.address;
         walk.tuple.dport = backend.port;
         walk

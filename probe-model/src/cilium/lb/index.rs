@@ -149,3 +149,39 @@ impl LoadBalancer {
         slots
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::net::{IpAddr, Ipv4Addr};
+
+    use super::*;
+
+    fn slot_numbers(count: u16, qcount: u16, present: &[u16]) -> (Vec<u16>, Vec<u16>) {
+        let key = |backend_slot| LbKey {
+            address: IpAddr::from(Ipv4Addr::new(10, 0, 0, 9)),
+            dport: 80,
+            backend_slot,
+            proto: 0,
+            scope: 0,
+        };
+        let other = |slot: u16| LbKey { proto: 6, ..key(slot) };
+        let mut services = vec![(key(0), LbService { count, qcount, ..LbService::default() })];
+        services.extend(present.iter().map(|slot| (key(*slot), LbService::default())));
+        // Another frontend of the same address and port.
+        services.extend((1..=3).map(|slot| (other(slot), LbService::default())));
+        let lb = LoadBalancer::new(LbMaps { services, ..LbMaps::default() });
+        let frontend = lb.frontend(key(0)).unwrap();
+        let numbers = |slots: Vec<Slot>| slots.into_iter().map(|slot| slot.slot).collect();
+        (numbers(frontend.backends), numbers(frontend.quarantined))
+    }
+
+    #[test]
+    fn slots_are_those_that_are_there_and_the_first_that_is_not() {
+        assert_eq!(slot_numbers(2, 0, &[1, 2]), (vec![1, 2], vec![]));
+        assert_eq!(slot_numbers(2, 1, &[1, 2, 3]), (vec![1, 2], vec![3]));
+        assert_eq!(slot_numbers(0, 0, &[1]), (vec![], vec![]));
+        assert_eq!(slot_numbers(4, 0, &[1, 4]), (vec![1, 2, 4], vec![]));
+        assert_eq!(slot_numbers(4, 2, &[]), (vec![1], vec![5]));
+        assert_eq!(slot_numbers(u16::MAX, u16::MAX, &[3]), (vec![1, 3], vec![]));
+    }
+}
