@@ -10,7 +10,7 @@ use crate::cilium::Direction;
 use crate::cilium::drop_reason::DropReason;
 use crate::cilium::family::Family;
 use crate::cilium::identity::Identity;
-use crate::cilium::policy::{PolicyKey, PolicyQuery, PolicyVerdict};
+use crate::cilium::policy::{PolicyKey, PolicyLayout, PolicyQuery, PolicyVerdict};
 use crate::netfilter::Hook;
 use crate::simulate::{Destination, Outcome, PolicyStep, Step, Trajectory, Unjudged, Unknown};
 use crate::tuple::{Protocol, Tuple};
@@ -239,7 +239,7 @@ fn allowed(world: &World, way: &Trajectory, destination: &Destination, policies:
     let direction = step.query.direction;
     let peer = world.identity_text(step.query.identity);
     match step.decision.entry {
-        Some((key, _)) if is_open(&key) && policies.is_empty() => open(world, step, &name),
+        Some((key, _)) if policies.is_empty() && is_open(world, step, &key) => open(world, step, &name),
         Some((key, _)) if key.sec_label == Identity::HOST && policies.is_empty() => {
             Cause::new("ALLOW-LOCALHOST", format!("Cilium always lets the node reach its own pods ({name})"))
         }
@@ -272,8 +272,30 @@ fn no_policy(way: &Trajectory, destination: &Destination) -> &'static str {
     }
 }
 
-fn is_open(key: &PolicyKey) -> bool {
-    key.sec_label == Identity::UNKNOWN && key.l4_prefix() == 0
+/// Whether the entry is the agent's own for everybody, where nothing is enforced; from 1.20 on there is one for every class
+/// of identities.
+fn is_open(world: &World, step: &PolicyStep, key: &PolicyKey) -> bool {
+    const CLASSES: [Identity; 5] = [
+        Identity::UNKNOWN,
+        Identity::WORLD,
+        Identity::REMOTE_NODE,
+        Identity::POLICY_CLUSTER,
+        Identity::POLICY_CLUSTERMESH,
+    ];
+    if key.l4_prefix() != 0 {
+        return false;
+    }
+    let map = world.policy.get(&step.endpoint).map(|policy| &policy.map);
+    let Some(map) = map.filter(|map| map.layout() == PolicyLayout::Aggregates) else {
+        return key.sec_label == Identity::UNKNOWN;
+    };
+    let all = map.iter().filter(|(other, entry)| {
+        other.l4_prefix() == 0
+            && other.direction == key.direction
+            && !entry.deny()
+            && CLASSES.contains(&other.sec_label)
+    });
+    CLASSES.contains(&key.sec_label) && all.count() == CLASSES.len()
 }
 
 /// The direction is not enforced: said with the policies that select the pod for the other direction only.

@@ -120,7 +120,7 @@ pub enum Step {
     /// Policy is passed by, for another reason.
     Unjudged(Unjudged),
     /// A service's frontend matched, and the packet got no further.
-    Frontend(Box<Frontend>),
+    Frontend(Arc<Frontend>),
     /// Cilium translated the service.
     Service {
         /// The frontend that matched, with the backends that might have been chosen.

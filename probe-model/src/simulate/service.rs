@@ -9,13 +9,22 @@ use super::{Destination, Outcome, Sender, Step, Trajectory, Unjudged, Unknown};
 use crate::cilium::ct::CtTuple;
 use crate::cilium::drop_reason::DropReason;
 use crate::cilium::family::Family;
-use crate::cilium::lb::{BackendState, Frontend, LbBackend, LbClient, LbFound, LbService, LoadBalancer};
+use crate::cilium::identity::Identity;
+use crate::cilium::lb::{
+    BackendState, Frontend, LbBackend, LbClient, LbFound, LbLookup, LbService, LoadBalancer,
+};
 use crate::cilium::policy::PolicyLayout;
 use crate::tuple::{Protocol, Tuple};
 use crate::world::{AddressOwner, Forwarding, RoutingMode};
 
 /// The interface by whose address the node sends into the tunnel.
 const CILIUM_HOST: &str = "cilium_host";
+
+/// Whether an identity is that of this node or of another.
+fn is_of_node(identity: Identity) -> bool {
+    matches!(identity, Identity::HOST | Identity::REMOTE_NODE | Identity::KUBE_APISERVER)
+        || identity.is_remote_node_scope()
+}
 
 impl Walk<'_> {
     /// What Cilium's service map has for the packet's destination.
@@ -32,29 +41,51 @@ impl Walk<'_> {
             let missing = || Unknown::Fact(family.pin("cilium_lb4_services_v2"));
             return if none { Ok(LbFound::Nothing) } else { Err(missing()) };
         };
-        let lookups = lb_lookups(self.world, family);
-        let mut found =
-            lookups.into_iter().map(|procedure| lb.lookup(procedure, client, (daddr, dport, protocol.0)));
+        let of = |procedure| lb.lookup(procedure, client, (daddr, dport, protocol.0));
+        let mut found = lb_lookups(self.world, family).into_iter().map(of);
         let first = found.next().unwrap_or(LbFound::Nothing);
-        let same = found.all(|other| other == first);
-        if same { Ok(first) } else { Err(Unknown::Version("which service's frontend this is")) }
+        if found.any(|other| other != first) {
+            return Err(Unknown::Version("which service's frontend this is"));
+        }
+        if first == LbFound::Nothing { self.node_port_of_any_node(lb) } else { Ok(first) }
+    }
+
+    /// From 1.20 on a pod's packet to a node port of any node is translated on its own node, by an entry without an
+    /// address.
+    fn node_port_of_any_node(&self, lb: &LoadBalancer) -> Result<LbFound, Unknown> {
+        let Tuple { daddr, dport, protocol, .. } = self.tuple;
+        let is_node = || {
+            let info = self.world.ipcache.as_ref().and_then(|ipcache| ipcache.lookup(daddr));
+            info.is_some_and(|(_, info)| is_of_node(info.sec_identity))
+        };
+        if !matches!(self.steps.first(), Some(Step::FromPod(_))) || !is_node() {
+            return Ok(LbFound::Nothing);
+        }
+        let any_node = (Family::of(daddr).unspecified(), dport, protocol.0);
+        let found = lb.lookup(LbLookup::ProtocolOnly, LbClient::Inside, any_node);
+        match agreed(&layouts(self.world), |layout| layout >= PolicyLayout::Aggregates) {
+            Some(true) => Ok(found),
+            None if found != LbFound::Nothing => {
+                Err(Unknown::Version("on which node a pod's packet to a node port is translated"))
+            }
+            _ => Ok(LbFound::Nothing),
+        }
     }
 
     /// `nodeport_lb4` and `nodeport_lb6`: checks, then a backend, for a packet from outside.
-    pub(super) fn north_south(self, frontend: Frontend) -> Vec<Trajectory> {
+    pub(super) fn north_south(self, frontend: &Arc<Frontend>) -> Vec<Trajectory> {
         match self.is_refused_by_source(&frontend.service) {
             Err(unknown) => return self.unknown(unknown),
             Ok(true) => return self.refuse(frontend, DropReason::NOT_IN_SRC_RANGE),
             Ok(false) => {}
         }
         if frontend.service.is_routable() {
-            return self.balance(&frontend, Self::deliver_to_backend);
+            return self.balance(frontend, Self::deliver_to_backend);
         }
         // A ClusterIP. 1.14 and before find a backend first, and translate; later versions refuse at once.
-        let late = |walk: Self| {
-            walk.balance(&frontend, |walk| walk.end(Outcome::Dropped(DropReason::IS_CLUSTER_IP)))
-        };
-        let early = |walk: Self| walk.refuse(frontend.clone(), DropReason::IS_CLUSTER_IP);
+        let late =
+            |walk: Self| walk.balance(frontend, |walk| walk.end(Outcome::Dropped(DropReason::IS_CLUSTER_IP)));
+        let early = |walk: Self| walk.refuse(frontend, DropReason::IS_CLUSTER_IP);
         let is_late = |layout| match layout {
             PolicyLayout::HashKey => Some(true),
             PolicyLayout::WildcardBits => None,
@@ -77,8 +108,8 @@ impl Walk<'_> {
     }
 
     /// Ends at a frontend, before translation.
-    pub(super) fn refuse(self, frontend: Frontend, reason: DropReason) -> Vec<Trajectory> {
-        self.step(Step::Frontend(Box::new(frontend))).end(Outcome::Dropped(reason))
+    pub(super) fn refuse(self, frontend: &Arc<Frontend>, reason: DropReason) -> Vec<Trajectory> {
+        self.step(Step::Frontend(Arc::clone(frontend))).end(Outcome::Dropped(reason))
     }
 
     /// loadBalancerSourceRanges: whether the packet's source at this node is not among those the service admits.
@@ -98,7 +129,7 @@ impl Walk<'_> {
     /// Every backend that may be chosen, each as a way of its own that goes on with `next`.
     pub(super) fn balance(
         self,
-        frontend: &Frontend,
+        frontend: &Arc<Frontend>,
         next: impl Fn(Self) -> Vec<Trajectory>,
     ) -> Vec<Trajectory> {
         let service = &frontend.service;
@@ -113,17 +144,15 @@ impl Walk<'_> {
         if !lb.is_some_and(LoadBalancer::knows_backends) && service.count != 0 {
             return self.unknown(Unknown::Fact(family.pin("cilium_lb4_backends_v3")));
         }
-        // Every way names the frontend with all its backends, so all share one.
-        let shared = Arc::new(frontend.clone());
         if let Some((kept, backend)) = self.kept_backend() {
-            return next(self.translated(shared, backend, Some(kept)));
+            return next(self.translated(frontend, backend, Some(kept)));
         }
         if service.count == 0 {
-            return self.refuse(frontend.clone(), DropReason::NO_SERVICE);
+            return self.refuse(frontend, DropReason::NO_SERVICE);
         }
         let ways = frontend.backends.iter().flat_map(|slot| match slot.backend {
-            Some(backend) => next(self.clone().translated(shared.clone(), backend, None)),
-            None => self.clone().refuse(frontend.clone(), DropReason::NO_SERVICE),
+            Some(backend) => next(self.clone().translated(frontend, backend, None)),
+            None => self.clone().refuse(frontend, DropReason::NO_SERVICE),
         });
         ways.collect()
     }
@@ -136,8 +165,8 @@ impl Walk<'_> {
         (backend.state() == BackendState::Active).then_some((tuple, *backend))
     }
 
-    fn translated(self, frontend: Arc<Frontend>, backend: LbBackend, kept: Option<CtTuple>) -> Self {
-        let mut walk = self.step(Step::Service { frontend, backend, kept });
+    fn translated(self, frontend: &Arc<Frontend>, backend: LbBackend, kept: Option<CtTuple>) -> Self {
+        let mut walk = self.step(Step::Service { frontend: Arc::clone(frontend), backend, kept });
         walk.tuple.daddr = backend.address;
         walk.tuple.dport = backend.port;
         walk

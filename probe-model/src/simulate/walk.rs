@@ -94,8 +94,8 @@ impl Walk<'_> {
         };
         match walk.frontend(LbClient::Outside) {
             Err(unknown) => walk.unknown(unknown),
-            Ok(LbFound::Frontend(frontend)) => walk.north_south(*frontend),
-            Ok(LbFound::OtherPorts(whole)) => walk.refuse(*whole, DropReason::NO_SERVICE),
+            Ok(LbFound::Frontend(frontend)) => walk.north_south(&frontend),
+            Ok(LbFound::OtherPorts(whole)) => walk.refuse(&whole, DropReason::NO_SERVICE),
             Ok(LbFound::Nothing) => walk.past_uplink(),
         }
     }

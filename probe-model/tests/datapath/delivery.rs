@@ -175,3 +175,24 @@ fn a_default_deny_is_explained() {
         assert!(!no_rules, "BPF host routing passes the stack by");
     });
 }
+
+/// 2.10: "No policy selects the pod in a direction (enforcement off): allow entry (0, any, any) for that direction — v3: the
+/// five aggregates."
+#[test]
+fn what_nothing_enforces_is_open() {
+    both(|net| {
+        let question = tcp(net.client, net.app, 8080);
+        let code = |world: &World| explain(world, &question).cause.code;
+        for layout in PolicyLayout::ALL {
+            let mut world = net.world(layout);
+            let classes: &[u32] = if layout == PolicyLayout::Aggregates { &[0, 2, 6, 11, 12] } else { &[0] };
+            let keys: Vec<_> = classes.iter().map(|class| any(*class, Direction::Ingress)).collect();
+            allow(&mut world, layout, APP, &keys);
+            assert_eq!(code(&world), "OPEN", "{layout}");
+            if layout == PolicyLayout::Aggregates {
+                allow(&mut world, layout, APP, &keys[1..]);
+                assert_eq!(code(&world), "ALLOWED", "not everybody");
+            }
+        }
+    });
+}

@@ -336,3 +336,28 @@ fn a_pod_reaches_itself_unjudged() {
         assert_eq!(ends(&world, &tcp(net.app, net.frontend, 80)), [(net.app, into(APP)), denied]);
     });
 }
+
+/// 5.3: "In ≥1.20bp `bpf_lxc` also probes a 0.0.0.0-address wildcard nodeport/hostport key."
+#[test]
+fn a_pod_reaches_a_node_port_of_any_node() {
+    both(|net| {
+        let mut service = net.service(30_080);
+        service.key.address = net.family.unspecified();
+        service.key.proto = 6;
+        service.flags = LbService::NODEPORT;
+        let out = Outcome::Allowed(Destination::Network(Some("eth0".to_owned())));
+        for (layout, expected) in
+            [(PolicyLayout::Precedence, out.clone()), (PolicyLayout::Aggregates, into(APP))]
+        {
+            let mut world = net.world(layout);
+            net.serve(&mut world, std::slice::from_ref(&service));
+            assert_eq!(outcome(&world, &tcp(net.other, net.remote_node, 30_080)), expected, "{layout}");
+            assert_eq!(outcome(&world, &tcp(net.other, net.client, 30_080)), out, "{layout}: no node");
+            assert_eq!(
+                outcome(&world, &tcp(net.other, net.remote_node, 30_081)),
+                out,
+                "{layout}: another port"
+            );
+        }
+    });
+}

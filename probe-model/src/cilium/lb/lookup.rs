@@ -1,6 +1,7 @@
 //! How the datapath finds a frontend, by version.
 
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use super::{Frontend, LbKey, LbService, LoadBalancer};
 use crate::cilium::policy::PolicyLayout;
@@ -50,9 +51,9 @@ pub enum LbFound {
     /// Nothing: no service.
     Nothing,
     /// This frontend.
-    Frontend(Box<Frontend>),
+    Frontend(Arc<Frontend>),
     /// The address is a frontend's on other ports; from 1.19 on the packet is dropped.
-    OtherPorts(Box<Frontend>),
+    OtherPorts(Arc<Frontend>),
 }
 
 impl LoadBalancer {
@@ -75,11 +76,11 @@ impl LoadBalancer {
         let Some(frontend) = found else {
             let has_wildcard = procedure == LbLookup::ProtocolOnly && client == LbClient::Outside;
             let whole_address = has_wildcard.then(|| external(0, 0)).flatten();
-            return whole_address.map_or(LbFound::Nothing, |whole| LbFound::OtherPorts(Box::new(whole)));
+            return whole_address.map_or(LbFound::Nothing, |whole| LbFound::OtherPorts(Arc::new(whole)));
         };
         let two_scopes = client == LbClient::Inside && frontend.service.has2(LbService::TWO_SCOPES);
         let internal = LbKey { scope: LbKey::SCOPE_INTERNAL, ..frontend.key };
         let found = if two_scopes { self.frontend(internal) } else { Some(frontend) };
-        found.map_or(LbFound::Nothing, |frontend| LbFound::Frontend(Box::new(frontend)))
+        found.map_or(LbFound::Nothing, |frontend| LbFound::Frontend(Arc::new(frontend)))
     }
 }
