@@ -108,6 +108,10 @@ impl<'w> Walk<'w> {
 
     /// A pod's packet that leaves the node with kube-proxy replacement.
     pub(super) fn out_of_node(self) -> Vec<Trajectory> {
+        if self.world.routes.is_empty() {
+            // A stale pod address would be routed to `cilium_host`, and dropped.
+            return self.unknown(Unknown::Fact("routes".to_owned()));
+        }
         let dev = self.world.route(self.tuple.daddr).map(|route| route.dev.clone());
         if dev.as_deref() == Some(CILIUM_HOST) {
             return self.via_cilium_host();

@@ -21,6 +21,10 @@ pub fn simulate(world: &World, question: &Question) -> Vec<Trajectory> {
         delivery: Delivery::Stack,
         untracked_fragment: false,
     };
+    if world.lxc.is_none() && world.endpoints.is_empty() {
+        // Whose address is whose?
+        return walk.unknown(Unknown::Fact("cilium_lxc".to_owned()));
+    }
     match world.owner(question.tuple.saddr) {
         AddressOwner::Endpoint(id) if !world.is_host_endpoint(id) => walk.enter_from_pod(id),
         AddressOwner::Endpoint(_) | AddressOwner::Host => walk.enter_from_host(),

@@ -4,6 +4,7 @@
 mod conntrack;
 mod delivery;
 mod lookup;
+mod missing;
 mod policy;
 mod service;
 
