@@ -27,7 +27,7 @@ use crate::tuple::Protocol;
 /// A map that could not be had is `None` and named in [`World::missing`]; an empty one is there and empty.
 #[derive(Clone, Debug, Default)]
 pub struct World {
-    /// Where the facts are from, as the answer names it: `live` or a folder.
+    /// Where the facts are from, as the answer names it: `live`, a folder or a snapshot.
     pub origin: String,
     /// The agent's version in its own words, if it said so.
     pub version: Option<String>,

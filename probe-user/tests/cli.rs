@@ -322,8 +322,8 @@ fn no_recording() {
         "dump policy",
         2,
         &expect![[r#"
-        plsprobe: `FOLDER` has no folder `maps`; expected `bpftool map dump -j` files as maps/NAME.json, and optionally rest/ and node/
-    "#]],
+            plsprobe: failed to look for `FOLDER`; expected a file that `plsprobe snapshot` wrote, or a folder with maps/: No such file or directory (os error 2)
+        "#]],
     );
 }
 

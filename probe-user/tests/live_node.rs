@@ -31,7 +31,8 @@ impl Node {
             return None;
         }
         let instance = format!("n{}-{test}", std::process::id());
-        let options = LabOptions { instance, shape, scenario: "allow-nat-ip".to_owned() };
+        let scenario = if shape == Shape::KubeProxy { "kube-proxy" } else { "allow-nat-ip" };
+        let options = LabOptions { instance, shape, scenario: scenario.to_owned() };
         Some(Self { lab: Lab::up(&options).unwrap_or_else(|error| panic!("{test}: {error:#}")) })
     }
 
@@ -153,8 +154,10 @@ fn a_snapshot_answers_as_the_node() {
         let clients = probe_lab::scenario::Client::ALL.iter();
         let flows = clients
             .map(|client| format!("explain --src {} --dst {}", client.address(), client.destination()));
-        let dumps = ["policy", "ipcache", "endpoints", "services", "conntrack", "nat", "metrics"];
-        let commands: Vec<_> = flows.chain(dumps.map(|map| format!("dump {map}"))).collect();
+        let maps = "policy ipcache endpoints services conntrack nat metrics policystats node tunnel auth affinity \
+                    fragments source-ranges";
+        let dumps = maps.split_whitespace().map(|map| format!("dump {map}"));
+        let commands: Vec<_> = flows.chain(dumps).collect();
         for command in commands.iter().flat_map(|command| [command.clone(), format!("{command} -o json")]) {
             let live = node.run(&command);
             // Anywhere: neither the lab's namespaces nor its folders.

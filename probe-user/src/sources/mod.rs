@@ -74,7 +74,8 @@ pub fn raw(from: &From, live: &LiveOptions) -> Result<RawNode> {
 /// Undecoded facts from what is at `path`, by what is in it: its name says nothing.
 fn read_path(path: &Path) -> Result<RawNode> {
     let shown = path.display();
-    let found = path.metadata().with_context(|| format!("failed to look for `{shown}`"))?;
+    let found =
+        path.metadata().with_context(|| format!("failed to look for `{shown}`; expected {EXPECTED}"))?;
     if found.is_dir() {
         return folder::read(path);
     }

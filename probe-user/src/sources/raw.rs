@@ -8,7 +8,7 @@ use probe_model::cilium::layout::Member;
 /// Undecoded facts of one node.
 #[derive(Clone, Debug, Default)]
 pub struct RawNode {
-    /// Where the facts are from, as the answer names it: `live` or the folder.
+    /// Where the facts are from, as the answer names it: `live`, the folder, or `snapshot DIGEST of TIME`.
     pub origin: String,
     /// Cilium's pinned maps by pin name.
     pub maps: BTreeMap<String, RawMap>,

@@ -15,7 +15,7 @@ use super::{
 
 /// How a zstd frame begins. Source: RFC 8878, section 3.1.1.
 pub(super) const MAGIC: [u8; 4] = [0x28, 0xb5, 0x2f, 0xfd];
-/// zstd's own default. Measured on a lab node and on the largest recording: levels above 3 take longer than the reading.
+/// zstd's own default. A lab node's snapshot takes 14 ms to read, 1 ms to pack and 9 ms to write, most of it for the disk.
 const LEVEL: i32 = 3;
 /// A frame may ask its reader for so much memory, as a power of two: twice what [`LEVEL`] needs.
 const WINDOW_LOG: u32 = 22;
@@ -35,8 +35,8 @@ pub(super) struct Limits {
     pub(super) total: u64,
 }
 
-/// A conntrack map of 3.8 million entries has 256 MiB; 100 policy maps, 512,000 addresses and the agent's answers of a
-/// full node have together some 250 MiB.
+/// 256 MiB are a conntrack map of 3.8 million entries, and the longest answer of the agent that is read at all. 100 full
+/// policy maps, 512,000 addresses, and as many connections and NAT mappings have together some 200 MiB.
 pub(super) const LIMITS: Limits = Limits { manifest: 4 << 20, part: 256 << 20, total: 1 << 30 };
 
 /// Writes the manifest and then every part.
@@ -172,7 +172,12 @@ struct Limited<R> {
 
 impl<R: Read> Read for Limited<R> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        let read = self.inner.read(buffer)?;
+        // zstd is built without its own messages.
+        let damaged = |error: io::Error| match error.kind() {
+            io::ErrorKind::Other => io::Error::other("the zstd frame is damaged or none of plsprobe's"),
+            _ => error,
+        };
+        let read = self.inner.read(buffer).map_err(damaged)?;
         self.left = self
             .left
             .checked_sub(read as u64)

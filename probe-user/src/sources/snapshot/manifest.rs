@@ -169,6 +169,14 @@ impl Manifest {
                 shown(time)
             );
         }
+        for name in self.maps.keys() {
+            ensure!(parts::is_sound(name) && !name.contains('/'), "`{}` is no map's name", shown(name));
+        }
+        // They are printed, and must not steer a terminal.
+        for MissingFact { what, why } in &self.missing {
+            let is_plain = !what.chars().chain(why.chars()).any(char::is_control);
+            ensure!(is_plain, "found control characters in what is missing: `{}`", shown(what));
+        }
         let mut names = std::collections::BTreeSet::from([NAME]);
         for PartFacts { name, sha256, .. } in &self.parts {
             ensure!(

@@ -11,6 +11,7 @@
 //! | `rest/PATH.json` | the agent's answer to one of [`agent::PATHS`](super::agent::PATHS), without what may be secret |
 //! | `node/iptables-save.txt` | netfilter rules of both back ends |
 //! | `node/network.json` | interfaces, addresses and routes |
+//! | `node/programs.json` | loaded programs that policy maps are judged by |
 //!
 //! What is read back equals what was read on the node, but for its origin, secrets, and entries of maps that no command
 //! reads. Answers name it `snapshot DIGEST of TIME`: the same wherever the file lies.
@@ -197,7 +198,7 @@ impl Packed {
             limits.total - limits.manifest
         );
         let is_stored = |name: &str| parts.iter().any(|part| part.name == format!("maps/{name}.bin"));
-        let facts = |(name, map)| (String::clone(name), parts::map_facts(name, map, is_stored(name)));
+        let facts = |(name, map)| (String::clone(name), parts::map_facts(node, name, map, is_stored(name)));
         let manifest = Manifest {
             schema: manifest::schema(),
             plsprobe: env!("CARGO_PKG_VERSION").to_owned(),
@@ -279,15 +280,16 @@ fn scrubbed(bytes: &Bytes, removed: &mut BTreeMap<String, u64>) -> Result<Bytes>
 
 /// A missing fact, whose reason may repeat what the agent said. It names paths, which may look like keys.
 fn missing_fact(missing: &Missing, removed: &mut BTreeMap<String, u64>) -> MissingFact {
-    let what = missing.what.clone();
-    if shape::is_secret("id", &missing.why) {
+    let plain = |text: &str| text.replace(char::is_control, " ");
+    let (what, why) = (plain(&missing.what), plain(&missing.why));
+    if shape::is_secret("id", &why) {
         *removed.entry("missing".to_owned()).or_default() += 1;
         return MissingFact {
             what,
             why: "the reason may hold a secret and is not in the snapshot".to_owned(),
         };
     }
-    MissingFact { what, why: missing.why.clone() }
+    MissingFact { what, why }
 }
 
 fn part_facts(part: &Part) -> PartFacts {

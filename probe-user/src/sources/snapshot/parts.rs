@@ -2,19 +2,21 @@
 //!
 //! To add a kind, add a row. Old versions read such a snapshot without it once the schema's minor number is raised.
 
-use std::collections::BTreeMap;
-use std::net::IpAddr;
+use std::{collections::BTreeMap, net::IpAddr};
 
 use anyhow::{Context as _, Result, bail, ensure};
 use bytes::Bytes;
 use ipnet::IpNet;
-use probe_model::cilium::entries::Entries;
-use probe_model::cilium::layout::{Member, policy_layout};
+use probe_model::cilium::{
+    entries::Entries,
+    layout::{Member, policy_layout},
+    policy::pin_endpoint,
+};
 use serde::{Deserialize, Serialize};
 
 use super::manifest::{Manifest, MapFacts};
 use crate::sources::{
-    agent, live,
+    agent, in_use, live,
     raw::{Link, Network, Program, RawMap, RawNode, Route},
 };
 
@@ -69,7 +71,7 @@ const KINDS: [Kind; 5] = [
         collect: programs,
         restore: |node, _, _, bytes| {
             let stored: BTreeMap<u32, StoredProgram> =
-                serde_json::from_slice(&bytes).context("these are no programs")?;
+                serde_json::from_slice(&bytes).context("it is no list of programs")?;
             node.programs = stored.into_iter().map(|(id, program)| (id, program.into())).collect();
             Ok(())
         },
@@ -154,9 +156,11 @@ fn maps(node: &RawNode) -> Stems {
 }
 
 /// Facts of a map, with its entries' if they are `stored`.
-pub(super) fn map_facts(name: &str, map: &RawMap, is_stored: bool) -> MapFacts {
-    let layout = || {
-        let layout = policy_layout(name, map.key_size, map.value_size, &map.entries, None);
+pub(super) fn map_facts(node: &RawNode, name: &str, map: &RawMap, is_stored: bool) -> MapFacts {
+    let layout = |endpoint| {
+        let program = in_use::policy_program(node, endpoint);
+        let members = program.and_then(|program| program.policy_entry.as_deref());
+        let layout = policy_layout(name, map.key_size, map.value_size, &map.entries, members);
         Some(layout.ok()?.versions().to_owned())
     };
     MapFacts {
@@ -167,7 +171,7 @@ pub(super) fn map_facts(name: &str, map: &RawMap, is_stored: bool) -> MapFacts {
         max_entries: map.max_entries,
         entries: is_stored.then_some(map.entries.len() as u64),
         stored_value_size: if is_stored { map.entries.value_size() as u32 } else { 0 },
-        layout: name.starts_with("cilium_policy_").then(layout).flatten(),
+        layout: pin_endpoint(name).and_then(layout),
     }
 }
 
@@ -237,10 +241,10 @@ struct StoredMember {
 
 impl From<&Program> for StoredProgram {
     fn from(Program { name, map_ids, policy_entry }: &Program) -> Self {
-        let member = |member: &Member| StoredMember {
-            name: member.name.clone(),
-            bit_offset: member.bit_offset,
-            bits: member.bits,
+        let member = |Member { name, bit_offset, bits }: &Member| StoredMember {
+            name: name.clone(),
+            bit_offset: *bit_offset,
+            bits: *bits,
         };
         let policy_entry = policy_entry.as_ref().map(|members| members.iter().map(member).collect());
         Self { name: name.clone(), map_ids: map_ids.clone(), policy_entry }

@@ -4,17 +4,8 @@
 const CERTAIN: [&str; 8] =
     ["password", "passwd", "passphrase", "secret", "token", "credential", "privatekey", "connectionstring"];
 /// Names under which text is secret.
-const LIKELY: [&str; 9] = [
-    "authorization",
-    "bearer",
-    "cookie",
-    "psk",
-    "pwd",
-    "salt",
-    "certificate",
-    "kvstoreopt",
-    "kvstoreconfiguration",
-];
+const LIKELY: [&str; 8] =
+    ["authorization", "bearer", "cookie", "psk", "pwd", "salt", "kvstoreopt", "kvstoreconfiguration"];
 /// Names under which all text is left out: their owners put in what they like.
 const FREE: [&str; 4] = ["annotations", "env", "environment", "envvars"];
 /// Parameters of signed addresses (Azure's `sig`), which are too short to be looked for inside of names.

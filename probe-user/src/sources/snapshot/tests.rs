@@ -3,8 +3,7 @@ use std::{
     net::Ipv4Addr,
 };
 
-use probe_model::cilium::entries::Entries;
-use probe_model::cilium::layout::Member;
+use probe_model::cilium::{entries::Entries, layout::Member};
 use tar::EntryType;
 
 use super::*;
@@ -37,6 +36,7 @@ fn map(key_size: u32, value_size: u32, cpus: usize, count: usize) -> RawMap {
 fn node() -> RawNode {
     let net = |text: &str| text.parse().unwrap();
     let address = Ipv4Addr::new(10, 224, 0, 1).into();
+    let member = Member { name: "deny".to_owned(), bit_offset: 16, bits: Some(1) };
     RawNode {
         origin: "live".to_owned(),
         maps: [
@@ -47,15 +47,16 @@ fn node() -> RawNode {
         ]
         .map(|(name, map)| (name.to_owned(), map))
         .into(),
-        programs: [(
-            4711,
-            Program {
+        programs: [Some(vec![member]), None]
+            .map(|policy_entry| Program {
                 name: "handle_policy".to_owned(),
                 map_ids: vec![7, 8],
-                policy_entry: Some(vec![Member { name: "deny".to_owned(), bit_offset: 16, bits: Some(1) }]),
-            },
-        )]
-        .into(),
+                policy_entry,
+            })
+            .into_iter()
+            .zip([90, 100])
+            .map(|(program, id)| (id, program))
+            .collect(),
         rest: [("healthz", r#"{"cilium":{"msg":"1.14.4  x"}}"#), ("policy-selectors", " [ ]\n")]
             .map(|(name, text)| (name.to_owned(), text.to_owned()))
             .into(),
@@ -135,6 +136,7 @@ fn refused(found: Result<RawNode, String>, expected: &str) {
 #[track_caller]
 fn same(found: &RawNode, expected: &RawNode) {
     assert_eq!(found.maps, expected.maps);
+    assert_eq!(found.programs, expected.programs);
     assert_eq!(found.rest, expected.rest);
     assert_eq!(found.iptables_save, expected.iptables_save);
     assert_eq!(found.network, expected.network);
@@ -165,11 +167,14 @@ fn only_what_some_command_reads_is_stored() {
         node.maps
             .insert(name.to_owned(), RawMap { entries: encrypt.clone(), value_size: 16, ..map(4, 8, 1, 0) });
     }
+    // What is known of programs is known through their slots.
+    node.maps.insert("cilium_call_policy".to_owned(), map(4, 4, 1, 2));
     node.rest.insert("debuginfo".to_owned(), "\"a5a5a5a5\"".to_owned());
     let bytes = zstd::decode_all(&bytes(&packed(&node))[..]).unwrap();
     assert!(!bytes.windows(16).any(|window| window == secret));
     assert!(!bytes.windows(8).any(|window| window == b"a5a5a5a5"));
     let found = read_tar(&bytes).unwrap();
+    assert_eq!(found.maps["cilium_call_policy"], map(4, 4, 1, 2));
     for name in ["cilium_encrypt_state", "cilium_unknown", "cilium_lb4_maglev"] {
         let facts = RawMap { entries: Entries::default(), ..node.maps[name].clone() };
         assert_eq!(found.maps[name], facts);
@@ -425,7 +430,7 @@ fn what_unpacks_to_too_much() {
     let whole = bytes(&packed);
     let read =
         |limits| read_within(Cursor::new(&whole), limits).map(drop).map_err(|error| format!("{error:#}"));
-    let limits = Limits { manifest: 8192, part: 164, total: 65_536 };
+    let limits = Limits { manifest: 8192, part: 172, total: 65_536 };
     read(limits).unwrap();
     let error = read(Limits { part: 135, ..limits }).unwrap_err();
     assert!(error.contains("part `maps/cilium_lxc.bin` has 136 bytes, the limit is 135"), "{error}");
@@ -449,7 +454,7 @@ fn what_unpacks_to_too_much() {
     let mut encoder = zstd::Encoder::new(Vec::new(), 1).unwrap();
     encoder.window_log(27).unwrap();
     std::io::copy(&mut &tar_of(&files(&packed))[..], &mut encoder).unwrap();
-    refused(read_bytes(&encoder.finish().unwrap()), "too much memory");
+    refused(read_bytes(&encoder.finish().unwrap()), "the zstd frame is damaged or none of plsprobe's");
 }
 
 /// What does not fit is missing, never a snapshot that nobody can read.
@@ -535,6 +540,13 @@ fn a_manifest_without_its_digest_or_with_nonsense() {
         let files = with_manifest(&packed, |manifest| time.clone_into(&mut manifest.circumstances.ended));
         refused(read_files(&files), "expected one such as `2026-11-25T15:00:00Z`");
     }
+    let files = with_manifest(&packed, |manifest| manifest.missing[0].why.push('\u{1b}'));
+    refused(read_files(&files), "found control characters in what is missing: `/v1/ip`");
+    let files = with_manifest(&packed, |manifest| {
+        let facts = manifest.maps["cilium_lxc"].clone();
+        manifest.maps.insert("cilium_policy_\u{1b}".to_owned(), facts);
+    });
+    refused(read_files(&files), "is no map's name");
     let files = with_manifest(&packed, |manifest| manifest.parts[0].sha256 = "é".repeat(32));
     refused(read_files(&files), "it has no SHA-256 of part `maps/cilium_lxc.bin`");
 }
