@@ -37,9 +37,10 @@ fn carried(mark: u32) -> Option<Resolved> {
     }
 }
 
-/// Identities that the receiving side does not take from the mark but looks up again.
+/// Identities that the receiving side does not take from the mark alone but looks up again: the mark may be of a node's
+/// process that sends from an address which is not the node's.
 fn is_looked_up_again(identity: Identity) -> bool {
-    matches!(identity.0, 0 | 2 | 6 | 7 | 9 | 10) || identity.is_remote_node_scope()
+    matches!(identity.0, 0..=2 | 6 | 7 | 9 | 10) || identity.is_remote_node_scope()
 }
 
 impl Walk<'_> {
@@ -52,16 +53,15 @@ impl Walk<'_> {
         if let Some(found) = carried.filter(|(identity, _)| !is_looked_up_again(*identity)) {
             return Ok(found);
         }
-        match self.identity_of(self.tuple.saddr)? {
-            (Identity::HOST, IdentityOrigin::Ipcache(prefix)) => {
-                let origin = IdentityOrigin::HostIgnored(prefix);
-                match (self.delivery, carried) {
-                    (Delivery::HostRouting, _) => Ok((Identity::UNKNOWN, origin)),
-                    (Delivery::Stack, Some(inherited)) => Ok(inherited),
-                    (Delivery::Stack, None) => Ok((self.world_identity(self.tuple.saddr)?, origin)),
-                }
+        match (self.identity_of(self.tuple.saddr)?, carried, self.delivery) {
+            ((Identity::HOST, _) | (_, IdentityOrigin::NoPrefix), Some(inherited), _) => Ok(inherited),
+            ((Identity::HOST, IdentityOrigin::Ipcache(prefix)), None, Delivery::HostRouting) => {
+                Ok((Identity::UNKNOWN, IdentityOrigin::HostIgnored(prefix)))
             }
-            found => Ok(found),
+            ((Identity::HOST, IdentityOrigin::Ipcache(prefix)), None, Delivery::Stack) => {
+                Ok((self.world_identity(self.tuple.saddr)?, IdentityOrigin::HostIgnored(prefix)))
+            }
+            (found, ..) => Ok(found),
         }
     }
 

@@ -72,6 +72,9 @@ fn the_nodes_own_address_without_its_mark() {
             });
             assert_eq!(step, Some((identity, IdentityOrigin::HostIgnored(router.into()))));
         }
+        // With the host's mark, the ipcache's HOST changes nothing.
+        let marked = Question { mark: 0x0C00, ..question };
+        assert_eq!(judged(&world, &marked), 1);
         // Where only the pins tell the configuration, a policy for world makes a difference.
         world.config.source = ConfigSource::Pins;
         assert_eq!(outcome(&world, &question), Outcome::Allowed(Destination::Endpoint(APP)));
@@ -89,7 +92,8 @@ fn a_mark_carries_the_identity() {
         for (mark, identity) in [
             (0, 2),
             (0x4000, 2),
-            (0x0C00, 1),
+            // 8.4: the ipcache is asked again for 1, too, and only its HOST is ignored.
+            (0x0C00, 2),
             (300 << 16 | 0x0F00, 300),
             (300 << 16 | 0x0A00, 300),
             (300 << 16 | 0x0B00, 300),
