@@ -267,6 +267,20 @@ fn kube_proxy_chooses_at_random_and_masquerades() {
     assert_eq!(identities, [Identity::WORLD, Identity::WORLD]);
 }
 
+/// `skb->mark` keeps a pod's identity through the stack, whatever kube-proxy makes of its address.
+#[test]
+fn a_masqueraded_pod_keeps_its_identity() {
+    let mut world = kube_proxy(&BALANCED.replace("-A KUBE-SVC ! -s 10.0.0.0/23", "-A KUBE-SVC"));
+    let identities = |world: &World| -> Vec<_> {
+        let ways = simulate(world, &tcp(OTHER_IP, FRONTEND, 80));
+        assert!(ways.iter().all(|way| way.tuple.saddr.to_string() == "10.0.0.81"), "{ways:#?}");
+        ways.iter().filter_map(|way| Some(way.deciding_policy()?.query.identity)).collect()
+    };
+    assert_eq!(identities(&world), [Identity(42305), Identity(42305)]);
+    world.config.identity_mark = false;
+    assert_eq!(identities(&world), [Identity::WORLD, Identity::WORLD]);
+}
+
 #[test]
 fn a_filter_rule_drops() {
     let rules = "*filter\n:FORWARD ACCEPT [0:0]\n-A FORWARD -s 10.224.0.8/32 -j DROP\nCOMMIT\n";
