@@ -349,7 +349,7 @@ fn an_open_connection_is_judged_anew() {
 /// A fact that is missing may make an answer inconclusive, never another one.
 #[test]
 fn a_missing_fact_never_turns_a_verdict() {
-    let mut wrong = std::collections::BTreeSet::new();
+    let mut wrong = BTreeSet::new();
     let mut judged = 0;
     for recording in ["cilium-1.14", "cilium-1.14-tunnel-kubeproxy"] {
         for scenario in fixtures::scenarios(recording) {

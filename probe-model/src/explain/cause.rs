@@ -91,7 +91,7 @@ pub fn unknown_text(world: &World, unknown: &Unknown) -> String {
             format!("mutual authentication (type {auth_type}) decides, and whether it holds is not known")
         }
         Unknown::Nat46x64 => {
-            "the service translates between IPv4 and IPv6, which is not simulated".to_owned()
+            "it would have to be translated between IPv4 and IPv6, which is not simulated".to_owned()
         }
         Unknown::Version(what) => {
             format!("Cilium's versions differ in {what}, and no policy map tells which version this is")

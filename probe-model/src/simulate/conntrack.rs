@@ -11,6 +11,11 @@ const ICMP_ERRORS: [u8; 3] = [3, 11, 12];
 /// The same in `ICMPv6`, with packet too big.
 const ICMPV6_ERRORS: [u8; 4] = [1, 2, 3, 4];
 
+/// What answers a ping.
+const ICMP_ECHO_REPLY: u8 = 0;
+/// The same in `ICMPv6`.
+const ICMPV6_ECHO_REPLY: u8 = 129;
+
 /// A connection to which a packet belongs without being judged.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Known {
@@ -37,6 +42,9 @@ impl Walk<'_> {
             let found = [about(answered), about(own)].into_iter().find(|tuple| self.is_tracked(tuple));
             return found.map(Known::Related);
         }
+        if self.is_echo_reply() {
+            return self.echo_of(answered).map(Known::Reply);
+        }
         let has_ports = packet.protocol.has_ports() && packet.sport != 0 && packet.dport != 0;
         (has_ports && self.is_tracked(&answered)).then_some(Known::Reply(answered))
     }
@@ -51,6 +59,25 @@ impl Walk<'_> {
         // The first packet of a new connection: up to 1.15 it opens a closing entry again, later it makes a new one.
         let begins_anew = entry.is_closing() && self.world.ct_layouts != [CtLayout::PerDirection];
         (!begins_anew).then_some((tuple, *entry))
+    }
+
+    /// An echo request between the same ends; conntrack has its identifier in the client's port, the packet's is not known.
+    fn echo_of(&self, request: CtTuple) -> Option<CtTuple> {
+        let entries = self.world.connections(Family::of(request.daddr))?;
+        let first = CtTuple { nexthdr: 0, flags: 0, ..request };
+        let last = CtTuple { sport: u16::MAX, nexthdr: u8::MAX, flags: u8::MAX, ..request };
+        let same_kind = |tuple: &&CtTuple| (tuple.nexthdr, tuple.flags) == (request.nexthdr, request.flags);
+        entries.range(first..=last).map(|(tuple, _)| tuple).find(same_kind).copied()
+    }
+
+    fn is_echo_reply(&self) -> bool {
+        let icmp_type = self.question.icmp.map(|(icmp_type, _)| icmp_type);
+        icmp_type
+            == match self.tuple.protocol {
+                Protocol::ICMP => Some(ICMP_ECHO_REPLY),
+                Protocol::ICMPV6 => Some(ICMPV6_ECHO_REPLY),
+                _ => return false,
+            }
     }
 
     fn is_tracked(&self, tuple: &CtTuple) -> bool {

@@ -292,7 +292,7 @@ pub enum Unknown {
         /// The authentication type.
         auth_type: u8,
     },
-    /// An IPv4 service has IPv6 backends, or the other way round, which is not simulated.
+    /// IPv4 would have to be translated to IPv6, or the other way round, which is not simulated.
     Nat46x64,
     /// Cilium's versions differ in this, and no policy map tells which it is.
     Version(&'static str),

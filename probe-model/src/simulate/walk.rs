@@ -21,6 +21,9 @@ pub fn simulate(world: &World, question: &Question) -> Vec<Trajectory> {
         delivery: Delivery::Stack,
         untracked_fragment: false,
     };
+    if question.tuple.saddr.is_ipv4() != question.tuple.daddr.is_ipv4() {
+        return walk.unknown(Unknown::Nat46x64);
+    }
     if world.lxc.is_none() && world.endpoints.is_empty() {
         // Whose address is whose?
         return walk.unknown(Unknown::Fact("cilium_lxc".to_owned()));

@@ -39,6 +39,46 @@ fn answers_pass_and_open_connections_are_judged() {
     });
 }
 
+/// 6.1, as recorded: an echo request has its identifier where the client's port is.
+#[test]
+fn an_answer_to_a_ping_passes() {
+    both(|net| {
+        let mut world = net.world(LAYOUT);
+        allow(&mut world, LAYOUT, APP, &[]);
+        let reply = if net.family == Family::V4 { 0 } else { 129 };
+        let answer = net.icmp_question(net.app, net.client, (reply, 0));
+        assert_eq!(outcome(&world, &answer), DENIED);
+        let request = probe_model::tuple::Tuple { sport: 5229, ..answer.tuple.reversed() };
+        let entry = CtTuple::ingress(request);
+        for other in [
+            CtTuple { flags: CtTuple::OUT, ..entry },
+            CtTuple { nexthdr: 17, ..entry },
+            CtTuple { daddr: net.remote_node, ..entry },
+            CtTuple { flags: CtTuple::IN | CtTuple::RELATED, sport: 0, ..entry },
+        ] {
+            net.track(&mut world, other, CtEntry::default());
+            assert_eq!(outcome(&world, &answer), DENIED, "{other}");
+        }
+        net.track(&mut world, entry, CtEntry::default());
+        assert_eq!(way(&world, &answer).steps.last(), Some(&Step::Reply(entry)));
+        let request = net.icmp_question(net.client, net.app, (if reply == 0 { 8 } else { 128 }, 0));
+        assert_eq!(outcome(&world, &request), DENIED, "a ping is judged again");
+    });
+}
+
+/// IPv4 and IPv6 do not meet.
+#[test]
+fn two_families_in_one_packet() {
+    both(|net| {
+        let world = net.world(LAYOUT);
+        let other: std::net::IpAddr =
+            if net.family == Family::V4 { "fd00::1" } else { "10.0.0.1" }.parse().expect("an address");
+        let unknown = Outcome::Unknown(probe_model::simulate::Unknown::Nat46x64);
+        assert_eq!(outcome(&world, &tcp(net.client, other, 80)), unknown);
+        assert_eq!(outcome(&world, &tcp(other, net.app, 80)), unknown);
+    });
+}
+
 /// 6.1: "ICMP error referring to a flow: as flow | | 0 | 0 | dir | 2", in the map of ICMP.
 #[test]
 fn icmp_errors_about_a_connection_pass() {

@@ -1,6 +1,6 @@
 //! What TARGET and SRC mean on this node: addresses to match, interfaces to look at.
 use std::collections::BTreeSet;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv6Addr};
 
 use anyhow::{Context as _, Result, bail};
 use ipnet::IpNet;
@@ -148,7 +148,13 @@ impl Scope {
 
 /// Addresses that a packet from outside to this frontend can end at.
 fn leads_to(world: &World, address: IpAddr, port: u16, protocol: Protocol) -> BTreeSet<IpAddr> {
-    let tuple = Tuple { saddr: AZURE_PROBE.into(), daddr: address, sport: 0, dport: port, protocol };
+    // Somebody outside: of IPv6 an address of the documentation's.
+    let saddr = if address.is_ipv4() {
+        AZURE_PROBE.into()
+    } else {
+        Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 1).into()
+    };
+    let tuple = Tuple { saddr, daddr: address, sport: 0, dport: port, protocol };
     let ways = simulate(world, &Question::new(tuple));
     ways.into_iter().map(|way| way.tuple.daddr).filter(|end| *end != address).collect()
 }
@@ -158,11 +164,8 @@ fn candidates(world: &World) -> BTreeSet<Frontend> {
     let mut all = BTreeSet::new();
     let mut add = |address: IpAddr, port: u16, protocol: Protocol| {
         if address.is_unspecified() {
-            all.extend(world.host_addresses().into_iter().map(|address| Frontend {
-                address,
-                port,
-                protocol,
-            }));
+            let own = world.host_addresses().into_iter().filter(|own| own.is_ipv4() == address.is_ipv4());
+            all.extend(own.map(|address| Frontend { address, port, protocol }));
         } else {
             all.insert(Frontend { address, port, protocol });
         }
