@@ -33,6 +33,12 @@ pub(crate) const MAPS: &[(&str, usize, usize)] = &[
     ("cilium_lb6_services_v2", 24, 12),
     ("cilium_lb6_backends_v3", 4, 24),
     ("cilium_lb6_source_range", 24, 1),
+    ("cilium_lb6_affinity", 28, 16),
+    ("cilium_auth_map", 12, 8),
+    ("cilium_node_map_v2", 20, 4),
+    ("cilium_ipv4_frag_datagrams", 12, 4),
+    ("cilium_ipv6_frag_datagrams", 40, 4),
+    ("cilium_snat_v6_external", 38, 56),
 ];
 
 /// A map of other sizes than [`MAPS`] has for it: they follow, one byte each.

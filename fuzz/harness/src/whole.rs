@@ -30,6 +30,13 @@ fn dump(node: &RawNode, world: &World) {
         dump::conntrack(world),
         dump::nat(node),
         dump::metrics(node),
+        dump::policystats(world, None),
+        dump::node(node),
+        dump::tunnel(node),
+        dump::auth(node),
+        dump::affinity(node, world),
+        dump::fragments(node),
+        dump::source_ranges(node, world),
     ];
     for dump in dumps.into_iter().flatten() {
         dump.text(&mut io::sink()).expect("a sink takes everything");
