@@ -67,10 +67,12 @@ fn questions(world: &World) -> Vec<Question> {
     let mut questions = Vec::new();
     for (daddr, dport) in targets {
         for saddr in endpoints.iter().copied().take(1).chain([outside]) {
-            for protocol in [Protocol::TCP, Protocol::ICMP] {
-                let tuple = Tuple { saddr, daddr, sport: 40_000, dport, protocol };
+            let tuple = Tuple { saddr, daddr, sport: 40_000, dport, protocol: Protocol::TCP };
+            questions.push(Question::new(tuple));
+            // One question costs as much as all decoding, so the rarer ones are asked once.
+            if questions.len() == 1 {
                 questions.push(Question { direction: Some(Direction::Ingress), ..Question::new(tuple) });
-                questions.push(Question::new(tuple));
+                questions.push(Question::new(Tuple { protocol: Protocol::ICMP, ..tuple }));
             }
         }
     }
