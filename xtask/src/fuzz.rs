@@ -86,6 +86,8 @@ impl Fuzzer {
             Ok(path)
         };
         let (corpus, broken, logs) = (folder("fuzz-corpus")?, folder("fuzz-found")?, folder("fuzz-logs")?);
+        // By itself, as it takes minutes the first time and says so.
+        sh::run(self.cargo_fuzz("build").arg(target))?;
         let mut cmd = self.cargo_fuzz("run");
         cmd.arg(target).arg(&corpus);
         let regressions = self.project.root.join("fuzz/regressions").join(target);
@@ -93,8 +95,8 @@ impl Fuzzer {
             cmd.arg(&regressions);
         }
         cmd.arg("--").arg(format!("-max_total_time={seconds}"));
-        // The slowest seed takes a few milliseconds; seconds are a loop that the input's author controls.
-        cmd.args(["-timeout=5", "-rss_limit_mb=2048", "-print_final_stats=1"]);
+        // The slowest seed takes some milliseconds; half a minute is a loop that the input's author controls.
+        cmd.args(["-timeout=30", "-rss_limit_mb=2048", "-print_final_stats=1"]);
         cmd.arg(format!("-artifact_prefix={}/", broken.display()));
         let log = logs.join("last.log");
         sh::say(&format!(
