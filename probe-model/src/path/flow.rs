@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use probe_common::HookPoint;
 
@@ -10,6 +11,7 @@ use super::packet::{Packet, TcpFlags};
 use super::sighting::{Seen, Sighting};
 use crate::cilium::events::Notification;
 use crate::tuple::{Protocol, Tuple};
+use crate::world::PolicyRef;
 
 /// Sightings of one packet at different tuples are at most this far apart; a notification from the agent's socket
 /// arrives late.
@@ -58,7 +60,7 @@ impl Rewrite {
 }
 
 /// What Cilium said of the flow; equal notifications are counted.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct CiliumEvent {
     /// When the first came.
     pub ktime_ns: u64,
@@ -68,6 +70,8 @@ pub struct CiliumEvent {
     pub tuple: Tuple,
     /// How many came.
     pub count: u32,
+    /// The policies that Hubble names behind it; `None` if it did not come from Hubble.
+    pub hubble: Option<Arc<[PolicyRef]>>,
 }
 
 /// The kernel's drops of the flow's packets, equal ones counted.
@@ -232,27 +236,30 @@ fn split_tcp<'a>(leg: LegKey, sightings: &[&'a Sighting]) -> Vec<Segment<'a>> {
     // The first time each initial sequence number was seen; an answer knows it as its acknowledgement less one.
     let mut opened: BTreeMap<u32, u64> = BTreeMap::new();
     for sighting in sightings {
-        if let Some(isn) = opening(&sighting.packet) {
+        if let Some(isn) = opening(sighting) {
             opened.entry(isn).or_insert(sighting.ktime_ns);
         }
     }
     let mut segments: BTreeMap<Option<u32>, Vec<&'a Sighting>> = BTreeMap::new();
     for sighting in sightings {
-        let packet = &sighting.packet;
-        let answers = packet.ack.wrapping_sub(1);
-        let isn =
-            opening(packet).or_else(|| opened.contains_key(&answers).then_some(answers)).or_else(|| {
-                let before = opened.iter().filter(|(_, since)| **since <= sighting.ktime_ns);
-                before.max_by_key(|(_, since)| **since).map(|(isn, _)| *isn)
-            });
+        let answers = sighting.packet.ack.wrapping_sub(1);
+        let is_answer = sighting.has_numbers() && opened.contains_key(&answers);
+        let isn = opening(sighting).or_else(|| is_answer.then_some(answers)).or_else(|| {
+            let before = opened.iter().filter(|(_, since)| **since <= sighting.ktime_ns);
+            let latest = before.max_by_key(|(_, since)| **since);
+            // Hubble's times are another clock's, put into ours.
+            let first = || opened.iter().min_by_key(|(_, since)| **since).filter(|_| !sighting.has_numbers());
+            latest.or_else(first).map(|(isn, _)| *isn)
+        });
         segments.entry(isn).or_default().push(sighting);
     }
     segments.into_iter().map(|(isn, sightings)| Segment { leg, isn, sightings }).collect()
 }
 
 /// The initial sequence number of the opener, from a packet that tells it.
-fn opening(packet: &Packet) -> Option<u32> {
-    if packet.quoted.is_some() {
+fn opening(sighting: &Sighting) -> Option<u32> {
+    let packet = &sighting.packet;
+    if packet.quoted.is_some() || !sighting.has_numbers() {
         None
     } else if packet.flags.opens() {
         Some(packet.seq)
@@ -300,13 +307,14 @@ enum Identity {
     },
 }
 
-fn identity(packet: &Packet) -> Option<Identity> {
-    if packet.quoted.is_some() {
+fn identity(sighting: &Sighting) -> Option<Identity> {
+    let packet = &sighting.packet;
+    if packet.quoted.is_some() || !sighting.has_numbers() {
         return None;
     }
     if packet.tuple.protocol == Protocol::TCP {
         let (flags, payload_len) = (packet.flags, packet.payload_len);
-        return Some(match opening(packet) {
+        return Some(match opening(sighting) {
             Some(isn) => Identity::Opening { isn, accepts: flags.accepts() },
             None => Identity::Tcp { seq: packet.seq, ack: packet.ack, flags, payload_len },
         });
@@ -329,7 +337,7 @@ fn link(segments: &[Segment<'_>]) -> Vec<Vec<usize>> {
     let mut known: HashMap<Identity, Vec<(&Sighting, usize)>> = HashMap::new();
     for (index, segment) in segments.iter().enumerate() {
         for sighting in &segment.sightings {
-            if let Some(identity) = identity(&sighting.packet) {
+            if let Some(identity) = identity(sighting) {
                 known.entry(identity).or_default().push((sighting, index));
             }
         }
@@ -345,7 +353,31 @@ fn link(segments: &[Segment<'_>]) -> Vec<Vec<usize>> {
             }
         }
     }
+    for (index, segment) in segments.iter().enumerate() {
+        if let Some(other) = before_dnat(segments, &groups, segment) {
+            groups.join(index, other);
+        }
+    }
     groups.members()
+}
+
+/// A segment of the only flow that a segment known from Hubble alone can be a part of: of the same sender and port at
+/// the same time. `None` if there are several, or the segment has packets of its own.
+fn before_dnat(segments: &[Segment<'_>], groups: &Groups, segment: &Segment<'_>) -> Option<usize> {
+    let has_numbers = |segment: &Segment<'_>| segment.sightings.iter().any(|seen| seen.has_numbers());
+    if has_numbers(segment) {
+        return None;
+    }
+    let (source, protocol) = (opener(segment)?, segment.leg.protocol);
+    let is_near = |a: &Sighting, b: &Sighting| a.ktime_ns.abs_diff(b.ktime_ns) <= SAME_PACKET_NS;
+    let mut fitting = segments.iter().enumerate().filter(|(_, other)| {
+        other.leg.protocol == protocol
+            && has_numbers(other)
+            && opener(other) == Some(source)
+            && segment.sightings.iter().any(|a| other.sightings.iter().any(|b| is_near(a, b)))
+    });
+    let (first, _) = fitting.next()?;
+    fitting.all(|(other, _)| groups.root(other) == groups.root(first)).then_some(first)
 }
 
 /// Whether two sightings with one identity and different tuples can be one packet, or for an opening one connection.
@@ -496,7 +528,7 @@ fn outer_tuple(oriented: &[Oriented<'_>]) -> Option<Tuple> {
 
 /// Where the first packet of one direction passed our classifiers: the opening one of a TCP connection if it was seen.
 fn hops(oriented: &[Oriented<'_>], reply: bool) -> Vec<Hop> {
-    let opens = |oriented: &&Oriented<'_>| opening(oriented.packet()).is_some();
+    let opens = |oriented: &&Oriented<'_>| opening(oriented.sighting).is_some();
     let ours = || oriented.iter().filter(|oriented| oriented.reply == reply);
     let has_opening = ours().any(|oriented| opens(&oriented));
     let mut hops: Vec<Hop> = Vec::new();
@@ -526,8 +558,12 @@ fn rewrites(first: Tuple, oriented: &[Oriented<'_>]) -> Vec<Rewrite> {
 fn cilium_events(oriented: &[Oriented<'_>]) -> Vec<CiliumEvent> {
     let mut events: Vec<CiliumEvent> = Vec::new();
     for oriented in oriented {
-        let Seen::Cilium { notification } = oriented.sighting.seen else { continue };
+        let Some(notification) = oriented.sighting.seen.notification() else { continue };
         let tuple = oriented.packet().tuple;
+        let hubble = match &oriented.sighting.seen {
+            Seen::Hubble { policies, .. } => Some(policies.clone()),
+            _ => None,
+        };
         match events.iter_mut().find(|e| says_the_same(&e.notification, &notification) && e.tuple == tuple) {
             Some(event) => event.count += 1,
             None => {
@@ -536,6 +572,7 @@ fn cilium_events(oriented: &[Oriented<'_>]) -> Vec<CiliumEvent> {
                     notification,
                     tuple,
                     count: 1,
+                    hubble,
                 });
             }
         }

@@ -119,9 +119,9 @@ fn refusal(oriented: &Oriented<'_>) -> Option<Outcome> {
 }
 
 fn cilium_drop(oriented: &Oriented<'_>) -> Option<DropReason> {
-    match oriented.sighting.seen {
-        Seen::Cilium { notification: Notification::Drop(drop) } => Some(drop.reason),
-        Seen::Cilium { notification: Notification::PolicyVerdict(verdict) } => verdict.drop_reason(),
+    match oriented.sighting.seen.notification()? {
+        Notification::Drop(drop) => Some(drop.reason),
+        Notification::PolicyVerdict(verdict) => verdict.drop_reason(),
         _ => None,
     }
 }
@@ -146,13 +146,11 @@ fn unanswered(packets: &[Oriented<'_>]) -> Outcome {
     let delivered = packets.iter().any(|oriented| match oriented.sighting.seen {
         Seen::Hook { point: HookPoint::PodIn, .. } => !oriented.reply,
         Seen::Hook { point: HookPoint::UplinkOut, .. } => !oriented.reply && from_pod,
-        Seen::Cilium { notification: Notification::PolicyVerdict(verdict) } => {
-            verdict.drop_reason().is_none()
-        }
-        Seen::Cilium { notification: Notification::Trace(trace) } => {
-            trace.point == ObservationPoint::TO_ENDPOINT
-        }
-        _ => false,
+        _ => oriented.sighting.seen.notification().is_some_and(|notification| match notification {
+            Notification::PolicyVerdict(verdict) => verdict.drop_reason().is_none(),
+            Notification::Trace(trace) => trace.point == ObservationPoint::TO_ENDPOINT,
+            _ => false,
+        }),
     });
     if delivered { Outcome::NoAnswer } else { Outcome::Silent }
 }

@@ -1,15 +1,17 @@
 //! One packet at one place at one time.
 
 use core::cmp::Ordering;
+use std::sync::Arc;
 
 use probe_common::{DropRecord, EventRecord, HookPoint, PacketRecord};
 
 use super::packet::Packet;
 use crate::cilium::DecodeError;
 use crate::cilium::events::{Notification, Sample, Stream};
+use crate::world::PolicyRef;
 
 /// How a packet came to our notice.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Seen {
     /// It passed one of our classifiers.
     Hook {
@@ -36,12 +38,30 @@ pub enum Seen {
         /// What Cilium said.
         notification: Notification,
     },
+    /// Hubble passed on what Cilium notified of: without the packet's bytes, so that neither its TCP numbers nor its
+    /// IP identification are known.
+    Hubble {
+        /// What Cilium said; what Hubble does not pass on of it is 0.
+        notification: Notification,
+        /// The policies that Hubble names behind a verdict.
+        policies: Arc<[PolicyRef]>,
+    },
+}
+
+impl Seen {
+    /// What Cilium said, whoever passed it on.
+    pub fn notification(&self) -> Option<Notification> {
+        match self {
+            Self::Cilium { notification } | Self::Hubble { notification, .. } => Some(*notification),
+            Self::Hook { .. } | Self::KernelDrop { .. } => None,
+        }
+    }
 }
 
 /// One packet at one place at one time.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Sighting {
-    /// `CLOCK_MONOTONIC` in nanoseconds. For a notification from the agent's socket, the time it was received.
+    /// `CLOCK_MONOTONIC` in nanoseconds. For a notification from one of the agent's sockets, the time that it gives, else the time it was received.
     pub ktime_ns: u64,
     /// The packet.
     pub packet: Packet,
@@ -113,6 +133,11 @@ impl Sighting {
         Some(Self { ktime_ns, packet: packet?, seen: Seen::Cilium { notification } })
     }
 
+    /// Whether the packet's own bytes were seen, with the numbers by which NAT leaves it to be known.
+    pub(super) fn has_numbers(&self) -> bool {
+        !matches!(self.seen, Seen::Hubble { .. })
+    }
+
     /// An order of any two sightings that does not depend on when they arrived.
     pub(super) fn order(&self, other: &Self) -> Ordering {
         let key = |sighting: &Self| (sighting.ktime_ns, sighting.packet, rank(&sighting.seen));
@@ -124,16 +149,14 @@ impl Sighting {
 fn rank(seen: &Seen) -> (u8, u64, u64) {
     match *seen {
         Seen::Hook { point, ifindex, mark } => (point as u8, ifindex.into(), mark.into()),
-        Seen::Cilium { notification: Notification::Trace(trace) } => {
-            (32, trace.point.0.into(), trace.reason.0.into())
-        }
-        Seen::Cilium { notification: Notification::PolicyVerdict(verdict) } => {
-            (33, verdict.direction as u64, u64::from(verdict.verdict.unsigned_abs()))
-        }
-        Seen::Cilium { notification: Notification::Drop(drop) } => {
-            (34, drop.reason.0.into(), drop.line.into())
-        }
-        Seen::Cilium { notification } => (35, notification.message_type().into(), 0),
+        Seen::Cilium { notification } | Seen::Hubble { notification, .. } => match notification {
+            Notification::Trace(trace) => (32, trace.point.0.into(), trace.reason.0.into()),
+            Notification::PolicyVerdict(verdict) => {
+                (33, verdict.direction as u64, u64::from(verdict.verdict.unsigned_abs()))
+            }
+            Notification::Drop(drop) => (34, drop.reason.0.into(), drop.line.into()),
+            other => (35, other.message_type().into(), 0),
+        },
         Seen::KernelDrop { reason, location, .. } => (36, reason.into(), location),
     }
 }

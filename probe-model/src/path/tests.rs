@@ -12,6 +12,7 @@ use crate::cilium::identity::Identity;
 use crate::cilium::policy::MatchType;
 use crate::cilium::{Direction, EndpointId};
 use crate::tuple::{Protocol, Tuple};
+use crate::world::PolicyRef;
 
 const NAT_IP: &str = "10.224.0.8:40000";
 const FRONTEND: &str = "10.224.0.7:80";
@@ -454,7 +455,7 @@ mod tracking {
     fn tracker(sightings: &[Sighting]) -> Tracker {
         let mut tracker = Tracker::new(Patience::default());
         for sighting in sightings {
-            tracker.push(*sighting);
+            tracker.push(sighting.clone());
         }
         tracker
     }
@@ -518,4 +519,60 @@ mod tracking {
         tracker.push(dropped(7000, 133, tcp(NAT_IP, POD, 0x18, 1001, 777_001)));
         assert_eq!(tracker.poll(20_000 * MS), []);
     }
+}
+
+/// As Hubble passes a verdict on: no TCP numbers.
+fn hubble(ms: u64, sighting: &Sighting) -> Sighting {
+    let notification = sighting.seen.notification().unwrap();
+    let packet = Packet { seq: 0, ack: 0, ..sighting.packet };
+    let policy = PolicyRef {
+        kind: "NetworkPolicy".to_owned(),
+        namespace: Some("default".to_owned()),
+        name: "allow-pls-nat".to_owned(),
+    };
+    Sighting { ktime_ns: ms * MS, packet, seen: Seen::Hubble { notification, policies: [policy].into() } }
+}
+
+#[test]
+fn hubble_s_word_belongs_to_the_connection_open_at_its_time() {
+    let path = one_path(&[
+        at(0, HookPoint::UplinkIn, syn(NAT_IP, POD, 5)),
+        hubble(1, &verdict(1, 0, syn(NAT_IP, POD, 5))),
+        at(2, HookPoint::PodIn, syn(NAT_IP, POD, 5)),
+        at(3, HookPoint::PodOut, syn_ack(POD, NAT_IP, 5)),
+    ]);
+    assert_eq!((path.outcome, path.hops.len(), path.retransmissions), (Outcome::Answered, 2, 0));
+    let [event] = path.cilium.as_slice() else { panic!("{:?}", path.cilium) };
+    assert_eq!(event.hubble.as_deref().unwrap()[0].name, "allow-pls-nat");
+    // Another clock: said to be before the packet.
+    let early = one_path(&[
+        at(5, HookPoint::UplinkIn, syn(NAT_IP, POD, 5)),
+        hubble(4, &dropped(4, 133, syn(NAT_IP, POD, 5))),
+    ]);
+    assert!(matches!(early.outcome, Outcome::DroppedByCilium { .. }), "{early:?}");
+}
+
+#[test]
+fn hubble_s_word_behind_dnat_is_joined_by_the_sender_if_only_one_flow_fits() {
+    let before = at(0, HookPoint::UplinkIn, syn(NAT_IP, FRONTEND, 5));
+    let after = hubble(1, &dropped(1, 181, syn(NAT_IP, POD, 5)));
+    let path = one_path(&[before.clone(), after.clone()]);
+    assert_eq!(path.tuple, tuple(NAT_IP, FRONTEND, Protocol::TCP));
+    assert_eq!(path.final_tuple(), tuple(NAT_IP, POD, Protocol::TCP));
+    assert_eq!(path.outcome, Outcome::DroppedByCilium { reason: DropReason(181), established: false });
+    let other = at(0, HookPoint::UplinkIn, syn(NAT_IP, "10.224.0.7:81", 6));
+    let late = hubble(9_000, &dropped(1, 181, syn(NAT_IP, POD, 5)));
+    assert_eq!(assemble(&[before.clone(), other, after]).len(), 3, "two flows fit");
+    assert_eq!(assemble(&[before, late]).len(), 2, "too late");
+}
+
+#[test]
+fn hubble_s_late_word_does_not_begin_a_flow() {
+    let mut tracker = Tracker::new(Patience::default());
+    tracker.push(at(0, HookPoint::UplinkIn, syn(NAT_IP, POD, 5)));
+    tracker.push(at(1, HookPoint::UplinkOut, syn_ack(POD, NAT_IP, 5)));
+    assert_eq!(tracker.poll(1_000 * MS).len(), 1);
+    tracker.push(hubble(1_500, &verdict(1_500, 0, syn(NAT_IP, POD, 5))));
+    assert_eq!((tracker.finish().len(), tracker.later_packets()), (0, 1));
+    assert_eq!(tracker.later_retransmissions(), 0);
 }

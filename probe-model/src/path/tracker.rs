@@ -73,11 +73,11 @@ impl Tracker {
                     Seen::Hook { point, ifindex, .. } => Some((point, ifindex)),
                     _ => None,
                 };
-                let again = sighting.packet.flags.opens() && place.is_some() && place == decided.first_hop;
+                let again = opens(&sighting) && place.is_some() && place == decided.first_hop;
                 self.retransmissions += u64::from(again);
                 return;
             }
-            if sighting.packet.flags.opens() {
+            if opens(&sighting) {
                 self.decided.remove(&leg);
             }
         }
@@ -149,7 +149,7 @@ impl Tracker {
     /// When the first newer connection on a decided connection's ports was opened, among what is pending.
     fn newer(&self, leg: LegKey, isn: Option<u32>, since_ns: u64) -> Option<u64> {
         let opens = |sighting: &&Sighting| {
-            sighting.packet.flags.opens()
+            opens(sighting)
                 && Some(sighting.packet.seq) != isn
                 && sighting.ktime_ns > since_ns
                 && LegKey::of(&sighting.packet) == Some(leg)
@@ -168,18 +168,21 @@ impl Tracker {
     }
 }
 
+/// Whether a packet opens a connection and tells which.
+fn opens(sighting: &Sighting) -> bool {
+    sighting.packet.flags.opens() && sighting.has_numbers()
+}
+
 /// Whether a packet of a decided flow's tuple begins a new one or changes what became of it.
 fn is_news(decided: &Decided, sighting: &Sighting) -> bool {
     let packet = &sighting.packet;
-    if packet.flags.opens() {
+    if opens(sighting) {
         return decided.isn != Some(packet.seq);
     }
     // An open connection is judged anew when policy changes: its next packet is dropped.
-    let dropped = match sighting.seen {
-        Seen::Cilium { notification: Notification::Drop(drop) } => outcome::is_policy(drop.reason),
-        Seen::Cilium { notification: Notification::PolicyVerdict(verdict) } => {
-            verdict.drop_reason().is_some()
-        }
+    let dropped = match sighting.seen.notification() {
+        Some(Notification::Drop(drop)) => outcome::is_policy(drop.reason),
+        Some(Notification::PolicyVerdict(verdict)) => verdict.drop_reason().is_some(),
         _ => false,
     };
     decided.was_answered && dropped && !packet.flags.contains(TcpFlags::RST)
