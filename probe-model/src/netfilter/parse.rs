@@ -5,7 +5,7 @@ use std::net::Ipv4Addr;
 
 use ipnet::Ipv4Net;
 
-use super::{Chain, Match, Policy, Rule, Ruleset, Target, Test};
+use super::{Base, Chain, Hook, Match, Policy, Rule, Ruleset, Target, Test};
 use crate::tuple::Protocol;
 
 /// Why text is no `iptables-save` output.
@@ -48,13 +48,11 @@ pub(super) fn ruleset(text: &str) -> Result<Ruleset, ParseError> {
                     Some("DROP") => Some(Policy::Drop),
                     _ => None,
                 };
-                let chains = ruleset.tables.entry(table.clone()).or_default();
-                chains.entry(name.to_owned()).or_default().policy = policy;
+                ruleset.chain(table, name).policy = policy;
             }
             ("-" | "[", Some(table)) => {
                 let (chain, rule) = parse_rule(line).map_err(error)?;
-                let chains = ruleset.tables.entry(table.clone()).or_default();
-                chains.entry(chain).or_insert_with(Chain::default).rules.push(rule);
+                ruleset.chain(table, &chain).rules.push(rule);
             }
             (_, None) => return Err(error(format!("expected `*table`, found `{line}`"))),
             (_, Some(_)) => {
@@ -69,6 +67,33 @@ pub(super) fn ruleset(text: &str) -> Result<Ruleset, ParseError> {
         }),
         None => Ok(ruleset),
     }
+}
+
+impl Ruleset {
+    /// A chain of iptables', made if it is not there yet.
+    fn chain(&mut self, table: &str, name: &str) -> &mut Chain {
+        let chains = self.tables.entry(table.to_owned()).or_default();
+        let new = || Chain { base: base(table, name), ..Chain::default() };
+        chains.entry(name.to_owned()).or_insert_with(new)
+    }
+}
+
+/// Where the kernel enters a built-in chain.
+///
+/// Source: `enum nf_ip_hook_priorities` of `include/uapi/linux/netfilter_ipv4.h`.
+fn base(table: &str, chain: &str) -> Option<Base> {
+    let hook = [Hook::Prerouting, Hook::Input, Hook::Forward, Hook::Output, Hook::Postrouting]
+        .into_iter()
+        .find(|hook| hook.chain() == chain)?;
+    let priority = match (table, hook) {
+        ("raw", Hook::Prerouting | Hook::Output) => -300,
+        ("mangle", _) => -150,
+        ("nat", Hook::Prerouting | Hook::Output) => -100,
+        ("nat", Hook::Input | Hook::Postrouting) => 100,
+        ("filter", Hook::Input | Hook::Forward | Hook::Output) => 0,
+        _ => return None,
+    };
+    Some(Base { hook, priority, nat: table == "nat" })
 }
 
 /// Splits at spaces outside double quotes; a backslash inside quotes escapes.

@@ -2,7 +2,7 @@
 
 use std::net::{IpAddr, Ipv4Addr};
 
-use super::{Match, Policy, Rule, Ruleset, Target, Test};
+use super::{Base, Element, Field, Match, Policy, Rule, Ruleset, Target, Test};
 use crate::tuple::Tuple;
 
 /// More branches than this (backends chosen at random) are not followed.
@@ -26,23 +26,14 @@ pub enum Hook {
 }
 
 impl Hook {
-    fn chain(self) -> &'static str {
+    /// The name of iptables' chain there.
+    pub(super) fn chain(self) -> &'static str {
         match self {
             Self::Prerouting => "PREROUTING",
             Self::Input => "INPUT",
             Self::Forward => "FORWARD",
             Self::Output => "OUTPUT",
             Self::Postrouting => "POSTROUTING",
-        }
-    }
-
-    /// The tables at this hook, in the kernel's order.
-    fn tables(self) -> &'static [&'static str] {
-        match self {
-            Self::Prerouting | Self::Output => &["raw", "mangle", "nat", "filter"],
-            Self::Forward => &["mangle", "filter"],
-            Self::Input => &["mangle", "filter", "nat"],
-            Self::Postrouting => &["mangle", "nat"],
         }
     }
 }
@@ -98,39 +89,85 @@ enum Answer {
 }
 
 /// Facts outside the packet that rules ask for.
-pub(crate) struct Facts<'a> {
+#[expect(missing_debug_implementations, reason = "functions have nothing to show")]
+pub struct Facts<'a> {
     /// Whether an address is the node's own.
-    pub(crate) is_local: &'a dyn Fn(IpAddr) -> bool,
+    pub is_local: &'a dyn Fn(IpAddr) -> bool,
     /// The address that MASQUERADE gives on an interface.
-    pub(crate) masquerade: &'a dyn Fn(&str) -> Option<Ipv4Addr>,
+    pub masquerade: &'a dyn Fn(&str) -> Option<Ipv4Addr>,
 }
 
 impl Ruleset {
     /// Every way that the first packet of a connection can take through `hook`.
-    pub(crate) fn traverse(&self, hook: Hook, packet: Packet, facts: &Facts<'_>) -> Vec<Traversal> {
-        let mut done = Vec::new();
-        let mut open = vec![Traversal { packet, end: End::Accept, rewrites: Vec::new() }];
-        for table in hook.tables() {
-            let mut next = Vec::new();
-            for way in open {
-                for after in self.table(table, hook, way, facts) {
-                    match after.end {
-                        End::Accept => next.push(after),
-                        _ => done.push(after),
-                    }
-                }
-            }
-            open = next;
+    pub fn traverse(&self, hook: Hook, packet: Packet, facts: &Facts<'_>) -> Vec<Traversal> {
+        let mut ways = vec![Traversal { packet, end: End::Accept, rewrites: Vec::new() }];
+        let entered = self.entered(hook);
+        for same_priority in entered.chunk_by(|a, b| a.base.priority == b.base.priority) {
+            ways = ways.into_iter().flat_map(|way| through(same_priority, way, facts)).collect();
         }
-        done.extend(open);
-        done
+        ways
     }
 
-    fn table(&self, table: &str, hook: Hook, way: Traversal, facts: &Facts<'_>) -> Vec<Traversal> {
-        let Some(chains) = self.tables.get(table) else { return vec![way] };
-        let Some(base) = chains.get(hook.chain()) else { return vec![way] };
+    /// The chains that the kernel enters at a hook, in its order as far as priorities tell it.
+    fn entered(&self, hook: Hook) -> Vec<Entered<'_>> {
+        let mut entered = Vec::new();
+        for (table, chains) in &self.tables {
+            for (name, chain) in chains {
+                if let Some(base) = chain.base.filter(|base| base.hook == hook) {
+                    entered.push(Entered { table, name, chains, base, policy: chain.policy });
+                }
+            }
+        }
+        entered.sort_by_key(|entered| entered.base.priority);
+        entered
+    }
+}
+
+/// Through chains of one priority, which the kernel enters in an order that rules do not tell: if it makes a
+/// difference, what comes out is not known.
+fn through(chains: &[Entered<'_>], way: Traversal, facts: &Facts<'_>) -> Vec<Traversal> {
+    let in_order = |order: &mut dyn Iterator<Item = &Entered<'_>>| {
+        let mut ways = vec![way.clone()];
+        for entered in order {
+            ways = ways.into_iter().flat_map(|way| entered.walk(way, facts)).collect();
+        }
+        ways
+    };
+    let forth = in_order(&mut chains.iter());
+    if chains.len() < 2 {
+        return forth;
+    }
+    let back = in_order(&mut chains.iter().rev());
+    let within = |some: &[Traversal], all: &[Traversal]| {
+        some.iter().all(|a| all.iter().any(|b| (&a.packet, &a.end) == (&b.packet, &b.end)))
+    };
+    if within(&forth, &back) && within(&back, &forth) {
+        return forth;
+    }
+    let names: Vec<String> =
+        chains.iter().map(|entered| format!("{} {}", entered.table, entered.name)).collect();
+    let why = format!("the order of chains {} is not known, and matters", names.join(" and "));
+    vec![Traversal { end: End::Unknown(why), ..way }]
+}
+
+/// A chain that the kernel enters.
+struct Entered<'a> {
+    table: &'a str,
+    name: &'a str,
+    chains: &'a std::collections::BTreeMap<String, super::Chain>,
+    base: Base,
+    policy: Option<Policy>,
+}
+
+impl Entered<'_> {
+    fn walk(&self, way: Traversal, facts: &Facts<'_>) -> Vec<Traversal> {
+        let Self { table, name, chains, base, policy } = *self;
+        // An address that a chain before at this hook has rewritten is not rewritten again.
+        if way.end != End::Accept || base.nat && !way.rewrites.is_empty() {
+            return vec![way];
+        }
         let mut done = Vec::new();
-        let mut open = vec![Walker { way, stack: vec![(hook.chain(), 0)] }];
+        let mut open = vec![Walker { way, stack: vec![(name, 0)] }];
         let mut steps = 0;
         while let Some(mut walker) = open.pop() {
             steps += 1;
@@ -141,8 +178,8 @@ impl Ruleset {
                 return done;
             }
             let Some((chain, idx)) = walker.stack.pop() else {
-                if base.policy == Some(Policy::Drop) {
-                    walker.way.end = End::Drop(format!("{table}: policy DROP of {}", hook.chain()));
+                if policy == Some(Policy::Drop) {
+                    walker.way.end = End::Drop(format!("{table}: policy DROP of {name}"));
                 }
                 done.push(walker.way);
                 continue;
@@ -161,12 +198,28 @@ impl Ruleset {
                 }
                 Answer::Either => {
                     open.push(walker.clone());
-                    walker.apply(table, rule, chains, facts, &mut open, &mut done);
+                    walker.apply(&Applied { table, rule, chains, facts }, &rule.target, &mut open, &mut done);
                 }
-                Answer::Yes => walker.apply(table, rule, chains, facts, &mut open, &mut done),
+                Answer::Yes => {
+                    walker.apply(&Applied { table, rule, chains, facts }, &rule.target, &mut open, &mut done);
+                }
             }
         }
         done
+    }
+}
+
+/// A rule that is done, and what it needs.
+struct Applied<'a, 'f> {
+    table: &'a str,
+    rule: &'a Rule,
+    chains: &'a std::collections::BTreeMap<String, super::Chain>,
+    facts: &'a Facts<'f>,
+}
+
+impl Applied<'_, '_> {
+    fn evidence(&self) -> String {
+        format!("{}: {}", self.table, self.rule.text)
     }
 }
 
@@ -182,15 +235,13 @@ impl<'a> Walker<'a> {
     /// Does what a matching rule's target says; the walk goes on in `open` or ends in `done`.
     fn apply(
         mut self,
-        table: &str,
-        rule: &'a Rule,
-        chains: &std::collections::BTreeMap<String, super::Chain>,
-        facts: &Facts<'_>,
+        applied: &Applied<'a, '_>,
+        target: &'a Target,
         open: &mut Vec<Self>,
         done: &mut Vec<Traversal>,
     ) {
-        let evidence = || format!("{table}: {}", rule.text);
-        match &rule.target {
+        let evidence = || applied.evidence();
+        match target {
             Target::Continue => return open.push(self),
             Target::Mark { value, mask } => {
                 self.way.packet.mark = self.way.packet.mark & !mask ^ value;
@@ -200,8 +251,8 @@ impl<'a> Walker<'a> {
                 self.stack.pop();
                 return open.push(self);
             }
-            Target::Jump(chain) | Target::Goto(chain) if chains.contains_key(chain) => {
-                if matches!(rule.target, Target::Goto(_)) {
+            Target::Jump(chain) | Target::Goto(chain) if applied.chains.contains_key(chain) => {
+                if matches!(target, Target::Goto(_)) {
                     self.stack.pop();
                 }
                 self.stack.push((chain, 0));
@@ -224,13 +275,24 @@ impl<'a> Walker<'a> {
             Target::Snat(to) => self.snat(*to, evidence()),
             Target::Masquerade => {
                 let out_dev = self.way.packet.out_dev.clone().unwrap_or_default();
-                match (facts.masquerade)(&out_dev) {
+                match (applied.facts.masquerade)(&out_dev) {
                     Some(to) => self.snat(to, evidence()),
                     None => {
                         self.way.end =
                             End::Unknown(format!("{}: the address of `{out_dev}` is not known", evidence()));
                     }
                 }
+            }
+            Target::Map { key, elements } => match lookup(key, elements, &self.way.packet) {
+                Ok(Some(target)) => return self.apply(applied, target, open, done),
+                Ok(None) => return open.push(self),
+                Err(()) => self.way.end = End::Unknown(evidence()),
+            },
+            Target::Random(targets) => {
+                for target in targets {
+                    self.clone().apply(applied, target, open, done);
+                }
+                return;
             }
             Target::Jump(_) | Target::Goto(_) | Target::Unknown(_) => self.way.end = End::Unknown(evidence()),
         }
@@ -257,7 +319,24 @@ impl Rule {
 
 impl Match {
     fn answer(&self, packet: &Packet, facts: &Facts<'_>) -> Answer {
-        let holds = match &self.test {
+        match (self.test.answer(packet, facts), self.negated) {
+            (Answer::Yes, true) => Answer::No,
+            (Answer::No, true) => Answer::Yes,
+            (answer, _) => answer,
+        }
+    }
+}
+
+impl Test {
+    fn answer(&self, packet: &Packet, facts: &Facts<'_>) -> Answer {
+        let holds = match self {
+            Test::In { key, elements } => {
+                let fits = elements.iter().map(|element| fits(key, element, packet));
+                return fits.min().unwrap_or(Answer::No);
+            }
+            Test::Any(tests) => {
+                return tests.iter().map(|test| test.answer(packet, facts)).min().unwrap_or(Answer::No);
+            }
             Test::Source(net) => contains(*net, packet.tuple.saddr),
             Test::Destination(net) => contains(*net, packet.tuple.daddr),
             Test::Protocol(protocol) => packet.tuple.protocol == *protocol,
@@ -280,8 +359,46 @@ impl Match {
             Test::Socket => false,
             Test::Unknown(_) => return Answer::Unknown,
         };
-        if holds == self.negated { Answer::No } else { Answer::Yes }
+        if holds { Answer::Yes } else { Answer::No }
     }
+}
+
+/// Whether a packet's fields are those of an element.
+fn fits(key: &[Field], element: &Element, packet: &Packet) -> Answer {
+    let tuple = &packet.tuple;
+    let of = |address: IpAddr| match address {
+        IpAddr::V4(v4) => Some(u32::from(v4)),
+        IpAddr::V6(_) => None,
+    };
+    let one = |(field, (first, last)): (&Field, &(u32, u32))| {
+        let value = match field {
+            Field::SourceAddress => of(tuple.saddr),
+            Field::DestinationAddress => of(tuple.daddr),
+            Field::Protocol => Some(tuple.protocol.0.into()),
+            Field::SourcePort if tuple.sport == 0 => return Answer::Unknown,
+            Field::SourcePort => Some(tuple.sport.into()),
+            Field::DestinationPort => Some(tuple.dport.into()),
+        };
+        // No IPv6 packet has an IPv4 address.
+        if value.is_some_and(|value| (*first..=*last).contains(&value)) { Answer::Yes } else { Answer::No }
+    };
+    key.iter().zip(element).map(one).max().unwrap_or(Answer::Yes)
+}
+
+/// What the element says that fits a packet; an error if that depends on what is not known.
+fn lookup<'t>(
+    key: &[Field],
+    elements: &'t [(Element, Target)],
+    packet: &Packet,
+) -> Result<Option<&'t Target>, ()> {
+    for (element, target) in elements {
+        match fits(key, element, packet) {
+            Answer::Yes => return Ok(Some(target)),
+            Answer::No => {}
+            Answer::Either | Answer::Unknown => return Err(()),
+        }
+    }
+    Ok(None)
 }
 
 fn contains(net: ipnet::Ipv4Net, address: IpAddr) -> bool {
