@@ -223,13 +223,13 @@ fn files_that_are_no_snapshot() {
     refused(
         b"",
         expect![[r#"
-        plsprobe: `FILE` is empty; expected a file that `plsprobe snapshot` wrote, or a folder with maps/
+        plsprobe: `FILE` is empty; expected a file that `plsprobe snapshot` wrote, an archive of cilium-bugtool, or a folder with maps/
     "#]],
     );
     refused(
         b"hello",
         expect![[r#"
-        plsprobe: `FILE` is no snapshot; expected a file that `plsprobe snapshot` wrote, or a folder with maps/
+        plsprobe: `FILE` is no snapshot; expected a file that `plsprobe snapshot` wrote, an archive of cilium-bugtool, or a folder with maps/
     "#]],
     );
     let recorded = folder::read(&fixtures::recording("cilium-1.14").join("none")).expect("a recording");
@@ -247,7 +247,7 @@ fn files_that_are_no_snapshot() {
         Path::new("/dev/null"),
         2,
         &expect![[r#"
-        plsprobe: `FILE` is neither a plain file nor a folder; expected a file that `plsprobe snapshot` wrote, or a folder with maps/
+        plsprobe: `FILE` is neither a plain file nor a folder; expected a file that `plsprobe snapshot` wrote, an archive of cilium-bugtool, or a folder with maps/
     "#]],
     );
     check(

@@ -19,7 +19,7 @@ pub(super) struct Args {
     /// Of this endpoint alone
     #[arg(long, value_name = "ID")]
     endpoint: Option<u16>,
-    /// `live`, a file of `plsprobe snapshot`, or a folder with maps/*.json, rest/*.json and optionally node/
+    /// `live`, a file of `plsprobe snapshot`, an archive of cilium-bugtool, or a folder with maps/*.json, rest/*.json and optionally node/
     #[arg(long, value_name = "live|PATH", default_value = "live")]
     from: From,
 }

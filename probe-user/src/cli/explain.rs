@@ -27,7 +27,7 @@ pub(super) struct Args {
     /// Judge this direction's policy alone [default: every policy on the way]
     #[arg(long, value_enum)]
     direction: Option<DirectionArg>,
-    /// `live`, a file of `plsprobe snapshot`, or a folder with maps/*.json, rest/*.json and optionally node/
+    /// `live`, a file of `plsprobe snapshot`, an archive of cilium-bugtool, or a folder with maps/*.json, rest/*.json and optionally node/
     #[arg(long, value_name = "live|PATH", default_value = "live")]
     from: From,
 }

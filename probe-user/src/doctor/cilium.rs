@@ -2,11 +2,11 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    io,
     os::unix::net::UnixStream,
     path::Path,
 };
 
+use anyhow::Context as _;
 use probe_model::world::World;
 
 use super::{
@@ -17,14 +17,13 @@ use crate::sources::{
     LiveOptions,
     assemble::assemble,
     classifiers::{self, Attachment, Classifier},
-    in_use, live, monitor,
+    hubble::{Hubble, ServerStatus},
+    in_use, live, monitor, nft,
     raw::{RawMap, RawNode},
     rest,
     unusable::Unusable,
 };
 
-/// The Hubble server's socket in the agent's run directory.
-const HUBBLE_SOCKET: &str = "hubble.sock";
 /// Pins without which no packet is judged, and those that every Cilium has; others come with its options.
 const PINS: [(&str, Need); 6] = [
     ("cilium_lxc", Need::Everything),
@@ -46,7 +45,7 @@ pub(super) fn checks(options: &LiveOptions) -> Vec<Check> {
         }
     };
     checks.push(monitor_socket(&options.monitor_socket()));
-    checks.push(hubble_socket(&options.cilium_run.join(HUBBLE_SOCKET)));
+    checks.push(hubble_socket(&options.hubble_socket()));
     checks
 }
 
@@ -186,12 +185,33 @@ fn monitor_socket(path: &Path) -> Check {
 }
 
 fn hubble_socket(path: &Path) -> Check {
-    let found = match UnixStream::connect(path) {
-        Ok(_) => "there, and not needed".to_owned(),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => "not there, and not needed".to_owned(),
-        Err(error) => format!("{error}, and not needed"),
-    };
-    Check::ok(Cilium, "hubble socket", found)
+    let what = "hubble socket";
+    match hubble_status(path) {
+        Ok(status) => {
+            let ServerStatus { version, num_flows, max_flows, seen_flows } = status;
+            let version = if version.is_empty() { "of a version it does not say" } else { version.as_str() };
+            let found = format!(
+                "answers, {version}: {num_flows} flows of at most {max_flows}, {seen_flows} seen so far"
+            );
+            Check::ok(Cilium, what, found)
+        }
+        Err(error) if error.downcast_ref::<Unusable>().is_some_and(|unusable| unusable.is_absent) => {
+            Check::ok(Cilium, what, "not there, and not needed")
+        }
+        Err(error) => {
+            let (found, own) = Unusable::parts(&error);
+            let next = "only needed where neither a probe nor the monitor socket gives Cilium's verdicts";
+            Check::degraded(Cilium, what, found, own.unwrap_or_else(|| next.to_owned()))
+        }
+    }
+}
+
+fn hubble_status(path: &Path) -> anyhow::Result<ServerStatus> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .context("failed to start an event loop")?;
+    runtime.block_on(async { Ok(Hubble::connect(path).await?.status().clone()) })
 }
 
 /// Where Cilium's programs are attached, on which ours depend for their order.
@@ -253,12 +273,18 @@ fn rules(node: &RawNode) -> Check {
         .map(ToString::to_string)
         .collect();
     let read = node.iptables_save.as_deref().unwrap_or_default();
-    let found =
-        format!("{} read by iptables-save", read.lines().filter(|line| line.starts_with("-A ")).count());
+    let by_iptables = read.lines().filter(|line| line.starts_with("-A ")).count();
+    let by_nft = node.nft_ruleset.as_ref().map(|json| nft::ruleset(json, node.iptables_save.as_deref()));
+    let found = match by_nft {
+        Some(Ok((rules, _))) => {
+            format!("{by_iptables} read by iptables-save, {} by nft", rules.rule_count())
+        }
+        _ => format!("{by_iptables} read by iptables-save"),
+    };
     if missing.is_empty() {
         return Check::ok(Node, what, found);
     }
-    let next = "what these rewrite or drop is not in answers";
+    let next = "answers in which these may decide are inconclusive, or lack them";
     Check::degraded(Node, what, format!("{found}, not {}", missing.join(", ")), next)
 }
 
@@ -372,7 +398,13 @@ mod tests {
             (check.status, check.found.as_str()),
             (Status::Degraded, "no socket at `/nonexistent/monitor1_2.sock`")
         );
-        assert_eq!(hubble_socket(&path).status, Status::Ok);
+        let hubble = hubble_socket(&path);
+        assert_eq!((hubble.status, hubble.found.as_str()), (Status::Ok, "not there, and not needed"));
+        let folder = tempfile::tempdir().unwrap();
+        let dead = folder.path().join("hubble.sock");
+        drop(std::os::unix::net::UnixListener::bind(&dead).unwrap());
+        let hubble = hubble_socket(&dead);
+        assert!(hubble.status == Status::Degraded && hubble.found.starts_with("nobody listens on `"));
     }
 
     #[test]

@@ -133,9 +133,13 @@ pub fn path(world: &World, way: &Trajectory) -> String {
     parts.join(" > ")
 }
 
-/// The target of a rule as `iptables-save` writes it: `DNAT`, `MASQUERADE`, ….
+/// The target of a rule as `iptables-save` or nft writes it, in iptables' word: `DNAT`, `MASQUERADE`, ….
 fn target_of(rule: &str) -> &str {
-    rule.split_once(" -j ").map_or(rule, |(_, target)| target.split(' ').next().unwrap_or(target))
+    if let Some((_, target)) = rule.split_once(" -j ") {
+        return target.split(' ').next().unwrap_or(target);
+    }
+    let nfts = [("dnat to ", "DNAT"), ("snat to ", "SNAT"), ("masquerade", "MASQUERADE")];
+    nfts.iter().find(|(words, _)| rule.contains(words)).map_or(rule, |(_, target)| target)
 }
 
 fn frontend_text(frontend: &Frontend) -> String {
@@ -323,7 +327,7 @@ fn drop_reason(verdict: &Verdict) -> Value {
 }
 
 /// A policy object as JSON.
-pub fn policy_value(policy: &PolicyRef) -> Value {
+pub(super) fn policy_value(policy: &PolicyRef) -> Value {
     json!({ "kind": policy.kind, "namespace": policy.namespace, "name": policy.name })
 }
 

@@ -14,7 +14,7 @@ use super::clean;
 use super::explanation::{entry_text, near_miss_text, verdict_text};
 use crate::attach::HookState;
 use crate::trace::Summary;
-use crate::trace::judge::{EventSource, Evidence, FlowVerdict, Judgement, Origin};
+use crate::trace::judge::{EventSource, Evidence, FlowVerdict, Judgement, Origin, hubble_policies};
 use crate::trace::kernel::Names;
 
 /// Most lines that a flow takes.
@@ -122,7 +122,7 @@ fn short(world: &World, judgement: &Judgement, names: &Names, lines: &mut Vec<St
     why.extend(explanation.policy().map(|step| entry_text(world, step)));
     let policies = explanation.policies.iter().map(ToString::to_string);
     why.extend(policies.filter(|policy| !explanation.cause.sentence.contains(policy)));
-    why.push(evidence_text(&judgement.evidence));
+    why.push(evidence_text(judgement));
     lines.push(labelled("why", &why.join("; ")));
 }
 
@@ -138,7 +138,7 @@ fn long(world: &World, judgement: &Judgement, names: &Names, lines: &mut Vec<Str
     }
     line("hops", &hops_text(path, names, path.hops.iter()));
     line("answer", &answer_text(path, names));
-    line("verdict", &format!("{}{}", cilium_text(world, path), evidence_text(&judgement.evidence)));
+    line("verdict", &format!("{}{}", cilium_text(world, path), evidence_text(judgement)));
     if let Some(step) = explanation.policy() {
         line("entry", &entry_text(world, step));
     }
@@ -300,12 +300,20 @@ fn cilium_text(world: &World, path: &Path) -> String {
     if events.is_empty() { String::new() } else { format!("{}; ", events.join(", ")) }
 }
 
-fn evidence_text(evidence: &Evidence) -> String {
+/// What the verdict rests on, and the policies that Hubble adds to it.
+fn evidence_text(judgement: &Judgement) -> String {
+    let named: Vec<_> = hubble_policies(&judgement.path).iter().map(ToString::to_string).collect();
+    let names = if named.is_empty() { String::new() } else { format!("; Hubble names {}", named.join(", ")) };
+    format!("{}{names}", source_text(&judgement.evidence))
+}
+
+fn source_text(evidence: &Evidence) -> String {
     match evidence {
         Evidence::Cilium(EventSource::Probe(means)) => format!("told by Cilium's own notification ({means})"),
         Evidence::Cilium(EventSource::MonitorSocket) => {
             "told by Cilium's own notification (monitor socket)".to_owned()
         }
+        Evidence::Cilium(EventSource::Hubble) => "told by Cilium's own notification (Hubble)".to_owned(),
         Evidence::Cilium(EventSource::None(_)) => "told by Cilium's own notification".to_owned(),
         Evidence::Packets => "by the packets seen".to_owned(),
         Evidence::Maps => "by the maps alone, nothing observed decides".to_owned(),
@@ -353,6 +361,7 @@ pub fn summary(summary: &Summary, out: &mut impl Write) -> io::Result<()> {
     let from = match &summary.events {
         EventSource::Probe(means) => format!("Cilium's own notifications by {means}"),
         EventSource::MonitorSocket => "Cilium's own notifications by its monitor socket".to_owned(),
+        EventSource::Hubble => "Cilium's own notifications by Hubble".to_owned(),
         EventSource::None(why) => format!("its maps alone: {}", clean(why)),
     };
     writeln!(out, "verdicts  from {from}; {received} received, {lost} lost, {undecoded} not understood")
@@ -439,11 +448,16 @@ mod tests {
     /// The text of the one flow that `sightings` are of, judged by the maps of a recording.
     #[track_caller]
     fn check(recording: &str, sightings: &[Sighting], expected: &Expect) {
+        check_from(recording, &EventSource::MonitorSocket, sightings, expected);
+    }
+
+    #[track_caller]
+    fn check_from(recording: &str, events: &EventSource, sightings: &[Sighting], expected: &Expect) {
         let folder = fixtures::recording("cilium-1.14").join(recording);
         let world = sources::world(&From::Path(folder), &LiveOptions::default()).unwrap();
         let mut tracker = Tracker::default();
         for sighting in sightings {
-            tracker.push(*sighting);
+            tracker.push(sighting.clone());
         }
         let paths = tracker.finish();
         assert_eq!(paths.len(), 1, "{paths:#?}");
@@ -453,7 +467,7 @@ mod tests {
         );
         let nat_ips = ["10.224.0.8".parse().unwrap(), "10.224.0.9".parse().unwrap()];
         let path = paths.into_iter().next().unwrap();
-        let judgement = judge(&world, path, &EventSource::MonitorSocket, &nat_ips);
+        let judgement = judge(&world, path, events, &nat_ips);
         let mut text = Vec::new();
         flow(&world, &judgement, &names, &mut text).unwrap();
         expected.assert_eq(&String::from_utf8(text).unwrap());
@@ -497,6 +511,48 @@ mod tests {
                   entry    none in cilium_policy_02686 for ingress world (2), 80/TCP
                   nearest  allow 16777218 (cidr:10.224.0.8/32), 80/TCP of NetworkPolicy default/allow-pls-nat; but the peer is world (2)
                   policy   NetworkPolicy default/allow-pls-nat
+            "#]],
+        );
+    }
+
+    /// As Hubble passes a notification on, with the policy it names.
+    fn by_hubble(sighting: &Sighting, policy: &str) -> Sighting {
+        let policy = probe_model::world::PolicyRef {
+            kind: "NetworkPolicy".to_owned(),
+            namespace: Some("default".to_owned()),
+            name: policy.to_owned(),
+        };
+        let mut notification = sighting.seen.notification().unwrap();
+        if let Notification::Drop(drop) = &mut notification {
+            (drop.file, drop.line, drop.ext_error) = (0, 0, 0);
+        }
+        let packet = Packet { seq: 0, ack: 0, ip_id: 0, ..sighting.packet };
+        let seen = Seen::Hubble { notification, policies: [policy].into() };
+        Sighting { ktime_ns: sighting.ktime_ns, packet, seen }
+    }
+
+    #[test]
+    fn hubble_s_word_and_another_policy_than_ours() {
+        let client = "10.224.0.9:40000";
+        check_from(
+            "cidr-pls8-80",
+            &EventSource::Hubble,
+            &[
+                at(0, HookPoint::UplinkIn, UPLINK, packet(client, FRONTEND, 0x02, 9, 0)),
+                by_hubble(&policy_drop(60, packet(client, POD, 0x02, 9, 0)), "another"),
+            ],
+            &expect![[r#"
+                10.224.0.9:40000 -> 10.224.0.7:80 TCP: dropped by Cilium, Policy denied (133)
+                  cause    not known from the maps, which say: NetworkPolicy default/allow-pls-nat selects default/pls-app-7d9c5bd5f4-x2v8q for ingress, and no rule admits traffic from world (2) on TCP/80 [PLS-01]
+                  from     PLS NAT IP 10.224.0.9, identity world (2)
+                  rewrite  DNAT 10.224.0.7:80 to 10.0.0.143:80
+                  hops     eth0 in 0.000 ms
+                  answer   none seen
+                  verdict  dropped, Policy denied (133); told by Cilium's own notification (Hubble); Hubble names NetworkPolicy default/another
+                  entry    none in cilium_policy_02686 for ingress world (2), 80/TCP
+                  nearest  allow 16777218 (cidr:10.224.0.8/32), 80/TCP of NetworkPolicy default/allow-pls-nat; but the peer is world (2)
+                  policy   NetworkPolicy default/allow-pls-nat
+                  finding  Hubble names NetworkPolicy default/another behind the verdict, the maps and the agent's realized policy name NetworkPolicy default/allow-pls-nat: policy changed in between, or one of them is wrong
             "#]],
         );
     }

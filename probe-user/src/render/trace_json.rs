@@ -75,6 +75,7 @@ fn source_value(source: &EventSource) -> Value {
     match source {
         EventSource::Probe(means) => json!({ "by": means }),
         EventSource::MonitorSocket => json!({ "by": "monitor-socket" }),
+        EventSource::Hubble => json!({ "by": "hubble" }),
         EventSource::None(why) => json!({ "by": null, "why": why }),
     }
 }
@@ -120,11 +121,15 @@ fn hop_value(hop: &Hop, names: &Names) -> Value {
 }
 
 fn event_value(event: &CiliumEvent, agent: Option<Release>) -> Value {
+    // Hubble passes on neither the drop's place in Cilium's source nor what else the notification says.
+    let unless_hubble = |value: Value| if event.hubble.is_some() { Value::Null } else { value };
     let what = match &event.notification {
         Notification::Drop(drop) => json!({
             "type": "drop", "reason": drop.reason.0, "text": drop.reason.text(), "endpoint": drop.header.source.0,
             "src_identity": drop.src_label.0, "dst_identity": drop.dst_label.0, "dst_endpoint": drop.dst_id,
-            "file": drop.file, "source_file": drop.source_file(agent), "line": drop.line, "ext_error": drop.ext_error, "ifindex": drop.ifindex,
+            "file": unless_hubble(drop.file.into()), "source_file": unless_hubble(drop.source_file(agent).into()),
+            "line": unless_hubble(drop.line.into()), "ext_error": unless_hubble(drop.ext_error.into()),
+            "ifindex": drop.ifindex,
         }),
         Notification::Trace(trace) => json!({
             "type": "trace", "point": trace.point.to_string(), "reason": trace.reason.0,
@@ -139,7 +144,13 @@ fn event_value(event: &CiliumEvent, agent: Option<Release>) -> Value {
         }),
         other => json!({ "type": "other", "message_type": other.message_type() }),
     };
-    json!({ "ktime_ns": event.ktime_ns, "count": event.count, "tuple": tuple_value(&event.tuple), "event": what })
+    let policies = event.hubble.as_deref();
+    let policies =
+        policies.map(|policies| policies.iter().map(explanation::policy_value).collect::<Vec<_>>());
+    json!({
+        "ktime_ns": event.ktime_ns, "count": event.count, "tuple": tuple_value(&event.tuple), "event": what,
+        "hubble_policies": policies,
+    })
 }
 
 fn drop_value(drop: &PathDrop, names: &Names) -> Value {

@@ -20,7 +20,7 @@ use probe_model::world::{
 };
 
 use super::raw::{RawMap, RawNode};
-use super::{in_use, rest};
+use super::{in_use, netfilter, nft, rest};
 
 /// Pins that only kube-proxy replacement makes.
 const NODE_PORT_PINS: [&str; 3] =
@@ -38,15 +38,43 @@ pub fn assemble(node: &RawNode) -> World {
         world.links = Some(network.links.clone());
         world.routes.clone_from(&network.routes);
     }
+    read_rules(node, &mut world);
+    world
+}
+
+/// The rules of every back end. A table that was seen and not read stands in each chain it may be in as a rule that
+/// nobody knows.
+fn read_rules(node: &RawNode, world: &mut World) {
+    let mut rules = None;
     if let Some(text) = &node.iptables_save {
         match Ruleset::parse(text) {
-            Ok(rules) => world.netfilter = Some(rules),
+            Ok(read) => rules = Some(read),
             Err(error) => {
                 world.missing.push(Missing { what: "iptables-save".to_owned(), why: error.to_string() });
             }
         }
     }
-    world
+    if let Some(json) = &node.nft_ruleset {
+        match nft::ruleset(json, node.iptables_save.as_deref()) {
+            Ok((read, missing)) => {
+                world.missing.extend(missing);
+                rules.get_or_insert_default().merge(read);
+            }
+            Err(error) => {
+                let what = format!("{}ruleset", netfilter::UNREAD_TABLE);
+                world.missing.push(Missing { what, why: format!("{error:#}") });
+                rules.get_or_insert_default();
+            }
+        }
+    }
+    if let Some(rules) = &mut rules {
+        for missing in &world.missing {
+            if let Some(table) = missing.what.strip_prefix(netfilter::UNREAD_TABLE) {
+                rules.add_unread(table, &missing.why);
+            }
+        }
+    }
+    world.netfilter = rules;
 }
 
 /// The agent's version in its own words, if it was asked and said so.

@@ -213,6 +213,9 @@ fn read_node_folder(folder: &Path, node: &mut RawNode) -> Result<()> {
         node.missing.push(Missing { what: format!("node/{name}"), why });
         Ok(None)
     };
+    // A node without nftables' rules has no such file.
+    let nft = folder.join("nft-ruleset.json");
+    node.nft_ruleset = if nft.exists() { Some(read_text(&nft)?) } else { None };
     node.iptables_save = optional("iptables-save.txt", node)?;
     if let Some(text) = optional("ip.txt", node)? {
         let network = network_text::parse(&text);

@@ -95,6 +95,11 @@ impl LiveOptions {
     pub fn monitor_socket(&self) -> PathBuf {
         self.cilium_run.join(super::monitor::SOCKET)
     }
+
+    /// The agent's Hubble socket.
+    pub fn hubble_socket(&self) -> PathBuf {
+        self.cilium_run.join(super::hubble::SOCKET)
+    }
 }
 
 /// A live node's facts and what they cost.
@@ -170,6 +175,7 @@ impl LiveNode {
             programs: maps.programs,
             rest: slow.rest.clone(),
             iptables_save: slow.iptables_save.clone(),
+            nft_ruleset: slow.nft_ruleset.clone(),
             network: slow.network.clone(),
             missing: [maps.missing, slow.missing.clone()].concat(),
         };
@@ -183,6 +189,7 @@ struct Slow {
     at: Instant,
     rest: BTreeMap<String, String>,
     iptables_save: Option<String>,
+    nft_ruleset: Option<String>,
     network: Option<Network>,
     missing: Vec<Missing>,
     took: Vec<(String, Duration)>,
@@ -194,7 +201,7 @@ impl Slow {
         let agent = Agent::new(&options.agent_socket());
         let (answers, rules, network) = thread::scope(|scope| {
             let answers = scope.spawn(|| timed(|| agent.get_all()));
-            let rules = scope.spawn(|| timed(netfilter::iptables_save));
+            let rules = scope.spawn(|| timed(netfilter::rules));
             let network = timed(addresses::network);
             let joined = "no reader panics";
             (answers.join().expect(joined), rules.join().expect(joined), network)
@@ -207,9 +214,10 @@ impl Slow {
         };
         let rules = rules.0.inspect_err(|error| add("iptables-save", error)).ok();
         let network = network.0.inspect_err(|error| add("network", error)).ok();
-        let (iptables_save, unread) = rules.map(|rules| (rules.text, rules.missing)).unzip();
-        missing.extend(unread.unwrap_or_default());
-        Self { at, rest, iptables_save, network, missing, took: took.to_vec() }
+        let rules = rules.unwrap_or_default();
+        missing.extend(rules.missing);
+        let (iptables_save, nft_ruleset) = (rules.iptables_save, rules.nft_ruleset);
+        Self { at, rest, iptables_save, nft_ruleset, network, missing, took: took.to_vec() }
     }
 }
 

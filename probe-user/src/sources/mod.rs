@@ -7,6 +7,7 @@ pub mod btf;
 pub mod classifiers;
 pub mod features;
 pub mod folder;
+pub mod hubble;
 pub mod in_use;
 pub mod live;
 pub mod maps;
@@ -14,6 +15,7 @@ pub mod monitor;
 pub mod netfilter;
 mod netlink;
 pub mod network_text;
+pub mod nft;
 pub mod programs;
 pub mod raw;
 pub mod rest;
@@ -39,7 +41,8 @@ use raw::RawNode;
 /// How much of a file's beginning tells what it is: a block of a tar.
 const BEGIN: u64 = 512;
 /// What `--from` takes beside `live`.
-const EXPECTED: &str = "a file that `plsprobe snapshot` wrote, or a folder with maps/";
+const EXPECTED: &str =
+    "a file that `plsprobe snapshot` wrote, an archive of cilium-bugtool, or a folder with maps/";
 
 /// `--from`.
 #[derive(Clone, Debug, PartialEq, Eq)]

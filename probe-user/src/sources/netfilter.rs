@@ -1,7 +1,8 @@
-//! The node's netfilter rules, as `iptables-save` prints them: kube-proxy and ip-masq-agent rewrite addresses there.
+//! The node's netfilter rules, as `iptables-save` and `nft` print them: kube-proxy and ip-masq-agent rewrite addresses
+//! there.
 //!
-//! A kernel may hold rules of both of iptables' back ends, and nftables rules that iptables cannot show.
-//! What is not read is said, because it may rewrite or drop a packet.
+//! A kernel may hold rules of both of iptables' back ends, and nftables rules that iptables cannot show: those nft is
+//! asked for. What is not read is said, because it may rewrite or drop a packet.
 
 use std::{
     env, fs,
@@ -15,7 +16,7 @@ use std::{
 
 use anyhow::{Context as _, Result, anyhow, bail};
 
-use super::{raw::Missing, unusable::Unusable};
+use super::{nft::IPTABLES_TABLES, raw::Missing, unusable::Unusable};
 
 /// How long one program may take. 50,000 rules take about a second.
 const TIMEOUT: Duration = Duration::from_secs(10);
@@ -25,14 +26,18 @@ const MAX_OUTPUT: u64 = 64 << 20;
 const LEGACY_TABLES: &str = "/proc/thread-self/net/ip_tables_names";
 /// Where the programs are when `PATH` does not say, as under `kubectl debug`.
 const FOLDERS: [&str; 4] = ["/usr/sbin", "/sbin", "/usr/local/sbin", "/usr/bin"];
-/// Tables that iptables makes; others are nftables' own.
-const IPTABLES_TABLES: [&str; 5] = ["filter", "mangle", "nat", "raw", "security"];
+/// What a missing fact about a table of nftables' begins with, before family and name.
+pub const UNREAD_TABLE: &str = "nftables table ";
+/// What `iptables-nft-save` says of a table of its own name that is not its own.
+const INCOMPATIBLE: &str = "is incompatible, use 'nft' tool";
 
 /// IPv4 rules of the current network namespace.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Rules {
-    /// `iptables-save`'s output, all tables.
-    pub text: String,
+    /// `iptables-save`'s output, all tables; `None` where it is not installed.
+    pub iptables_save: Option<String>,
+    /// `nft -j list ruleset`'s output, where iptables does not show everything.
+    pub nft_ruleset: Option<String>,
     /// Rules of the kernel's that are not in the text.
     pub missing: Vec<Missing>,
 }
@@ -41,8 +46,8 @@ pub struct Rules {
 ///
 /// # Errors
 ///
-/// When no `iptables-save` is installed, or it fails or hangs.
-pub fn iptables_save() -> Result<Rules> {
+/// When neither `iptables-save` nor `nft` is installed, or one fails or hangs.
+pub fn rules() -> Result<Rules> {
     let path = env::var_os("PATH").unwrap_or_default();
     let folders: Vec<PathBuf> = env::split_paths(&path).chain(FOLDERS.map(PathBuf::from)).collect();
     Reader { folders, legacy_tables: LEGACY_TABLES.into(), timeout: TIMEOUT }.read()
@@ -60,18 +65,19 @@ impl Reader {
         let legacy_tables = self.legacy_tables()?;
         let current = self.find("iptables-nft-save").or_else(|| self.find("iptables-save"));
         let legacy = self.find("iptables-legacy-save").filter(|_| !legacy_tables.is_empty());
+        let nft = self.find("nft");
         let Some(first) = current.as_ref().or(legacy.as_ref()) else {
-            bail!(Unusable::new(
-                "no `iptables-save` on this node, so that what kube-proxy or ip-masq-agent rewrites is not known",
-                "run plsprobe where iptables is installed",
-            ));
+            let Some(nft) = nft else {
+                bail!(Unusable::new(
+                    "neither `iptables-save` nor `nft` on this node, so that what kube-proxy or ip-masq-agent rewrites is not known",
+                    "run plsprobe where iptables is installed",
+                ));
+            };
+            return self.by_nft_alone(&nft, &legacy_tables);
         };
         let mut missing = Vec::new();
         let mut add = |what: &str, why: String| missing.push(Missing { what: what.to_owned(), why });
         let mut text = self.run(first, &[])?;
-        if text.contains("is incompatible, use 'nft' tool") {
-            add("nftables rules in iptables' tables", "only nft can show them".to_owned());
-        }
         if current.is_some() && !legacy_tables.is_empty() {
             match legacy {
                 Some(legacy) => {
@@ -89,10 +95,38 @@ impl Reader {
                 None => {}
             }
         }
-        for table in self.other_nft_tables()? {
-            add(&format!("nftables table {table}"), "iptables-save does not show it".to_owned());
+        let is_incompatible = text.contains(INCOMPATIBLE);
+        let others = nft.as_ref().map_or_else(|| Ok(Vec::new()), |nft| self.other_nft_tables(nft))?;
+        let mut nft_ruleset = None;
+        if is_incompatible || !others.is_empty() {
+            match nft.as_ref().map(|nft| self.run(nft, &["-j", "list", "ruleset"])) {
+                Some(Ok(ruleset)) => nft_ruleset = Some(ruleset),
+                refused => {
+                    let why = refused.map_or_else(
+                        || "only nft can show it, which is not installed".to_owned(),
+                        |refused| refused.map_or_else(|error| format!("{error:#}"), |_| String::new()),
+                    );
+                    let incompatible =
+                        is_incompatible.then(|| "of the same name as one of iptables'".to_owned());
+                    for table in others.into_iter().chain(incompatible) {
+                        add(&format!("{UNREAD_TABLE}{table}"), why.clone());
+                    }
+                }
+            }
         }
-        Ok(Rules { text, missing })
+        Ok(Rules { iptables_save: Some(text), nft_ruleset, missing })
+    }
+
+    /// Where iptables is not installed: nft shows the rules of its newer back end too.
+    fn by_nft_alone(&self, nft: &Path, legacy_tables: &[String]) -> Result<Rules> {
+        let nft_ruleset = Some(self.run(nft, &["-j", "list", "ruleset"])?);
+        let mut missing = Vec::new();
+        if !legacy_tables.is_empty() {
+            let tables = legacy_tables.join(", ");
+            let why = format!("no `iptables-legacy-save` here to read tables {tables}");
+            missing.push(Missing { what: "legacy iptables".to_owned(), why });
+        }
+        Ok(Rules { iptables_save: None, nft_ruleset, missing })
     }
 
     /// Tables of the legacy back end. A kernel without it has no such file.
@@ -106,15 +140,14 @@ impl Reader {
         }
     }
 
-    /// Tables of nftables that IPv4 packets pass and iptables does not know, where nft is there to ask.
-    fn other_nft_tables(&self) -> Result<Vec<String>> {
-        let Some(nft) = self.find("nft") else { return Ok(Vec::new()) };
-        let tables = self.run(&nft, &["list", "tables"])?;
+    /// Tables of nftables that IPv4 packets pass and iptables does not know.
+    fn other_nft_tables(&self, nft: &Path) -> Result<Vec<String>> {
+        let tables = self.run(nft, &["list", "tables"])?;
         // `table ip kube-proxy`: a family and a name.
         let others = tables.lines().filter_map(|line| {
             let (family, name) = line.strip_prefix("table ")?.split_once(' ')?;
             let known = family == "ip" && IPTABLES_TABLES.contains(&name);
-            (matches!(family, "ip" | "inet") && !known).then(|| format!("{family} {name}"))
+            (matches!(family, "ip" | "inet" | "netdev") && !known).then(|| format!("{family} {name}"))
         });
         Ok(others.collect())
     }
@@ -210,7 +243,7 @@ mod tests {
         let rules = reader.read().unwrap();
         let found: Vec<(&str, &str)> =
             rules.missing.iter().map(|missing| (missing.what.as_str(), missing.why.as_str())).collect();
-        assert_eq!((rules.text.as_str(), found.as_slice()), (text, missing));
+        assert_eq!((rules.iptables_save.as_deref().unwrap(), found.as_slice()), (text, missing));
     }
 
     #[test]
@@ -247,20 +280,52 @@ mod tests {
         );
         let tables = "printf 'table ip nat\\ntable ip6 x\\ntable ip kube-proxy\\ntable inet firewalld\\n'";
         check(
-            &[("iptables-nft-save", &nft), ("nft", &format!("[ \"$*\" = 'list tables' ] && {tables}"))],
+            &[
+                ("iptables-nft-save", &nft),
+                (
+                    "nft",
+                    &format!("[ \"$*\" = 'list tables' ] && {tables} || {{ echo 'no JSON' >&2; exit 1; }}"),
+                ),
+            ],
             None,
             NFT,
             &[
-                ("nftables table ip kube-proxy", "iptables-save does not show it"),
-                ("nftables table inet firewalld", "iptables-save does not show it"),
+                ("nftables table ip kube-proxy", "`nft` failed with exit status: 1: no JSON"),
+                ("nftables table inet firewalld", "`nft` failed with exit status: 1: no JSON"),
             ],
         );
         check(
             &[("iptables-nft-save", "echo \"# Table \\`filter' is incompatible, use 'nft' tool.\"")],
             None,
             "# Table `filter' is incompatible, use 'nft' tool.\n",
-            &[("nftables rules in iptables' tables", "only nft can show them")],
+            &[(
+                "nftables table of the same name as one of iptables'",
+                "only nft can show it, which is not installed",
+            )],
         );
+    }
+
+    #[test]
+    fn nft_shows_what_iptables_does_not() {
+        let iptables = format!("printf '{}'", NFT.replace('\n', "\\n"));
+        let script = |tables: &str| {
+            format!(
+                "case \"$*\" in 'list tables') printf '{tables}' ;; '-j list ruleset') echo '{{\"nftables\": []}}' ;; *) exit 9 ;; esac"
+            )
+        };
+        let read = |programs: &[(&str, &str)], legacy| {
+            let (_folder, reader) = node(programs, legacy);
+            reader.read().unwrap()
+        };
+        let (own, others) = (script("table ip nat\\ntable ip6 x\\n"), script("table ip kube-proxy\\n"));
+        let rules = read(&[("iptables-save", &iptables), ("nft", &own)], None);
+        assert_eq!((rules.nft_ruleset, rules.missing.len()), (None, 0), "iptables shows it all");
+        let rules = read(&[("iptables-save", &iptables), ("nft", &others)], None);
+        assert_eq!(rules.nft_ruleset.as_deref(), Some("{\"nftables\": []}\n"));
+        assert_eq!((rules.iptables_save.as_deref(), rules.missing.len()), (Some(NFT), 0));
+        let rules = read(&[("nft", &own)], Some("nat\n"));
+        assert_eq!((rules.iptables_save.as_deref(), rules.nft_ruleset.is_some()), (None, true));
+        assert_eq!(rules.missing[0].what, "legacy iptables");
     }
 
     #[test]
@@ -271,7 +336,7 @@ mod tests {
         };
         assert_eq!(
             error(&[]),
-            "no `iptables-save` on this node, so that what kube-proxy or ip-masq-agent rewrites is not known; \
+            "neither `iptables-save` nor `nft` on this node, so that what kube-proxy or ip-masq-agent rewrites is not known; \
              run plsprobe where iptables is installed"
         );
         assert_eq!(

@@ -18,6 +18,8 @@ pub struct RawNode {
     pub rest: BTreeMap<String, String>,
     /// `iptables-save`'s output, all tables.
     pub iptables_save: Option<String>,
+    /// `nft -j list ruleset`'s output, where nftables has tables that `iptables-save` does not show.
+    pub nft_ruleset: Option<String>,
     /// Interfaces and routes of the node.
     pub network: Option<Network>,
     /// What could not be had.

@@ -1,4 +1,5 @@
 //! One flow's judgement: what was observed and what the maps say, joined. Pure.
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 
 use ipnet::IpNet;
@@ -10,7 +11,7 @@ use probe_model::explain::{self, AZURE_PROBE, Explanation, Verdict};
 use probe_model::path::{CiliumEvent, Outcome, Path, Refusal};
 use probe_model::simulate::{Question, Step};
 use probe_model::tuple::Tuple;
-use probe_model::world::{AddressOwner, World};
+use probe_model::world::{AddressOwner, PolicyRef, World};
 
 /// Where Cilium's notifications are read in this run.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -19,6 +20,8 @@ pub enum EventSource {
     Probe(&'static str),
     /// From the agent's monitor socket.
     MonitorSocket,
+    /// From the agent's Hubble socket.
+    Hubble,
     /// Nowhere, and why.
     None(String),
 }
@@ -86,7 +89,8 @@ pub fn judge(world: &World, path: Path, events: &EventSource, pls_nat_ips: &[IpA
     let explanation = explain(world, &path);
     let observed = observed(&path);
     let (verdict, evidence) = verdict(&path, &explanation, observed, events);
-    let findings = disagreement(&path, &explanation, observed).into_iter().collect();
+    let findings = disagreement(&path, &explanation, observed).into_iter();
+    let findings = findings.chain(other_policies(&path, &explanation)).collect();
     let origin = origin(world, path.tuple.saddr, pls_nat_ips);
     let identity = observed_identity(&path).or_else(|| simulated_identity(&explanation));
     Judgement { path, explanation, verdict, evidence, origin, identity, findings }
@@ -182,6 +186,28 @@ fn disagreement(path: &Path, explanation: &Explanation, observed: Option<Observe
     Some(format!(
         "{said}, but {did}{since}: the maps changed in between, or Cilium or plsprobe is wrong; run it again"
     ))
+}
+
+/// Where Hubble names other policies behind a verdict than the agent's realized policy does.
+fn other_policies(path: &Path, explanation: &Explanation) -> Option<String> {
+    let hubbles = hubble_policies(path);
+    let ours = &explanation.policies;
+    if hubbles.is_empty() || ours.is_empty() || hubbles.iter().any(|policy| ours.contains(policy)) {
+        return None;
+    }
+    let list =
+        |policies: &[PolicyRef]| policies.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
+    Some(format!(
+        "Hubble names {} behind the verdict, the maps and the agent's realized policy name {}: policy changed in between, or one of them is wrong",
+        list(&hubbles),
+        list(ours)
+    ))
+}
+
+/// The policies that Hubble names behind a flow's verdicts.
+pub fn hubble_policies(path: &Path) -> Vec<PolicyRef> {
+    let named = path.cilium.iter().filter_map(|event| event.hubble.as_deref()).flatten();
+    named.cloned().collect::<BTreeSet<_>>().into_iter().collect()
 }
 
 fn origin(world: &World, address: IpAddr, pls_nat_ips: &[IpAddr]) -> Origin {

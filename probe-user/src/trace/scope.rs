@@ -127,6 +127,13 @@ impl Scope {
         if self.frontends.is_empty() { port } else { None }
     }
 
+    /// Every address at which packets of the traced flows may be seen.
+    pub fn watched(&self) -> Vec<IpAddr> {
+        let frontends = self.frontends.iter().map(|frontend| frontend.address);
+        let all: BTreeSet<IpAddr> = self.addresses.iter().copied().chain(frontends).collect();
+        all.into_iter().collect()
+    }
+
     /// Whether a flow is one that was asked for: towards the target, on its port, from the sources.
     pub fn covers(&self, path: &Path) -> bool {
         let tuples = || std::iter::once(path.tuple).chain(path.rewrites.iter().map(|rewrite| rewrite.to));

@@ -14,7 +14,7 @@ use super::judge::{EventSource, FlowVerdict, Judgement, judge};
 use super::kernel::{self, Names};
 use super::neighbours;
 use super::scope::Scope;
-use super::verdicts::{Event, Verdicts};
+use super::verdicts::{Event, Sockets, Verdicts};
 use crate::attach::{Attachment, Counters, EventProbe, Hook, HookKind, HookState, Record, Records, Settings};
 use crate::cli::{Outcome, Output};
 use crate::render::{trace as text, trace_json as json};
@@ -52,7 +52,7 @@ pub struct Summary {
     pub later_packets: u64,
     /// SYNs that came again after their flow had been decided.
     pub later_retransmissions: u64,
-    /// Notifications from the monitor socket, and those lost before it and not understood.
+    /// Notifications from an agent's socket or our probe, and those lost before it and not understood.
     pub notifications: (u64, u64, u64),
     /// Every hook that was wanted.
     pub hooks: Vec<Hook>,
@@ -162,7 +162,7 @@ impl<'o> Session<'o> {
         };
         let (attachment, records) = Attachment::start(&settings)?;
         let probe = probe_state(&attachment);
-        let verdicts = Verdicts::open(probe, &options.live.monitor_socket()).await;
+        let verdicts = Verdicts::open(probe, Sockets::new(&options.live, scope.watched())).await;
         let session = Self {
             options,
             world,
@@ -202,6 +202,7 @@ impl<'o> Session<'o> {
         notice(&match self.verdicts.source() {
             EventSource::Probe(means) => format!("Cilium's verdicts come from its own notifications ({means})"),
             EventSource::MonitorSocket => "this kernel refuses a probe on Cilium's notifications; its verdicts come from the agent's monitor socket".to_owned(),
+            EventSource::Hubble => "this kernel refuses a probe on Cilium's notifications and the agent has no monitor socket; its verdicts come from Hubble, which does not tell packets of one connection apart".to_owned(),
             EventSource::None(why) => {
                 format!("no notification of Cilium's can be read ({why}); verdicts come from its maps")
             }

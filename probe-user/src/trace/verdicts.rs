@@ -1,55 +1,139 @@
-//! Cilium's own verdicts: from our probe if the kernel allowed it, else from the agent's monitor socket.
-use std::path::Path;
+//! Cilium's own verdicts: from our probe if the kernel allowed it, else from the agent's monitor socket, else from
+//! Hubble's.
+use std::future::Future;
+use std::net::IpAddr;
+use std::path::PathBuf;
+use std::pin::Pin;
 use std::time::Duration;
 
+use anyhow::Result;
 use probe_model::cilium::events::Stream;
 use probe_model::path::Sighting;
 
 use super::judge::EventSource;
-use crate::sources::monitor::{Monitor, Payload};
+use crate::sources::LiveOptions;
+use crate::sources::hubble::{self, Flows, Hubble};
+use crate::sources::monitor::{self, Monitor};
+use crate::sources::unusable::Unusable;
 use crate::sys;
 
-/// How long to wait before the socket is tried again after it closed.
+/// How long to wait before the sockets are tried again after one closed.
 const RETRY: Duration = Duration::from_secs(1);
 
+/// The agent's sockets, and what to ask Hubble's for.
+#[derive(Clone, Debug)]
+pub(super) struct Sockets {
+    monitor: PathBuf,
+    hubble: PathBuf,
+    /// Addresses of the pods and frontends that are traced.
+    addresses: Vec<IpAddr>,
+}
+
+impl Sockets {
+    pub(super) fn new(live: &LiveOptions, addresses: Vec<IpAddr>) -> Self {
+        Self { monitor: live.monitor_socket(), hubble: live.hubble_socket(), addresses }
+    }
+
+    /// The first that answers.
+    async fn open(self) -> Result<Open, String> {
+        let monitor = match Monitor::connect(&self.monitor).await {
+            Ok(monitor) => return Ok(Open::Monitor(Box::new(monitor), Stream::default())),
+            Err(error) => Unusable::parts(&error).0,
+        };
+        let hubble = match Hubble::connect(&self.hubble).await {
+            Ok(hubble) => hubble.follow(&self.addresses).await,
+            Err(error) => Err(error),
+        };
+        match hubble {
+            Ok(flows) => Ok(Open::Hubble(Box::new(flows))),
+            Err(error) => Err(format!("{monitor}; {}", Unusable::parts(&error).0)),
+        }
+    }
+}
+
+/// A socket that is read.
+enum Open {
+    /// With what this connection's notifications have shown of the datapath: the next may be another agent's, of
+    /// another release.
+    Monitor(Box<Monitor>, Stream),
+    Hubble(Box<Flows>),
+}
+
+impl Open {
+    fn source(&self) -> EventSource {
+        match self {
+            Self::Monitor(..) => EventSource::MonitorSocket,
+            Self::Hubble(_) => EventSource::Hubble,
+        }
+    }
+
+    /// What to call it, before its path.
+    fn name(&self) -> &'static str {
+        match self {
+            Self::Monitor(..) => "Cilium's monitor socket",
+            Self::Hubble(_) => "Hubble's socket",
+        }
+    }
+
+    /// What it brought; `None` when it was closed.
+    async fn next(&mut self) -> Result<Option<News>> {
+        match self {
+            Self::Monitor(monitor, stream) => Ok(monitor.next().await?.map(|payload| match payload {
+                monitor::Payload::Sample { data, .. } => {
+                    let now_ns = sys::monotonic().as_nanos() as u64;
+                    let sighting = Sighting::from_stream(now_ns, stream, &data);
+                    News::Notification(sighting.map(|found| found.map(Box::new)).map_err(Into::into))
+                }
+                monitor::Payload::Lost { count, .. } => News::Lost(count),
+                monitor::Payload::Unknown { .. } => News::Other,
+            })),
+            Self::Hubble(flows) => Ok(flows.next().await?.map(|payload| match payload {
+                hubble::Payload::Flow(sighting) => News::Notification(sighting),
+                hubble::Payload::Lost(count) => News::Lost(count),
+                hubble::Payload::Other => News::Other,
+            })),
+        }
+    }
+}
+
+/// One value that a socket brought.
+enum News {
+    /// A notification; `None` if it carries no packet.
+    Notification(Result<Option<Box<Sighting>>>),
+    /// The agent lost so many.
+    Lost(u64),
+    /// Of no use.
+    Other,
+}
+
 /// Where Cilium's notifications come from, and what was lost on the way.
-#[derive(Debug)]
 pub(super) struct Verdicts {
     source: EventSource,
-    monitor: Option<Monitor>,
-    /// What this connection's notifications have shown of the datapath.
-    stream: Stream,
-    path: std::path::PathBuf,
-    /// Notifications received from the socket.
+    sockets: Sockets,
+    open: Option<Open>,
+    /// Notifications received from a socket.
     pub(super) received: u64,
     /// Notifications that the agent says it lost.
     pub(super) lost: u64,
     /// Notifications of a layout that is not known.
     pub(super) undecoded: u64,
-    retry_at: Option<tokio::time::Instant>,
+    /// Waits and connects anew, once a socket was lost.
+    reopening: Option<Reopening>,
 }
+
+type Reopening = Pin<Box<dyn Future<Output = Open>>>;
 
 impl Verdicts {
     /// `probe` is how our probe is attached, or why not.
-    pub(super) async fn open(probe: Result<&'static str, String>, socket: &Path) -> Self {
-        let (source, monitor) = match probe {
+    pub(super) async fn open(probe: Result<&'static str, String>, sockets: Sockets) -> Self {
+        let (source, open) = match probe {
             Ok(means) => (EventSource::Probe(means), None),
-            Err(refused) => match Monitor::connect(socket).await {
-                Ok(monitor) => (EventSource::MonitorSocket, Some(monitor)),
-                Err(error) => (EventSource::None(format!("{refused}; {error:#}")), None),
+            Err(refused) => match sockets.clone().open().await {
+                Ok(open) => (open.source(), Some(open)),
+                Err(why) => (EventSource::None(format!("{refused}; {why}")), None),
             },
         };
-        let path = socket.to_owned();
-        Self {
-            source,
-            monitor,
-            stream: Stream::default(),
-            path,
-            received: 0,
-            lost: 0,
-            undecoded: 0,
-            retry_at: None,
-        }
+        Self { source, sockets, open, received: 0, lost: 0, undecoded: 0, reopening: None }
     }
 
     pub(super) fn source(&self) -> &EventSource {
@@ -59,28 +143,27 @@ impl Verdicts {
     /// The next notification from the socket. Never ends where there is none to read. Cancel-safe.
     pub(super) async fn next(&mut self) -> Event {
         loop {
-            let Some(monitor) = &mut self.monitor else {
+            let Some(open) = &mut self.open else {
                 return self.reconnect().await;
             };
-            match monitor.next().await {
-                Ok(Some(Payload::Sample { data, .. })) => {
+            match open.next().await {
+                Ok(Some(News::Notification(sighting))) => {
                     self.received += 1;
-                    let now_ns = sys::monotonic().as_nanos() as u64;
-                    match Sighting::from_stream(now_ns, &mut self.stream, &data) {
-                        Ok(Some(sighting)) => return Event::Sighting(Box::new(sighting)),
+                    match sighting {
+                        Ok(Some(sighting)) => return Event::Sighting(sighting),
                         Ok(None) => {}
                         Err(error) => {
                             self.undecoded += 1;
                             if self.undecoded == 1 {
                                 return Event::Notice(format!(
-                                    "a notification of Cilium's was not read: {error}"
+                                    "a notification of Cilium's was not read: {error:#}"
                                 ));
                             }
                         }
                     }
                 }
-                Ok(Some(Payload::Lost { count, .. })) => self.lost += count,
-                Ok(Some(Payload::Unknown { .. })) => {}
+                Ok(Some(News::Lost(count))) => self.lost += count,
+                Ok(Some(News::Other)) => {}
                 Ok(None) => return self.closed("the agent closed it"),
                 Err(error) => return self.closed(&format!("{error:#}")),
             }
@@ -88,33 +171,32 @@ impl Verdicts {
     }
 
     fn closed(&mut self, why: &str) -> Event {
-        self.monitor = None;
-        self.source = EventSource::None(format!("the monitor socket was lost: {why}"));
-        self.retry_at = Some(tokio::time::Instant::now() + RETRY);
-        Event::Notice(format!(
-            "lost Cilium's monitor socket `{}`: {why}; verdicts come from the maps until it is back",
-            self.path.display()
-        ))
+        let name = self.open.take().map_or("a socket of the agent's", |open| open.name());
+        self.source = EventSource::None(format!("{name} was lost: {why}"));
+        let sockets = self.sockets.clone();
+        self.reopening = Some(Box::pin(async move {
+            loop {
+                tokio::time::sleep(RETRY).await;
+                if let Ok(open) = sockets.clone().open().await {
+                    return open;
+                }
+            }
+        }));
+        Event::Notice(format!("lost {name}: {why}; verdicts come from the maps until it is back"))
     }
 
-    /// Waits for the socket to come back, if there was one.
+    /// Waits for a socket to come back, if there was one.
     async fn reconnect(&mut self) -> Event {
-        let Some(mut at) = self.retry_at else {
+        // Kept while it waits: connecting takes longer than this future may live.
+        let Some(reopening) = &mut self.reopening else {
             return std::future::pending().await;
         };
-        loop {
-            tokio::time::sleep_until(at).await;
-            if let Ok(monitor) = Monitor::connect(&self.path).await {
-                self.monitor = Some(monitor);
-                // Another agent may be behind it, with another release's datapath.
-                self.stream = Stream::default();
-                self.source = EventSource::MonitorSocket;
-                self.retry_at = None;
-                return Event::Notice(format!("Cilium's monitor socket `{}` is back", self.path.display()));
-            }
-            at = tokio::time::Instant::now() + RETRY;
-            self.retry_at = Some(at);
-        }
+        let open = reopening.await;
+        self.reopening = None;
+        let notice = format!("{} is back", open.name());
+        self.source = open.source();
+        self.open = Some(open);
+        Event::Notice(notice)
     }
 }
 
@@ -142,6 +224,8 @@ mod tests {
     use tokio::net::UnixListener;
 
     use super::*;
+    use crate::sources::hubble::tests::{Answer, denied, healthy, in_response};
+    use crate::sources::monitor::Payload;
 
     /// A TCP packet of no port's, as Ethernet carries it.
     fn frame() -> [u8; 54] {
@@ -217,7 +301,7 @@ mod tests {
             serve(&listener, &[verdict_of_1_19()]).await;
         };
         let client = async {
-            let mut verdicts = Verdicts::open(Err("no probe".to_owned()), &path).await;
+            let mut verdicts = Verdicts::open(refused(), sockets(folder.path())).await;
             let mut told = Vec::new();
             for _ in 0..5 {
                 told.push(match verdicts.next().await {
@@ -238,5 +322,73 @@ mod tests {
         assert!(lost.as_ref().unwrap_err().starts_with("lost Cilium's monitor socket"));
         assert!(back.as_ref().unwrap_err().ends_with("is back"));
         assert_eq!(after, &Ok(Seen::Cilium { notification: verdict_of_1_19() }));
+    }
+
+    fn sockets(folder: &std::path::Path) -> Sockets {
+        let live = LiveOptions { cilium_run: folder.to_owned(), ..LiveOptions::default() };
+        Sockets::new(&live, vec!["10.0.0.143".parse().unwrap()])
+    }
+
+    fn refused() -> Result<&'static str, String> {
+        Err("no kprobe".to_owned())
+    }
+
+    #[track_caller]
+    fn is_verdict(event: &Event) {
+        let Event::Sighting(sighting) = event else { panic!("{event:?}") };
+        assert!(matches!(sighting.seen.notification(), Some(Notification::PolicyVerdict(_))));
+    }
+
+    #[tokio::test]
+    async fn neither_socket() {
+        let folder = tempfile::tempdir().unwrap();
+        let verdicts = Verdicts::open(refused(), sockets(folder.path())).await;
+        let EventSource::None(why) = verdicts.source() else { panic!("{:?}", verdicts.source()) };
+        let shown = folder.path().display();
+        assert_eq!(
+            *why,
+            format!("no kprobe; no socket at `{shown}/monitor1_2.sock`; no socket at `{shown}/hubble.sock`")
+        );
+    }
+
+    #[tokio::test]
+    async fn a_probe_needs_no_socket_and_the_monitor_comes_before_hubble() {
+        let server = healthy(Answer::Hang(Vec::new()));
+        let folder = server.folder.path();
+        let verdicts = Verdicts::open(Ok("kprobe"), sockets(folder)).await;
+        assert_eq!(*verdicts.source(), EventSource::Probe("kprobe"));
+        let _monitor = UnixListener::bind(folder.join(monitor::SOCKET)).unwrap();
+        let verdicts = Verdicts::open(refused(), sockets(folder)).await;
+        assert_eq!(*verdicts.source(), EventSource::MonitorSocket);
+    }
+
+    #[tokio::test]
+    async fn hubble_is_the_last_choice_and_is_found_again() {
+        let lost = vec![0x1a, 0x02, 0x10, 0x07];
+        let unknown = in_response(&[0x9a, 0x01, 0x02, 0x08, 0x05, 0x2a, 0x00, 0x32, 0x02, 0x12, 0x00]);
+        let flows = Answer::Messages(vec![lost, unknown.clone(), unknown, in_response(&denied())]);
+        let first = healthy(flows);
+        let mut verdicts = Verdicts::open(refused(), sockets(first.folder.path())).await;
+        assert_eq!(*verdicts.source(), EventSource::Hubble);
+        let Event::Notice(notice) = verdicts.next().await else { panic!() };
+        assert!(notice.starts_with("a notification of Cilium's was not read: a flow's address"), "{notice}");
+        is_verdict(&verdicts.next().await);
+        assert_eq!((verdicts.received, verdicts.lost, verdicts.undecoded), (3, 7, 2));
+        let Event::Notice(notice) = verdicts.next().await else { panic!() };
+        assert_eq!(
+            notice,
+            "lost Hubble's socket: the agent closed it; verdicts come from the maps until it is back"
+        );
+        assert!(matches!(verdicts.source(), EventSource::None(_)));
+        // However often waiting is given up, it goes on.
+        let event = loop {
+            tokio::select! {
+                biased;
+                event = verdicts.next() => break event,
+                () = tokio::time::sleep(Duration::from_millis(1)) => {}
+            }
+        };
+        let Event::Notice(notice) = event else { panic!() };
+        assert_eq!((notice.as_str(), verdicts.source()), ("Hubble's socket is back", &EventSource::Hubble));
     }
 }

@@ -36,7 +36,7 @@ pub(super) struct Kind {
 }
 
 /// Every kind, in the archive's order.
-const KINDS: [Kind; 5] = [
+const KINDS: [Kind; 6] = [
     Kind { pattern: "maps/*.bin", collect: maps, restore: restore_map, is_scrubbed: false },
     Kind {
         pattern: "rest/*.json",
@@ -52,6 +52,15 @@ const KINDS: [Kind; 5] = [
         collect: |node| one(node.iptables_save.as_ref().map(|text| Bytes::copy_from_slice(text.as_bytes()))),
         restore: |node, _, _, bytes| {
             node.iptables_save = Some(text(&bytes)?);
+            Ok(())
+        },
+        is_scrubbed: false,
+    },
+    Kind {
+        pattern: "node/nft-ruleset.json",
+        collect: |node| one(node.nft_ruleset.as_ref().map(|text| Bytes::copy_from_slice(text.as_bytes()))),
+        restore: |node, _, _, bytes| {
+            node.nft_ruleset = Some(text(&bytes)?);
             Ok(())
         },
         is_scrubbed: false,

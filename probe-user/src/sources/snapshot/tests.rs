@@ -61,6 +61,7 @@ fn node() -> RawNode {
             .map(|(name, text)| (name.to_owned(), text.to_owned()))
             .into(),
         iptables_save: Some("*nat\nCOMMIT\n".to_owned()),
+        nft_ruleset: Some("{\"nftables\": []}\n".to_owned()),
         network: Some(Network {
             links: vec![Link { name: "eth0".to_owned(), ifindex: 2, addresses: vec![net("10.224.0.4/16")] }],
             routes: vec![Route {
@@ -139,6 +140,7 @@ fn same(found: &RawNode, expected: &RawNode) {
     assert_eq!(found.programs, expected.programs);
     assert_eq!(found.rest, expected.rest);
     assert_eq!(found.iptables_save, expected.iptables_save);
+    assert_eq!(found.nft_ruleset, expected.nft_ruleset);
     assert_eq!(found.network, expected.network);
     assert_eq!(found.missing, expected.missing);
 }
