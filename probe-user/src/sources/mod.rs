@@ -4,6 +4,7 @@ pub mod addresses;
 pub mod agent;
 pub mod assemble;
 pub mod btf;
+pub mod bugtool;
 pub mod classifiers;
 pub mod features;
 pub mod folder;
@@ -92,6 +93,9 @@ fn read_path(path: &Path) -> Result<RawNode> {
         .with_context(|| format!("failed to read `{shown}`"))?;
     if snapshot::begins_like(&begin) {
         return snapshot::read(path);
+    }
+    if bugtool::is_bugtool(path)? {
+        return bugtool::read(path);
     }
     let what = if begin.is_empty() { "is empty" } else { "is no snapshot" };
     bail!("`{shown}` {what}; expected {EXPECTED}")
