@@ -1,6 +1,6 @@
 //! What plsprobe says of every recorded probe, against what a real Cilium did.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use probe_model::cilium::drop_reason::DropReason;

@@ -255,7 +255,7 @@ fn files_that_are_no_snapshot() {
         &folder.path().join("nothing"),
         2,
         &expect![[r#"
-            plsprobe: failed to look for `FILE`; expected a file that `plsprobe snapshot` wrote, or a folder with maps/: No such file or directory (os error 2)
+            plsprobe: failed to look for `FILE`; expected a file that `plsprobe snapshot` wrote, an archive of cilium-bugtool, or a folder with maps/: No such file or directory (os error 2)
         "#]],
     );
 }

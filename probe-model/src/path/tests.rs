@@ -416,7 +416,7 @@ fn a_notification_of_a_device_without_layer_2_has_its_packet_at_once() {
         packet: Packet { ip_id: 0x1234, ttl: 63, ..syn(NAT_IP, POD, 9) },
         seen: Seen::Cilium { notification: on_l3 },
     };
-    assert_eq!(Sighting::from_event(&event(on_l3, &packet)), Ok(Some(expected)));
+    assert_eq!(Sighting::from_event(&event(on_l3, &packet)), Ok(Some(expected.clone())));
     let raw = [on_l3.encode(), packet.clone()].concat();
     assert_eq!(Sighting::from_stream(MS, &mut Stream::default(), &raw), Ok(Some(expected)));
     // The same bytes are no frame.
