@@ -1,7 +1,6 @@
 //! As much of gRPC as a client over a unix socket needs: one message out, one or many back.
 //!
-//! A library would bring a balancer, a pool and name resolution, which a local socket has no use for, and a fifth of the
-//! binary.
+//! A library would bring a balancer, a pool and reconnecting of its own, which a local socket has no use for.
 //!
 //! Source: gRPC's `doc/PROTOCOL-HTTP2.md`.
 
