@@ -10,7 +10,10 @@ use crate::{container, whole};
 
 /// Files as [`container::texts`] parts named by their path in the folder; what they say is assembled and asked.
 pub fn dump_folder(data: &[u8]) {
-    let folder = TempDir::new().expect("a temporary folder");
+    // In memory where there is such a place: half the time went to the disk.
+    let memory = Path::new("/dev/shm");
+    let folder = if memory.is_dir() { TempDir::new_in(memory) } else { TempDir::new() };
+    let folder = folder.expect("a temporary folder");
     for kind in ["maps", "rest", "node"] {
         fs::create_dir(folder.path().join(kind)).expect("a new folder");
     }
