@@ -34,7 +34,7 @@ const PINS: [(&str, Need); 6] = [
     ("cilium_ct_any4_global", Need::None),
 ];
 /// What to do about a map that is not understood.
-const REPORT: &str = "report this line: plsprobe knows the layouts of Cilium 1.14 to 1.16";
+const REPORT: &str = "report this line: plsprobe knows the layouts of Cilium 1.13 to 1.20";
 
 pub(super) fn checks(options: &LiveOptions) -> Vec<Check> {
     let mut checks = match live::read(options) {

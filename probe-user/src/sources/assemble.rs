@@ -13,6 +13,7 @@ use probe_model::cilium::lxc::{EndpointInfo, EndpointKey};
 use probe_model::cilium::node::{self, NodeKey, NodeValue};
 use probe_model::cilium::policy::{PolicyCounters, PolicyLayout, PolicyMap, pin_endpoint, pin_name};
 use probe_model::cilium::policystats::{self, PolicyStatsKey};
+use probe_model::cilium::runtime_config::{RuntimeConfig, UTime};
 use probe_model::cilium::{DecodeError, EndpointId};
 use probe_model::netfilter::Ruleset;
 use probe_model::world::{
@@ -31,6 +32,7 @@ const TUNNEL_PIN: &str = "cilium_tunnel_map";
 /// Decodes every fact of `node`.
 pub fn assemble(node: &RawNode) -> World {
     let mut world = World { origin: node.origin.clone(), missing: node.missing.clone(), ..World::default() };
+    world.now = node.read_at.or_else(|| by_agents_clock(node));
     read_maps(node, &mut world);
     read_rest(node, &mut world);
     join_endpoints(&mut world);
@@ -75,6 +77,14 @@ fn read_rules(node: &RawNode, world: &mut World) {
         }
     }
     world.netfilter = rules;
+}
+
+/// When a recording was made that does not say so: when its agent last said that it lives, a second or so before.
+fn by_agents_clock(node: &RawNode) -> Option<UTime> {
+    let raw = node.maps.get("cilium_runtime_config")?;
+    let config = RuntimeConfig::decode(raw.entries.iter()).ok()?;
+    let alive = Some(config.agent_liveness_ns).filter(|alive| *alive != 0)?;
+    config.wall_clock(alive)
 }
 
 /// The agent's version in its own words, if it was asked and said so.
@@ -331,5 +341,28 @@ fn join_endpoints(world: &mut World) {
             endpoint.interface.get_or_insert(Interface { ifindex: info.ifindex, name: None, mac: None });
         interface.ifindex = info.ifindex;
         interface.mac = Some(info.mac);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::sources::folder;
+
+    /// `auth_info.expiration` is compared with this: it must be the time of the recording, not of the test.
+    #[test]
+    fn a_recording_has_the_time_of_its_agents_clock() {
+        let scenario = fixtures::recording("cilium-1.14").join("none");
+        let world = assemble(&folder::read(&scenario).unwrap());
+        let seconds = world.now.unwrap().unix_ns() / 1_000_000_000;
+        // 2026-11-22 to 2026-11-24.
+        assert!((1_795_305_600..1_795_478_400).contains(&seconds), "{seconds}");
+    }
+
+    #[test]
+    fn a_live_node_has_its_own() {
+        let node = RawNode { read_at: Some(UTime(7)), ..RawNode::default() };
+        assert_eq!(assemble(&node).now, Some(UTime(7)));
+        assert_eq!(assemble(&RawNode::default()).now, None);
     }
 }

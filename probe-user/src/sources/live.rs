@@ -13,11 +13,12 @@ use std::{
     path::{Path, PathBuf},
     sync::atomic::{AtomicUsize, Ordering},
     thread,
-    time::{Duration, Instant},
+    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
 use anyhow::{Result, anyhow};
 use probe_model::cilium::policy::pin_endpoint;
+use probe_model::cilium::runtime_config::UTime;
 
 use super::{
     addresses,
@@ -171,6 +172,7 @@ impl LiveNode {
     fn new(maps: Maps, slow: Slow, changed: Instant) -> Self {
         let node = RawNode {
             origin: "live".to_owned(),
+            read_at: maps.read_at,
             maps: maps.read,
             programs: maps.programs,
             rest: slow.rest.clone(),
@@ -224,6 +226,7 @@ impl Slow {
 /// The maps, as they were read.
 #[derive(Default)]
 struct Maps {
+    read_at: Option<UTime>,
     read: BTreeMap<String, RawMap>,
     programs: BTreeMap<u32, Program>,
     missing: Vec<Missing>,
@@ -248,7 +251,7 @@ impl Maps {
             readers.into_iter().flat_map(|reader| reader.join().expect("no reader panics")).collect()
         });
         read.sort_by_key(|(name, ..)| *name);
-        let mut maps = Self::default();
+        let mut maps = Self { read_at: now(), ..Self::default() };
         let mut failures = Vec::new();
         for (name, reading, took) in read {
             maps.took.push((name.clone(), took));
@@ -298,6 +301,12 @@ impl Maps {
         };
         ours.len() == theirs.len() && ours.into_iter().zip(theirs).all(same)
     }
+}
+
+/// The wall clock as the datapath counts it.
+fn now() -> Option<UTime> {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).ok()?;
+    u64::try_from(since.as_nanos()).ok().map(|ns| UTime(ns / UTime::UNIT_NS))
 }
 
 /// Cilium's pins, or why there is no Cilium here.

@@ -4,12 +4,15 @@ use std::collections::BTreeMap;
 
 use probe_model::cilium::entries::Entries;
 use probe_model::cilium::layout::Member;
+use probe_model::cilium::runtime_config::UTime;
 
 /// Undecoded facts of one node.
 #[derive(Clone, Debug, Default)]
 pub struct RawNode {
     /// Where the facts are from, as the answer names it: `live`, the folder, or `snapshot DIGEST of TIME`.
     pub origin: String,
+    /// When the maps were read, by the wall clock as Cilium's datapath counts it; `None` for a recording that does not say.
+    pub read_at: Option<UTime>,
     /// Cilium's pinned maps by pin name.
     pub maps: BTreeMap<String, RawMap>,
     /// Cilium's loaded programs by id, those that policy maps are judged by at least; empty if not known.

@@ -11,6 +11,7 @@
 //! | `rest/PATH.json` | the agent's answer to one of [`agent::PATHS`](super::agent::PATHS), without what may be secret |
 //! | `node/iptables-save.txt` | netfilter rules of both back ends |
 //! | `node/network.json` | interfaces, addresses and routes |
+//! | `node/read-at.txt` | when the maps were read: units of 512 ns since 1970, as Cilium's datapath counts |
 //! | `node/programs.json` | loaded programs that policy maps are judged by |
 //!
 //! What is read back equals what was read on the node, but for its origin, secrets, and entries of maps that no command

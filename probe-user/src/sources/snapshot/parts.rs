@@ -11,6 +11,7 @@ use probe_model::cilium::{
     entries::Entries,
     layout::{Member, policy_layout},
     policy::pin_endpoint,
+    runtime_config::UTime,
 };
 use serde::{Deserialize, Serialize};
 
@@ -36,7 +37,7 @@ pub(super) struct Kind {
 }
 
 /// Every kind, in the archive's order.
-const KINDS: [Kind; 6] = [
+const KINDS: [Kind; 7] = [
     Kind { pattern: "maps/*.bin", collect: maps, restore: restore_map, is_scrubbed: false },
     Kind {
         pattern: "rest/*.json",
@@ -71,6 +72,16 @@ const KINDS: [Kind; 6] = [
         restore: |node, _, _, bytes| {
             let network: StoredNetwork = serde_json::from_slice(&bytes).context("it is no network")?;
             node.network = Some(network.try_into()?);
+            Ok(())
+        },
+        is_scrubbed: false,
+    },
+    Kind {
+        pattern: "node/read-at.txt",
+        collect: |node| one(node.read_at.map(|UTime(units)| units.to_string().into())),
+        restore: |node, _, _, bytes| {
+            let units = text(&bytes)?.parse().context("it is no number")?;
+            node.read_at = Some(UTime(units));
             Ok(())
         },
         is_scrubbed: false,

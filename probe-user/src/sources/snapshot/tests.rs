@@ -3,7 +3,7 @@ use std::{
     net::Ipv4Addr,
 };
 
-use probe_model::cilium::{entries::Entries, layout::Member};
+use probe_model::cilium::{entries::Entries, layout::Member, runtime_config::UTime};
 use tar::EntryType;
 
 use super::*;
@@ -47,6 +47,7 @@ fn node() -> RawNode {
         ]
         .map(|(name, map)| (name.to_owned(), map))
         .into(),
+        read_at: Some(UTime(3_506_637_791_015_625)),
         programs: [Some(vec![member]), None]
             .map(|policy_entry| Program {
                 name: "handle_policy".to_owned(),
