@@ -10,10 +10,7 @@ use crate::{container, whole};
 
 /// Files as [`container::texts`] parts named by their path in the folder; what they say is assembled and asked.
 pub fn dump_folder(data: &[u8]) {
-    // In memory where there is such a place: half the time went to the disk.
-    let memory = Path::new("/dev/shm");
-    let folder = if memory.is_dir() { TempDir::new_in(memory) } else { TempDir::new() };
-    let folder = folder.expect("a temporary folder");
+    let folder = in_memory();
     for kind in ["maps", "rest", "node"] {
         fs::create_dir(folder.path().join(kind)).expect("a new folder");
     }
@@ -27,6 +24,13 @@ pub fn dump_folder(data: &[u8]) {
         Ok(node) => whole::node(&node),
         Err(error) => assert!(!format!("{error:#}").is_empty()),
     }
+}
+
+/// A temporary folder, in memory where there is such a place: half the time went to the disk.
+pub(crate) fn in_memory() -> TempDir {
+    let memory = Path::new("/dev/shm");
+    let folder = if memory.is_dir() { TempDir::new_in(memory) } else { TempDir::new() };
+    folder.expect("a temporary folder")
 }
 
 /// `maps/NAME`, `rest/NAME` or `node/NAME`, and nothing that leads elsewhere.

@@ -4,6 +4,7 @@
 //! It uses what the two libraries give to everybody: no door is opened for the fuzzer.
 #![forbid(unsafe_code)]
 
+mod bugtool;
 mod container;
 mod events;
 mod folder;
@@ -18,6 +19,7 @@ mod seeds;
 mod snapshot;
 mod whole;
 
+pub use bugtool::bugtool;
 pub use events::events;
 pub use folder::dump_folder;
 pub use gob::gob;
@@ -40,6 +42,7 @@ pub struct Target {
 
 /// Every fuzz target.
 pub const TARGETS: &[Target] = &[
+    Target { name: "bugtool", run: bugtool, seeds: seeds::bugtool },
     Target { name: "dump_folder", run: dump_folder, seeds: seeds::dump_folder },
     Target { name: "events", run: events, seeds: seeds::events },
     Target { name: "gob", run: gob, seeds: seeds::gob },

@@ -1,16 +1,17 @@
-//! The node's texts: netfilter rules, addresses and routes.
+//! The node's texts: netfilter rules of both kinds, addresses and routes.
 
 use std::cell::RefCell;
 
 use probe_model::netfilter::Ruleset;
 use probe_model::world::World;
 use probe_user::sources::assemble::assemble;
-use probe_user::sources::{folder, network_text};
+use probe_user::sources::{folder, network_text, nft};
 
 use crate::{container, whole};
 
 pub(crate) const IPTABLES_SAVE: &str = "iptables-save.txt";
 pub(crate) const IP: &str = "ip.txt";
+pub(crate) const NFT: &str = "nft-ruleset.json";
 
 thread_local! {
     /// A node on which netfilter decides: services are kube-proxy's.
@@ -27,6 +28,10 @@ pub fn node_text(data: &[u8]) {
         match name {
             IPTABLES_SAVE => {
                 let Ok(rules) = Ruleset::parse(text) else { continue };
+                ask(|world| world.netfilter = Some(rules));
+            }
+            NFT => {
+                let Ok((rules, _)) = nft::ruleset(text, None) else { continue };
                 ask(|world| world.netfilter = Some(rules));
             }
             IP => {

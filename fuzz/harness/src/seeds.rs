@@ -9,10 +9,11 @@ use probe_user::sources::folder;
 use probe_user::sources::snapshot::Packed;
 use serde_json::Value;
 
+use crate::bugtool::OUTPUTS;
 use crate::container;
 use crate::events::encode as encode_samples;
 use crate::maps::{MAPS, encode};
-use crate::node_text::{IP, IPTABLES_SAVE};
+use crate::node_text::{IP, IPTABLES_SAVE, NFT};
 use crate::rest::ANSWERS;
 use crate::snapshot::{circumstances, parts, shortened as shortened_map};
 
@@ -94,7 +95,55 @@ pub(crate) fn node_text() -> Vec<Vec<u8>> {
         let folder = fixtures::recording(recording).join("node");
         [IPTABLES_SAVE, IP].map(|name| container::join_texts([(name, &*read(&folder.join(name)))]))
     });
-    distinct(texts)
+    distinct(texts.chain(nft_rules()))
+}
+
+/// The rules of kube-proxy's nftables mode, and each of them with the chains and sets that all have.
+fn nft_rules() -> Vec<Vec<u8>> {
+    let json = include_str!("../../../probe-user/src/sources/nft/kube-proxy.json");
+    let document: Value = serde_json::from_str(json).expect("recorded JSON");
+    let objects = document["nftables"].as_array().expect("a list").clone();
+    let (rules, declared): (Vec<_>, Vec<_>) =
+        objects.into_iter().partition(|object| object.get("rule").is_some());
+    let seed = |rules: &[Value]| {
+        let objects = [&declared[..], rules].concat();
+        container::join_texts([(NFT, serde_json::json!({ "nftables": objects }).to_string().as_str())])
+    };
+    rules.chunks(4).map(seed).chain([seed(&rules)]).collect()
+}
+
+pub(crate) fn bugtool() -> Vec<Vec<u8>> {
+    let mut seeds = Vec::new();
+    for scenario in scenarios() {
+        let mut all = Vec::new();
+        for (name, file) in OUTPUTS {
+            if let Ok(text) = fs::read_to_string(scenario.path.join(file)) {
+                let part = (name.to_owned(), text);
+                seeds.push(join([&part]));
+                all.push(part);
+            }
+        }
+        for pin in ["cilium_lxc", "cilium_ipcache", "cilium_lb4_services_v2", "cilium_ct4_global"] {
+            let dump = scenario.path.join(format!("maps/{pin}.json"));
+            if dump.exists() {
+                let part =
+                    (format!("bpftool-map-dump-pinned--sys-fs-bpf-tc-globals-{pin}.md"), dump_text(&dump));
+                seeds.push(join([&part]));
+                all.push(part);
+            }
+        }
+        seeds.push(join(&all));
+    }
+    distinct(seeds)
+}
+
+/// As bpftool prints a map without type information.
+fn dump_text(dump: &Path) -> String {
+    let hex = |bytes: &[u8]| bytes.iter().map(|byte| format!("{byte:02x}")).collect::<Vec<_>>().join(" ");
+    let entries = entries(dump);
+    let text = entries.iter().map(|(key, value)| format!("key:\n{}\nvalue:\n{}\n", hex(key), hex(value)));
+    let count = entries.len();
+    text.chain([format!("Found {count} element{}\n", if count == 1 { "" } else { "s" })]).collect()
 }
 
 pub(crate) fn dump_folder() -> Vec<Vec<u8>> {

@@ -79,6 +79,11 @@ fn every_target_has_its_program() {
 }
 
 #[test]
+fn bugtool() {
+    replay("bugtool", 100);
+}
+
+#[test]
 fn dump_folder() {
     replay("dump_folder", 100);
 }
