@@ -76,8 +76,18 @@ fn maps(node: &RawNode, world: &World) -> Vec<Check> {
         PINS.iter().any(|(pin, _)| pinned(pin, node).is_some_and(|(found, _)| found == **name))
             || name.starts_with("cilium_policy_")
     };
-    let others = node.maps.keys().filter(|name| !named(name)).count();
-    checks.push(Check::ok(Cilium, "other pins", format!("{others}, of which trace and dump use some")));
+    let others = node.maps.iter().filter(|(name, _)| !named(name));
+    // Who has to report an unknown layout sends this along: all that the maps say of themselves.
+    if checks.iter().any(|check| check.next.as_deref() == Some(REPORT)) {
+        checks.extend(others.map(|(name, map)| Check::ok(Cilium, name, shown(map))));
+        checks.extend(node.programs.iter().map(|(id, program)| {
+            let found = format!("`{}` uses maps {:?}", program.name, program.map_ids);
+            Check::ok(Cilium, format!("program {id}"), found)
+        }));
+    } else {
+        let found = format!("{}, of which trace and dump use some", others.count());
+        checks.push(Check::ok(Cilium, "other pins", found));
+    }
     checks
 }
 
@@ -114,24 +124,36 @@ fn other_generation<'a>(name: &str, maps: &'a BTreeMap<String, RawMap>) -> Optio
 
 /// One line for all that are understood, one for each that is not.
 fn policy_maps(node: &RawNode, world: &World) -> Vec<Check> {
-    let policies = || node.maps.iter().filter(|(name, _)| name.starts_with("cilium_policy_"));
+    let pins = || node.maps.iter().filter(|(name, _)| name.starts_with("cilium_policy_"));
     let mut checks = Vec::new();
-    let (mut understood, mut entries, mut shapes) = (0, 0, BTreeSet::new());
-    for (name, map) in policies() {
+    for (name, map) in pins() {
         if let Some(missing) = world.missing(name) {
             let found = format!("{}; {}", shown(map), missing.why);
             checks.push(Check::missing(Cilium, name, found, REPORT).needed_for(Need::Everything));
-            continue;
         }
-        understood += 1;
-        entries += map.entries.len();
-        let RawMap { map_type, key_size, value_size, max_entries, .. } = map;
-        shapes.insert(format!("{map_type}, key {key_size}, value {value_size}, at most {max_entries}"));
     }
+    let (mut entries, mut shapes) = (0, BTreeSet::new());
+    for policy in world.policy.values() {
+        let Some(RawMap { map_type, max_entries, .. }) = node.maps.get(&policy.name) else { continue };
+        let layout = policy.map.layout();
+        let (key_size, value_size) = (layout.key_size(), layout.value_size());
+        entries += policy.map.len();
+        shapes.insert(format!(
+            "{map_type}, key {key_size}, value {value_size}, at most {max_entries}, as Cilium {} (lookup {})",
+            layout.versions(),
+            layout.group()
+        ));
+    }
+    let understood = world.policy.len();
+    let unused = pins().count().saturating_sub(understood + checks.len());
     let what = "cilium_policy_*";
     if understood > 0 {
         let shapes: Vec<String> = shapes.into_iter().collect();
-        let found = format!("{understood} maps, {}: {entries} entries", shapes.join(" or "));
+        let rest = match unused {
+            0 => String::new(),
+            _ => format!("; {unused} more pins that no endpoint's program uses, as during an upgrade"),
+        };
+        let found = format!("{understood} maps, {}: {entries} entries{rest}", shapes.join(" or "));
         checks.push(Check::ok(Cilium, what, found));
     } else if checks.is_empty() {
         let next = "has the agent no endpoints on this node?";
@@ -323,7 +345,9 @@ mod tests {
         assert!(checks.iter().all(|check| check.status == Status::Ok), "{checks:#?}");
         let policy = find(&checks, "cilium_policy_*");
         assert!(
-            policy.found.starts_with("3 maps, lpm_trie, key 12, value 24, at most 16384: "),
+            policy.found.starts_with(
+                "3 maps, lpm_trie, key 12, value 24, at most 16384, as Cilium 1.14.0–1.16.3 (lookup B): "
+            ),
             "{policy:?}"
         );
         assert!(find(&checks, "agent").found.starts_with("answers, Cilium 1.14"), "{checks:#?}");
@@ -351,6 +375,8 @@ mod tests {
         let policy = checks.iter().find(|check| check.found.contains("value 16")).unwrap();
         assert!(policy.what.starts_with("cilium_policy_") && policy.blocks(Need::Everything), "{policy:?}");
         assert!(find(&checks, "cilium_policy_*").found.starts_with("2 maps"));
+        // All of it, for a bug report.
+        assert!(find(&checks, "cilium_auth_map").found.starts_with("hash, key 12, value 8, at most "));
     }
 
     #[test]
