@@ -100,7 +100,7 @@ impl Walk<'_> {
             PolicyLayout::WildcardBits => None,
             _ => Some(true),
         };
-        match agreed(&layouts, is_split).flatten() {
+        match agreed(layouts, is_split).flatten() {
             Some(true) => Ok(split),
             Some(false) => Ok(Identity::WORLD),
             None => Err(Unknown::Version("which identity the world has")),

@@ -25,7 +25,7 @@ impl<'w> Walk<'w> {
         let family = Family::of(self.tuple.saddr);
         if family == Family::V6 {
             // Up to 1.17 no fragment of IPv6 passes.
-            match agreed(&layouts(self.world), |layout| layout >= PolicyLayout::CountersApart) {
+            match agreed(layouts(self.world), |layout| layout >= PolicyLayout::CountersApart) {
                 Some(true) => {}
                 Some(false) => return Err(self.end(Outcome::Dropped(DropReason::FRAG_NOSUPPORT))),
                 None => return Err(self.unknown(Unknown::Version("whether IPv6 fragments pass"))),

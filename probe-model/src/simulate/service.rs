@@ -42,7 +42,7 @@ impl Walk<'_> {
             return if none { Ok(LbFound::Nothing) } else { Err(missing()) };
         };
         let of = |procedure| lb.lookup(procedure, client, (daddr, dport, protocol.0));
-        let mut found = lb_lookups(self.world, family).into_iter().map(of);
+        let mut found = lb_lookups(self.world, family).map(of);
         let first = found.next().unwrap_or(LbFound::Nothing);
         if found.any(|other| other != first) {
             return Err(Unknown::Version("which service's frontend this is"));
@@ -63,7 +63,7 @@ impl Walk<'_> {
         }
         let any_node = (Family::of(daddr).unspecified(), dport, protocol.0);
         let found = lb.lookup(LbLookup::ProtocolOnly, LbClient::Inside, any_node);
-        match agreed(&layouts(self.world), |layout| layout >= PolicyLayout::Aggregates) {
+        match agreed(layouts(self.world), |layout| layout >= PolicyLayout::Aggregates) {
             Some(true) => Ok(found),
             None if found != LbFound::Nothing => {
                 Err(Unknown::Version("on which node a pod's packet to a node port is translated"))
@@ -91,7 +91,7 @@ impl Walk<'_> {
             PolicyLayout::WildcardBits => None,
             _ => Some(false),
         };
-        match agreed(&layouts(self.world), is_late).flatten() {
+        match agreed(layouts(self.world), is_late).flatten() {
             Some(true) => late(self),
             Some(false) => early(self),
             None => {

@@ -1,6 +1,7 @@
 //! Decodes a [`RawNode`] into a [`World`]. What cannot be decoded becomes a missing fact, with the reason.
 
 use std::collections::BTreeMap;
+use std::thread;
 
 use probe_model::cilium::auth::{AuthInfo, AuthKey};
 use probe_model::cilium::ct::{CtEntry, CtLayout, CtTuple, ct_layouts};
@@ -20,12 +21,15 @@ use probe_model::world::{
     Config, Conntrack, Endpoint, Interface, Missing, NamedPolicyMap, RoutingMode, World,
 };
 
+use super::in_use::{self, InUse};
 use super::raw::{RawMap, RawNode};
-use super::{in_use, netfilter, nft, rest};
+use super::{netfilter, nft, rest};
 
 /// Pins that only kube-proxy replacement makes.
 const NODE_PORT_PINS: [&str; 3] =
     ["cilium_snat_v4_external", "cilium_nodeport_neigh4", "cilium_lb4_source_range"];
+/// From so many policy entries on, starting threads costs less than they save.
+const PARALLEL_ENTRIES: usize = 100_000;
 /// The pin that only tunnel mode makes.
 const TUNNEL_PIN: &str = "cilium_tunnel_map";
 
@@ -116,13 +120,10 @@ fn read_maps(node: &RawNode, world: &mut World) {
         let why = format!("expected five digits at the end of `{name}`, the endpoint's id");
         Missing { what: name.clone(), why }
     }));
-    for (endpoint, in_use) in in_use::policy_maps(node) {
-        let what = in_use.as_ref().map_or_else(|_| pin_name(endpoint), |(name, _)| (*name).to_owned());
-        match in_use.and_then(|(name, raw)| read_policy(node, endpoint, name, raw)) {
-            Ok(policy) => {
-                world.policy.insert(endpoint, policy);
-            }
-            Err(why) => world.missing.push(Missing { what, why }),
+    for (endpoint, policy) in read_policies(node) {
+        match policy {
+            Ok(policy) => drop(world.policy.insert(endpoint, policy)),
+            Err(missing) => world.missing.push(missing),
         }
     }
     // Only a map with entries tells its layout for certain.
@@ -150,6 +151,28 @@ fn read_ipcache(node: &RawNode, world: &mut World) -> Option<Ipcache> {
     };
     world.missing.push(Missing { what: first.to_owned(), why });
     None
+}
+
+/// Every endpoint's policy map in use, or what is missing of it; large nodes on all processors.
+fn read_policies(node: &RawNode) -> Vec<(EndpointId, Result<NamedPolicyMap, Missing>)> {
+    let in_use: Vec<_> = in_use::policy_maps(node).into_iter().collect();
+    let entries: usize = in_use.iter().flat_map(|(_, pin)| pin).map(|(_, raw)| raw.entries.len()).sum();
+    let readers =
+        if entries < PARALLEL_ENTRIES { 1 } else { thread::available_parallelism().map_or(1, usize::from) };
+    let read = |(endpoint, pin): &(EndpointId, InUse<'_>)| {
+        let what = pin.as_ref().map_or_else(|_| pin_name(*endpoint), |(name, _)| (*name).to_owned());
+        let policy = pin.clone().and_then(|(name, raw)| read_policy(node, *endpoint, name, raw));
+        (*endpoint, policy.map_err(|why| Missing { what, why }))
+    };
+    if readers == 1 {
+        return in_use.iter().map(read).collect();
+    }
+    thread::scope(|scope| {
+        let shares = in_use.chunks(in_use.len().div_ceil(readers));
+        let readers: Vec<_> =
+            shares.map(|share| scope.spawn(move || share.iter().map(read).collect::<Vec<_>>())).collect();
+        readers.into_iter().flat_map(|reader| reader.join().expect("no reader panics")).collect()
+    })
 }
 
 fn read_policy(

@@ -143,7 +143,8 @@ impl PolicyMap {
     /// Where in the index the key is, or would be: the entry with the same significant bits, or an empty place.
     fn place(&self, word: u64, l4_prefix: u8) -> usize {
         let mask = self.index.len() - 1;
-        let mut place = hash(word, l4_prefix) as usize & mask;
+        // The high bits of the product are the ones that every bit of the word had a part in.
+        let mut place = (hash(word, l4_prefix) >> 32) as usize & mask;
         loop {
             let number = self.index[place] as usize;
             if number == 0 {
@@ -241,8 +242,9 @@ fn significant(l4_prefix: u8) -> u64 {
     u64::from_le_bytes([u8::MAX, u8::MAX, u8::MAX, u8::MAX, u8::MAX, protocol, hi, lo])
 }
 
-/// Multiplicative hashing; identities count up, so the high bits of the product are what differs.
+/// Multiplicative hashing. Identities and ports count up in the low and in the high half of the word, so these are folded
+/// into one before they are multiplied.
 fn hash(word: u64, l4_prefix: u8) -> u64 {
-    let mixed = (word ^ u64::from(l4_prefix) << 59).wrapping_mul(0x9e37_79b9_7f4a_7c15);
-    mixed ^ mixed >> 32
+    let seed = word ^ u64::from(l4_prefix) << 40;
+    (seed ^ seed >> 29).wrapping_mul(0x9e37_79b9_7f4a_7c15)
 }
