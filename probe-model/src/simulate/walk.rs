@@ -15,7 +15,8 @@ pub fn simulate(world: &World, question: &Question) -> Vec<Trajectory> {
     let walk = Walk {
         world,
         question: *question,
-        steps: Vec::new(),
+        // As many as most ways have.
+        steps: Vec::with_capacity(8),
         tuple: question.tuple,
         mark: question.mark,
         delivery: Delivery::Stack,
@@ -87,13 +88,14 @@ impl Walk<'_> {
     fn enter_from_network(self) -> Vec<Trajectory> {
         let remote_pod = self.world.config.routing == RoutingMode::Tunnel
             && self.tunnel_endpoint(self.tuple.saddr).is_some();
-        let dev = if remote_pod { None } else { self.world.uplink().map(str::to_owned) };
-        let walk = self.step(Step::FromNetwork { dev: dev.clone(), overlay: remote_pod });
+        let world = self.world;
+        let dev = if remote_pod { None } else { world.uplink() };
+        let walk = self.step(Step::FromNetwork { dev: dev.map(str::to_owned), overlay: remote_pod });
         if remote_pod {
             return walk.local_delivery(None);
         }
         if !walk.world.config.node_port || !walk.handles(Family::of(walk.tuple.daddr)) {
-            return walk.host_stack(dev.as_deref());
+            return walk.host_stack(dev);
         }
         let walk = match walk.with_ports() {
             Ok(walk) => walk,
@@ -110,12 +112,12 @@ impl Walk<'_> {
     /// From the uplink's program to the pod: at once with BPF host routing, else through the host's stack, whose
     /// netfilter may still drop or rewrite.
     pub(super) fn past_uplink(self) -> Vec<Trajectory> {
-        let dev = self.world.uplink().map(str::to_owned);
-        let is_pod = matches!(self.world.owner(self.tuple.daddr), AddressOwner::Endpoint(_));
+        let world = self.world;
+        let is_pod = matches!(world.owner(self.tuple.daddr), AddressOwner::Endpoint(_));
         if !is_pod {
             return self.local_delivery(None);
         }
-        self.by_host_routing(|walk| walk.local_delivery(None), |walk| walk.host_stack(dev.as_deref()))
+        self.by_host_routing(|walk| walk.local_delivery(None), |walk| walk.host_stack(world.uplink()))
     }
 
     /// One of two ways with kube-proxy replacement: by BPF host routing or by the host's stack, if its rules are known.
