@@ -322,7 +322,7 @@ fn no_recording() {
         "dump policy",
         2,
         &expect![[r#"
-            plsprobe: failed to look for `FOLDER`; expected a file that `plsprobe snapshot` wrote, or a folder with maps/: No such file or directory (os error 2)
+            plsprobe: failed to look for `FOLDER`; expected a file that `plsprobe snapshot` wrote, an archive of cilium-bugtool, or a folder with maps/: No such file or directory (os error 2)
         "#]],
     );
 }

@@ -21,7 +21,7 @@ pub(crate) const OUTPUTS: [(&str, &str); 9] = [
     ("iptables-save--c.md", "../node/iptables-save.txt"),
 ];
 
-/// Outputs of commands as [`container::texts`] parts named by their file; what the archive says is assembled and asked.
+/// Outputs of commands as `container::texts` parts named by their file; what the archive says is assembled and asked.
 pub fn bugtool(data: &[u8]) {
     let folder = in_memory();
     let path = folder.path().join("cilium-bugtool.tar");

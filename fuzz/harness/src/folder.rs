@@ -8,7 +8,7 @@ use tempfile::TempDir;
 
 use crate::{container, whole};
 
-/// Files as [`container::texts`] parts named by their path in the folder; what they say is assembled and asked.
+/// Files as `container::texts` parts named by their path in the folder; what they say is assembled and asked.
 pub fn dump_folder(data: &[u8]) {
     let folder = in_memory();
     for kind in ["maps", "rest", "node"] {

@@ -41,10 +41,10 @@ pub(crate) const MAPS: &[(&str, usize, usize)] = &[
     ("cilium_snat_v6_external", 38, 56),
 ];
 
-/// A map of other sizes than [`MAPS`] has for it: they follow, one byte each.
+/// A map of other sizes than `MAPS` has for it: they follow, one byte each.
 const OTHER_SIZES: u8 = 0x80;
 
-/// Maps one after another: a byte that is the position in [`MAPS`], a byte that is the number of entries, the entries.
+/// Maps one after another: a byte that is the position in `MAPS`, a byte that is the number of entries, the entries.
 pub fn maps(data: &[u8]) {
     let node = node(data);
     for (key, value) in node.maps.values().flat_map(|map| map.entries.iter()) {

@@ -21,7 +21,7 @@ thread_local! {
     });
 }
 
-/// Texts as [`container::texts`] parts named as in a recording's `node/`; packets are walked through what they say.
+/// Texts as `container::texts` parts named as in a recording's `node/`; packets are walked through what they say.
 pub fn node_text(data: &[u8]) {
     for (name, text) in container::texts(data) {
         let Ok(text) = str::from_utf8(text) else { continue };

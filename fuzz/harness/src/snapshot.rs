@@ -13,7 +13,7 @@ use crate::{container, maps, whole};
 pub(crate) const MANIFEST: &str = "manifest.json";
 
 /// A snapshot. The first byte says how the rest is one: 0 as a file, 1 as a tar that is still to be compressed, 2 as
-/// [`container::texts`] parts for which the manifest is completed, 3 as maps of a node that is packed and read again.
+/// `container::texts` parts for which the manifest is completed, 3 as maps of a node that is packed and read again.
 pub fn snapshot(data: &[u8]) {
     let Some((how, rest)) = data.split_first() else { return };
     match how % 4 {
