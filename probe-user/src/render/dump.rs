@@ -494,14 +494,8 @@ fn conntrack_line(tuple: &CtTuple, entry: &CtEntry, layouts: &[CtLayout]) -> Str
 ///
 /// If the map is missing or of another layout.
 pub fn nat(node: &RawNode) -> Result<Dump> {
-    let name = "cilium_snat_v4_external";
-    let maps: Vec<_> =
-        Family::ALL.into_iter().filter_map(|family| node.maps.get(&family.pin(name))).collect();
-    if maps.is_empty() {
-        bail!(
-            "failed to read `{name}`: it is not there; Cilium makes it only with kube-proxy replacement or BPF masquerading"
-        );
-    }
+    let next = "Cilium makes it only with kube-proxy replacement or BPF masquerading";
+    let maps = small::either(node, ["cilium_snat_v4_external", "cilium_snat_v6_external"], next)?;
     let mut entries = BTreeMap::new();
     for (key, value) in maps.into_iter().flat_map(|map| map.entries.iter()) {
         entries.insert(CtTuple::decode(key)?, NatEntry::decode(value)?);
@@ -535,9 +529,7 @@ pub fn nat(node: &RawNode) -> Result<Dump> {
 ///
 /// If the map is missing or of another layout.
 pub fn metrics(node: &RawNode) -> Result<Dump> {
-    let Some(map) = node.maps.get("cilium_metrics") else {
-        bail!("failed to read `cilium_metrics`: it is not there");
-    };
+    let map = small::map_of(node, "cilium_metrics", "every Cilium makes it; is the agent up?")?;
     let mut totals: BTreeMap<(String, &str, u8, u16), (MetricsKey, MetricsValue)> = BTreeMap::new();
     for (key, values) in map.entries.iter() {
         let key = MetricsKey::decode(key)?;

@@ -277,7 +277,7 @@ fn backend_of(world: &World, backend_id: u32) -> Option<String> {
 }
 
 /// A map, or why it is not there.
-fn map_of<'n>(node: &'n RawNode, name: &str, next: &str) -> Result<&'n RawMap> {
+pub(super) fn map_of<'n>(node: &'n RawNode, name: &str, next: &str) -> Result<&'n RawMap> {
     if let Some(map) = node.maps.get(name) {
         return Ok(map);
     }
@@ -288,7 +288,7 @@ fn map_of<'n>(node: &'n RawNode, name: &str, next: &str) -> Result<&'n RawMap> {
 }
 
 /// The maps of both families, as far as they are there; one that could not be read fails for both.
-fn either<'n>(node: &'n RawNode, names: [&str; 2], next: &str) -> Result<Vec<&'n RawMap>> {
+pub(super) fn either<'n>(node: &'n RawNode, names: [&str; 2], next: &str) -> Result<Vec<&'n RawMap>> {
     let unread = |name: &&str| node.missing.iter().any(|missing| missing.what == *name);
     let mut there = names.into_iter().filter(|name| unread(name) || node.maps.contains_key(*name)).peekable();
     match there.peek() {
