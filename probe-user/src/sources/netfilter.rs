@@ -77,7 +77,16 @@ impl Reader {
         };
         let mut missing = Vec::new();
         let mut add = |what: &str, why: String| missing.push(Missing { what: what.to_owned(), why });
-        let mut text = self.run(first, &[])?;
+        // Beside each other: a program takes milliseconds to start, and an answer waits for both.
+        let (text, others) = thread::scope(|scope| {
+            let others = nft.as_ref().map(|nft| scope.spawn(|| self.other_nft_tables(nft)));
+            let text = self.run(first, &[]);
+            (
+                text,
+                others.map_or_else(|| Ok(Vec::new()), |asked| asked.join().expect("asking does not panic")),
+            )
+        });
+        let (mut text, others) = (text?, others?);
         if current.is_some() && !legacy_tables.is_empty() {
             match legacy {
                 Some(legacy) => {
@@ -96,7 +105,6 @@ impl Reader {
             }
         }
         let is_incompatible = text.contains(INCOMPATIBLE);
-        let others = nft.as_ref().map_or_else(|| Ok(Vec::new()), |nft| self.other_nft_tables(nft))?;
         let mut nft_ruleset = None;
         if is_incompatible || !others.is_empty() {
             match nft.as_ref().map(|nft| self.run(nft, &["-j", "list", "ruleset"])) {
