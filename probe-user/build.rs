@@ -1,8 +1,12 @@
 //! Builds plsprobe's eBPF object, or leaves an empty stub where `AYA_BUILD_SKIP` says so.
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context as _, anyhow};
 use aya_build::{Package, Toolchain};
+use object::build::elf::{Builder, SectionData};
 
 fn main() -> anyhow::Result<()> {
-    let out = std::path::PathBuf::from(std::env::var("OUT_DIR")?);
+    let out = PathBuf::from(std::env::var("OUT_DIR")?);
     println!("cargo:rerun-if-env-changed=AYA_BUILD_SKIP");
     let stub = out.join("probe");
     if std::env::var("AYA_BUILD_SKIP").is_ok_and(|v| v == "1" || v == "true") {
@@ -11,5 +15,25 @@ fn main() -> anyhow::Result<()> {
     }
     let root_dir = concat!(env!("CARGO_MANIFEST_DIR"), "/../probe-ebpf");
     let package = Package { name: "probe-ebpf", root_dir, ..Package::default() };
-    aya_build::build_ebpf([package], Toolchain::Custom("stable"))
+    aya_build::build_ebpf([package], Toolchain::Custom("stable"))?;
+    without_dwarf(&stub).with_context(|| format!("failed to shrink `{}`", stub.display()))
+}
+
+/// Takes the debugger's sections out of the object, four fifths of it: the kernel reads BTF, and the binary carries the rest.
+fn without_dwarf(path: &Path) -> anyhow::Result<()> {
+    let whole = std::fs::read(path)?;
+    let mut elf = Builder::read(whole.as_slice()).map_err(|error| anyhow!("{error}"))?;
+    for section in &mut elf.sections {
+        let name = section.name.as_slice();
+        section.delete = name.starts_with(b".debug_") || name.starts_with(b".rel.debug_");
+    }
+    // LLVM writes one table for the names of sections and symbols, which the writer wants apart.
+    let names = elf.sections.add();
+    names.name = ".shstrtab".into();
+    names.sh_type = object::elf::SHT_STRTAB;
+    names.data = SectionData::SectionString;
+    elf.delete_orphans();
+    let mut small = Vec::new();
+    elf.write(&mut small).map_err(|error| anyhow!("{error}"))?;
+    Ok(std::fs::write(path, small)?)
 }
