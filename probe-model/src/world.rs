@@ -43,6 +43,8 @@ pub struct World {
     pub policy_stats: Option<BTreeMap<PolicyStatsKey, PolicyCounters>>,
     /// `cilium_ipcache` or `cilium_ipcache_v2`; missing, it is named as the first.
     pub ipcache: Option<Ipcache>,
+    /// Where programs ask two, as during an upgrade: both, and none in `ipcache`. An answer holds if both give it.
+    pub ipcaches_in_use: Vec<Ipcache>,
     /// Services, backends and source ranges (IPv4).
     pub lb: Option<LoadBalancer>,
     /// The same for IPv6.

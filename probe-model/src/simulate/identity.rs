@@ -67,8 +67,7 @@ impl Walk<'_> {
 
     /// The ipcache's identity of an address.
     pub(super) fn identity_of(&self, address: IpAddr) -> Result<Resolved, Unknown> {
-        let ipcache = self.world.ipcache.as_ref();
-        let ipcache = ipcache.ok_or_else(|| Unknown::Fact("cilium_ipcache".to_owned()))?;
+        let ipcache = self.ipcache.ok_or_else(|| Unknown::Fact("cilium_ipcache".to_owned()))?;
         Ok(match ipcache.lookup(address) {
             Some((prefix, info)) => (info.sec_identity, IdentityOrigin::Ipcache(prefix)),
             None => (self.world_identity(address)?, IdentityOrigin::NoPrefix),
@@ -86,7 +85,7 @@ impl Walk<'_> {
             Family::V6 => IpAddr::from([0u8; 16]),
         };
         // The agent's own entry for everything says which.
-        let everything = self.world.ipcache.as_ref().and_then(|ipcache| ipcache.lookup(default));
+        let everything = self.ipcache.and_then(|ipcache| ipcache.lookup(default));
         if let Some((_, info)) = everything.filter(|(_, info)| info.sec_identity.is_world()) {
             return Ok(info.sec_identity);
         }
@@ -109,7 +108,7 @@ impl Walk<'_> {
 
     /// The node behind which the ipcache has an address.
     pub(super) fn tunnel_endpoint(&self, address: IpAddr) -> Option<IpAddr> {
-        let (_, info) = self.world.ipcache.as_ref()?.lookup(address)?;
+        let (_, info) = self.ipcache?.lookup(address)?;
         info.tunnel_endpoint.filter(|node| !self.world.host_addresses().contains(node))
     }
 }

@@ -55,7 +55,7 @@ impl Walk<'_> {
     fn node_port_of_any_node(&self, lb: &LoadBalancer) -> Result<LbFound, Unknown> {
         let Tuple { daddr, dport, protocol, .. } = self.tuple;
         let is_node = || {
-            let info = self.world.ipcache.as_ref().and_then(|ipcache| ipcache.lookup(daddr));
+            let info = self.ipcache.and_then(|ipcache| ipcache.lookup(daddr));
             info.is_some_and(|(_, info)| is_of_node(info.sec_identity))
         };
         if !matches!(self.steps.first(), Some(Step::FromPod(_))) || !is_node() {

@@ -5,6 +5,7 @@ use super::identity::{MAGIC_HOST, Resolved, identity_mark};
 use super::{Destination, IdentityOrigin, Outcome, Question, Step, Trajectory, Unknown};
 use crate::cilium::drop_reason::DropReason;
 use crate::cilium::family::Family;
+use crate::cilium::ipcache::Ipcache;
 use crate::cilium::lb::{LbClient, LbFound};
 use crate::cilium::{Direction, EndpointId};
 use crate::tuple::Tuple;
@@ -12,8 +13,20 @@ use crate::world::{AddressOwner, ConfigSource, Endpoint, RoutingMode, World};
 
 /// Follows the first packet of a connection through the node: every way it can take.
 pub fn simulate(world: &World, question: &Question) -> Vec<Trajectory> {
+    if let (None, [first, others @ ..]) = (&world.ipcache, world.ipcaches_in_use.as_slice()) {
+        let ways = simulate_by(world, Some(first), question);
+        // Whichever of them a program on the way asks: every way is the same, to the last step.
+        if others.iter().all(|other| simulate_by(world, Some(other), question) == ways) {
+            return ways;
+        }
+    }
+    simulate_by(world, world.ipcache.as_ref(), question)
+}
+
+fn simulate_by(world: &World, ipcache: Option<&Ipcache>, question: &Question) -> Vec<Trajectory> {
     let walk = Walk {
         world,
+        ipcache,
         question: *question,
         // As many as most ways have.
         steps: Vec::with_capacity(8),
@@ -49,6 +62,8 @@ pub(super) enum Delivery {
 #[derive(Clone)]
 pub(super) struct Walk<'w> {
     pub(super) world: &'w World,
+    /// The ipcache that Cilium's programs ask.
+    pub(super) ipcache: Option<&'w Ipcache>,
     pub(super) question: Question,
     pub(super) steps: Vec<Step>,
     /// The packet now.

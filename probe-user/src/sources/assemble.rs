@@ -101,6 +101,12 @@ fn read_maps(node: &RawNode, world: &mut World) {
         entries(raw, |key, value| Ok((EndpointKey::decode(key)?.ip, EndpointInfo::decode(value)?)))
     });
     world.ipcache = read_ipcache(node, world);
+    if world.ipcache.is_none() {
+        let used = in_use::used_ipcaches(node);
+        let decoded = used.iter().map(|(_, raw)| Ipcache::decode(&raw.entries));
+        // One that is not understood leaves the answer open, as the missing fact says.
+        world.ipcaches_in_use = decoded.collect::<Result<_, _>>().unwrap_or_default();
+    }
     world.policy_stats = if_pinned(node, world, policystats::PIN, |key, value| {
         Ok((PolicyStatsKey::decode(key)?, PolicyCounters::sum(value)?))
     });
@@ -369,8 +375,16 @@ fn join_endpoints(world: &mut World) {
 
 #[cfg(test)]
 mod tests {
+    use probe_model::cilium::entries::Entries;
+    use probe_model::cilium::identity::Identity;
+    use probe_model::cilium::ipcache::{IpcacheKey, IpcacheLayout, RemoteEndpointInfo};
+    use probe_model::explain::{Verdict, explain};
+    use probe_model::simulate::Question;
+    use probe_model::tuple::{Protocol, Tuple};
+
     use super::*;
     use crate::sources::folder;
+    use crate::sources::raw::Program;
 
     /// `auth_info.expiration` is compared with this: it must be the time of the recording, not of the test.
     #[test]
@@ -387,5 +401,50 @@ mod tests {
         let node = RawNode { read_at: Some(UTime(7)), ..RawNode::default() };
         assert_eq!(assemble(&node).now, Some(UTime(7)));
         assert_eq!(assemble(&RawNode::default()).now, None);
+    }
+
+    /// A node whose two pods' programs ask two ipcaches, of which the later gives the NAT IP `identity`.
+    fn upgrading(identity: Identity) -> World {
+        let scenario = fixtures::recording("cilium-1.14").join("cidr-pls8-80");
+        let mut node = folder::read(&scenario).unwrap();
+        let first = node.maps["cilium_ipcache"].clone();
+        let nat_ip = "10.224.0.8/32".parse().unwrap();
+        let later = first.entries.iter().map(|(key, value)| {
+            let key = IpcacheKey::decode(key).unwrap();
+            let mut info = RemoteEndpointInfo::decode(value).unwrap();
+            if key.prefix == nat_ip {
+                info.sec_identity = identity;
+            }
+            (key.encode(IpcacheLayout::TunnelAddress), info.encode(IpcacheLayout::TunnelAddress))
+        });
+        let entries = Entries::collect(later.collect::<Vec<_>>()).unwrap();
+        let second = RawMap { id: 90_000, value_size: 24, entries, ..first.clone() };
+        node.maps.insert("cilium_ipcache_v2".to_owned(), second);
+        for (program, ipcache) in [(1, first.id), (2, 90_000)] {
+            let program_of_it = Program { map_ids: vec![ipcache], ..Program::default() };
+            node.programs.insert(program, program_of_it);
+        }
+        assemble(&node)
+    }
+
+    #[test]
+    fn during_an_upgrade_an_answer_holds_if_both_ipcaches_give_it() {
+        let tuple = Tuple {
+            saddr: "10.224.0.8".parse().unwrap(),
+            daddr: "10.224.0.7".parse().unwrap(),
+            sport: 0,
+            dport: 80,
+            protocol: Protocol::TCP,
+        };
+        let verdict = |world: &World| explain(world, &Question::new(tuple)).verdict;
+        let scenario = fixtures::recording("cilium-1.14").join("cidr-pls8-80");
+        let settled = assemble(&folder::read(&scenario).unwrap());
+        let (_, info) = settled.ipcache.as_ref().unwrap().lookup(tuple.saddr).unwrap();
+        assert_eq!(verdict(&settled), Verdict::Allowed);
+        assert_eq!(verdict(&upgrading(info.sec_identity)), Verdict::Allowed);
+        let Verdict::Inconclusive(why) = verdict(&upgrading(Identity::WORLD)) else {
+            panic!("the two ipcaches differ in what decides")
+        };
+        assert!(why[0].contains("loaded programs use `cilium_ipcache_v2` and `cilium_ipcache`"), "{why:?}");
     }
 }

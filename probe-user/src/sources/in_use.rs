@@ -33,17 +33,16 @@ pub fn policy_maps(node: &RawNode) -> BTreeMap<EndpointId, InUse<'_>> {
         .collect()
 }
 
-/// The ipcache that an endpoint's program asks; `None` if none is pinned.
-pub fn ipcache(node: &RawNode, endpoint: EndpointId) -> Option<InUse<'_>> {
-    let pins = pinned_ipcaches(node);
-    (!pins.is_empty()).then(|| choose(&pins, endpoint, policy_program(node, endpoint)))
+/// The pinned ipcaches that loaded programs ask.
+pub fn used_ipcaches(node: &RawNode) -> Vec<Pin<'_>> {
+    let in_use = |(_, map): &Pin<'_>| node.programs.values().any(|used| used.map_ids.contains(&map.id));
+    pinned_ipcaches(node).into_iter().filter(in_use).collect()
 }
 
 /// The ipcache that every loaded program asks which asks one; `None` if none is pinned.
 pub fn common_ipcache(node: &RawNode) -> Option<InUse<'_>> {
     let pins = pinned_ipcaches(node);
-    let in_use = |(_, map): &&Pin<'_>| node.programs.values().any(|used| used.map_ids.contains(&map.id));
-    let used: Vec<_> = pins.iter().filter(in_use).copied().collect();
+    let used = used_ipcaches(node);
     Some(match (used.as_slice(), pins.as_slice()) {
         (_, []) => return None,
         ([pin], _) | (_, [pin]) => Ok(*pin),
@@ -54,7 +53,7 @@ pub fn common_ipcache(node: &RawNode) -> Option<InUse<'_>> {
             ))
         }
         _ => Err(format!(
-            "loaded programs use {}, as during an upgrade of Cilium; ask again after it",
+            "loaded programs use {}, as during an upgrade of Cilium, and these differ in what decides; ask again after it",
             quoted(&pins)
         )),
     })
@@ -146,8 +145,8 @@ mod tests {
         let node = node(&maps, &[(APP, &[1, 5, 9]), (WEB, &[6, 4, 9])]);
         assert_eq!(chosen(&node, APP), Ok("cilium_policy_00007".to_owned()));
         assert_eq!(chosen(&node, WEB), Ok("cilium_policy_v2_00008".to_owned()));
-        let ipcache = |endpoint| ipcache(&node, endpoint).unwrap().map(|(name, _)| name);
-        assert_eq!((ipcache(APP), ipcache(WEB)), (Ok("cilium_ipcache"), Ok("cilium_ipcache_v2")));
+        let used: Vec<_> = used_ipcaches(&node).into_iter().map(|(name, _)| name).collect();
+        assert_eq!(used, ["cilium_ipcache_v2", "cilium_ipcache"]);
     }
 
     #[test]
@@ -180,7 +179,7 @@ mod tests {
             chosen(&node(&[("cilium_policy_00007", 1)], &[]), APP),
             Ok("cilium_policy_00007".to_owned())
         );
-        assert!(super::ipcache(&node(&[], &[]), APP).is_none());
+        assert!(used_ipcaches(&node(&[], &[])).is_empty());
     }
 
     #[test]
