@@ -1,26 +1,11 @@
 //! The load-balancer, conntrack and NAT structures: what decodes encodes, what no layout has is refused.
 //! Where their fields lie is checked by `offsets`.
 
+use fixtures::Random;
 use probe_model::cilium::ct::{CtCounters, CtEntry, CtLayout, CtTuple, ct_layouts};
 use probe_model::cilium::family::Family;
 use probe_model::cilium::lb::{LbBackend, LbKey, LbReverseNat, LbService, LbSourceRange};
 use probe_model::cilium::nat::NatEntry;
-
-/// xorshift64*: the same numbers in every run.
-struct Random(u64);
-
-impl Random {
-    fn next(&mut self) -> u64 {
-        self.0 ^= self.0 >> 12;
-        self.0 ^= self.0 << 25;
-        self.0 ^= self.0 >> 27;
-        self.0.wrapping_mul(0x2545_F491_4F6C_DD1D)
-    }
-
-    fn bytes(&mut self, length: usize) -> Vec<u8> {
-        (0..length).map(|_| self.next() as u8).collect()
-    }
-}
 
 /// What decodes encodes to the bytes it was made of, padding aside, in both families.
 #[test]
@@ -52,7 +37,7 @@ fn what_decodes_encodes_to_the_same_bytes() {
         (LbService::SIZE, |raw| Some(LbService::decode(raw).ok()?.encode().into()), vec![]),
         (CtEntry::SIZE, |raw| Some(CtEntry::decode(raw).ok()?.encode().into()), vec![]),
     ]);
-    let mut random = Random(1);
+    let mut random = Random::new(1);
     for (size, recode, padding) in all {
         for _ in 0..2_000 {
             let mut raw = random.bytes(size);
@@ -75,7 +60,7 @@ fn what_decodes_encodes_to_the_same_bytes() {
 
 #[test]
 fn no_bytes_panic_and_other_sizes_are_refused() {
-    let mut random = Random(2);
+    let mut random = Random::new(2);
     for length in 0..80 {
         let sizes = |(v4, v6): (usize, usize)| length == v4 || length == v6;
         for _ in 0..500 {

@@ -2,6 +2,7 @@
 
 use std::net::IpAddr;
 
+use fixtures::Random;
 use probe_model::cilium::drop_reason::DropReason;
 use probe_model::cilium::lb::{LbClient, LbFound, LbKey, LbLookup, LbMaps, LbService, LoadBalancer};
 use probe_model::cilium::policy::PolicyLayout;
@@ -143,18 +144,6 @@ fn an_empty_policy_map_tells_its_pin_only() {
     });
 }
 
-/// xorshift64*: the same numbers in every run.
-struct Random(u64);
-
-impl Random {
-    fn below(&mut self, end: u64) -> u64 {
-        self.0 ^= self.0 >> 12;
-        self.0 ^= self.0 << 25;
-        self.0 ^= self.0 >> 27;
-        self.0.wrapping_mul(0x2545_F491_4F6C_DD1D) % end
-    }
-}
-
 /// The table of 5.3 by looking at every entry.
 fn scan(
     entries: &[(LbKey, LbService)],
@@ -185,7 +174,7 @@ fn scan(
 
 #[test]
 fn the_index_agrees_with_a_scan() {
-    let mut random = Random(7);
+    let mut random = Random::new(7);
     let mut found = 0;
     for round in 0..3_000u64 {
         let address = |last: u64| -> IpAddr {

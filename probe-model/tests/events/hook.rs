@@ -120,24 +120,24 @@ fn cut_anywhere() {
 
 #[test]
 fn no_bytes_panic() {
-    let mut random = Random(9);
+    let mut random = Random::new(9);
     let mut stream = Stream::default();
     let mut decoded = 0;
     for round in 0..200_000 {
-        let length = random.below(260);
+        let length = random.index(260);
         let mut raw = random.bytes(length);
         if let Some(first) = raw.first_mut() {
             *first %= 9;
         }
         // Half of them have a version that is known, so that more than the header is read.
         if round % 2 == 0 && length > 15 {
-            raw[12..16].copy_from_slice(&[random.below(200) as u8, 0, 1 + random.below(3) as u8, 0]);
+            raw[12..16].copy_from_slice(&[random.index(200) as u8, 0, 1 + random.index(3) as u8, 0]);
         }
         decoded += usize::from(stream.decode(&raw).is_ok());
-        let meta_size = random.below(80);
+        let meta_size = random.index(80);
         let meta = &raw[..meta_size.min(length)];
         decoded += usize::from(Sample::from_hook(meta, meta_size, &raw).is_ok());
-        decoded += usize::from(Sample::from_hook(&raw, random.next() as usize, &raw).is_ok());
+        decoded += usize::from(Sample::from_hook(&raw, random.number() as usize, &raw).is_ok());
     }
     assert!(decoded > 20_000, "only {decoded} were read");
 }

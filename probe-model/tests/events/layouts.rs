@@ -213,10 +213,10 @@ fn the_table_has_the_sizes_that_are_known_and_leaves_no_byte_out() {
 
 #[test]
 fn any_value_is_read_back() {
-    let mut random = Random(7);
+    let mut random = Random::new(7);
     for (structure, size) in LAYOUTS {
         for _ in 0..5_000 {
-            let value = build(structure, size, || random.next());
+            let value = build(structure, size, || random.number());
             let raw = value.encode();
             assert_eq!(raw.len(), size, "{structure}");
             assert_eq!(read(&raw), Some(value), "{structure} {size}");
@@ -227,7 +227,7 @@ fn any_value_is_read_back() {
 /// The other way round: what is decoded from any bytes with zero padding is written again as these bytes.
 #[test]
 fn any_bytes_are_written_back() {
-    let mut random = Random(8);
+    let mut random = Random::new(8);
     for (structure, size) in LAYOUTS {
         let mut base = build(structure, size, || 0);
         let constants = base.encode();

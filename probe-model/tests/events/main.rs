@@ -5,6 +5,7 @@ mod layouts;
 mod recordings;
 mod streams;
 
+use fixtures::Random;
 use probe_model::cilium::drop_reason::DropReason;
 use probe_model::cilium::events::{
     CaptureHeader, DebugCapture, DebugMessage, DropNotify, Notification, NotifyFlags, ObservationPoint,
@@ -28,26 +29,6 @@ const LAYOUTS: [(&str, usize); 11] = [
     ("trace_sock_notify", 38),
     ("trace_sock_notify", 40),
 ];
-
-/// xorshift64*: the same numbers in every run, so that a failure can be repeated.
-struct Random(u64);
-
-impl Random {
-    fn next(&mut self) -> u64 {
-        self.0 ^= self.0 >> 12;
-        self.0 ^= self.0 << 25;
-        self.0 ^= self.0 >> 27;
-        self.0.wrapping_mul(0x2545_F491_4F6C_DD1D)
-    }
-
-    fn below(&mut self, end: usize) -> usize {
-        (self.next() % end as u64) as usize
-    }
-
-    fn bytes(&mut self, length: usize) -> Vec<u8> {
-        (0..length).map(|_| self.next() as u8).collect()
-    }
-}
 
 /// A notification of a layout, of which every field has the value that `number` gives next.
 fn build(structure: &str, size: usize, mut number: impl FnMut() -> u64) -> Notification {

@@ -57,12 +57,12 @@ fn ring(mut notification: Notification, packet: &[u8], random: &mut Random) -> V
 }
 
 fn verdict(size: usize, random: &mut Random) -> PolicyVerdictNotify {
-    let Notification::PolicyVerdict(mut verdict) = build("policy_verdict_notify", size, || random.next())
+    let Notification::PolicyVerdict(mut verdict) = build("policy_verdict_notify", size, || random.number())
     else {
         unreachable!()
     };
     verdict.l3_device = false;
-    verdict.proto = if random.below(2) == 0 { TCP } else { UDP };
+    verdict.proto = if random.index(2) == 0 { TCP } else { UDP };
     verdict
 }
 
@@ -77,25 +77,25 @@ fn verdict_sample(size: usize, length: usize, random: &mut Random) -> (Notificat
 }
 
 fn drop_sample(cilium: Cilium, random: &mut Random) -> Vec<u8> {
-    let mut drop = build("drop_notify", cilium.drop, || random.next());
+    let mut drop = build("drop_notify", cilium.drop, || random.number());
     if let Notification::Drop(drop) = &mut drop {
         drop.flags = drop.flags.map(|flags| NotifyFlags(flags.0 & cilium.flags));
     }
-    let length = random.below(129);
+    let length = random.index(129);
     ring(drop, &frame(false, TCP, length), random)
 }
 
 fn trace_sample(cilium: Cilium, random: &mut Random) -> Vec<u8> {
-    let mut trace = build("trace_notify", cilium.trace, || random.next());
+    let mut trace = build("trace_notify", cilium.trace, || random.number());
     if let Notification::Trace(trace) = &mut trace {
         trace.flags.0 &= cilium.flags;
     }
-    let length = random.below(129);
+    let length = random.index(129);
     ring(trace, &frame(false, TCP, length), random)
 }
 
 fn socket_trace(size: usize, dst_ip: [u8; 4], random: &mut Random) -> SocketTrace {
-    let Notification::SocketTrace(mut trace) = build("trace_sock_notify", size, || random.next()) else {
+    let Notification::SocketTrace(mut trace) = build("trace_sock_notify", size, || random.number()) else {
         unreachable!()
     };
     (trace.ipv6, trace.l4_proto, trace.dst_ip) = (false, 1, [0; 16]);
@@ -114,11 +114,11 @@ fn undecidable(result: Result<Sample<'_>, DecodeError>, words: &[&str]) {
 
 #[test]
 fn streams_of_each_release() {
-    let mut random = Random(11);
+    let mut random = Random::new(11);
     for cilium in RELEASES {
         let mut stream = Stream::default();
         for _ in 0..5_000 {
-            match random.below(4) {
+            match random.index(4) {
                 0 => {
                     let raw = drop_sample(cilium, &mut random);
                     let sample = stream.decode(&raw).unwrap();
@@ -131,7 +131,7 @@ fn streams_of_each_release() {
                     assert_eq!(sample.notification.encode(), raw[..cilium.trace]);
                 }
                 2 => {
-                    let length = random.below(193);
+                    let length = random.index(193);
                     let (notification, packet, raw) = verdict_sample(cilium.verdict, length, &mut random);
                     assert_eq!(stream.decode(&raw), Ok(Sample { notification, packet: &packet }));
                 }
@@ -150,7 +150,7 @@ fn streams_of_each_release() {
 /// Nothing came before, and every length a packet may be captured with.
 #[test]
 fn a_verdict_by_itself() {
-    let mut random = Random(12);
+    let mut random = Random::new(12);
     for size in [32, 40] {
         for length in (0..=192).cycle().take(20_000) {
             let (notification, packet, raw) = verdict_sample(size, length, &mut random);
@@ -162,7 +162,7 @@ fn a_verdict_by_itself() {
 /// The padding may be stripped, or be any of what alignment needs.
 #[test]
 fn any_padding() {
-    let mut random = Random(13);
+    let mut random = Random::new(13);
     for size in [32, 40] {
         let (notification, packet, raw) = verdict_sample(size, 74, &mut random);
         for padding in 0..=7 {
@@ -180,10 +180,10 @@ fn any_padding() {
 /// Programs of the older agent run on until their endpoints are regenerated.
 #[test]
 fn an_upgrade_under_way() {
-    let mut random = Random(14);
+    let mut random = Random::new(14);
     let mut stream = Stream::default();
     for round in 0..2_000 {
-        let cilium = if round < 500 || random.below(2) == 0 { V1_18 } else { V1_19 };
+        let cilium = if round < 500 || random.index(2) == 0 { V1_18 } else { V1_19 };
         stream.decode(&drop_sample(cilium, &mut random)).unwrap();
         let (notification, packet, raw) = verdict_sample(cilium.verdict, 74, &mut random);
         assert_eq!(stream.decode(&raw), Ok(Sample { notification, packet: &packet }), "round {round}");
@@ -192,7 +192,7 @@ fn an_upgrade_under_way() {
 
 #[test]
 fn a_verdict_that_is_not_the_streams() {
-    let mut random = Random(15);
+    let mut random = Random::new(15);
     for (cilium, other, words) in [
         (V1_18, 40, ["before 1.19", "as 32: not the sample's length; as 40: not the stream's Cilium"]),
         (V1_19, 32, ["1.19 or later", "as 32: not the stream's Cilium; as 40: not the sample's length"]),
@@ -211,7 +211,7 @@ fn a_verdict_that_is_not_the_streams() {
 /// Whoever sends the packet chooses its bytes: here such that the rest of it, 8 bytes on, is a frame too.
 #[test]
 fn a_short_verdict_whose_packet_looks_like_that_of_a_long_one() {
-    let mut random = Random(16);
+    let mut random = Random::new(16);
     for length in 62..=192 {
         let mut verdict = verdict(32, &mut random);
         (verdict.ipv6, verdict.proto) = (false, TCP);
@@ -245,7 +245,7 @@ fn a_short_verdict_whose_packet_looks_like_that_of_a_long_one() {
 /// The same with a long one: cookie, padding and addresses such that a frame begins 8 bytes before the packet.
 #[test]
 fn a_long_verdict_whose_cookie_looks_like_a_short_ones_packet() {
-    let mut random = Random(17);
+    let mut random = Random::new(17);
     for length in 34..=192 {
         let mut verdict = verdict(40, &mut random);
         (verdict.ipv6, verdict.proto) = (false, TCP);
@@ -263,7 +263,7 @@ fn a_long_verdict_whose_cookie_looks_like_a_short_ones_packet() {
 
 #[test]
 fn verdicts_that_fit_no_layout() {
-    let mut random = Random(18);
+    let mut random = Random::new(18);
     for size in [32, 40] {
         let (_, _, raw) = verdict_sample(size, 74, &mut random);
         for length in (16..32 + 74).chain(48 + 74..200) {
@@ -295,7 +295,7 @@ fn verdicts_that_fit_no_layout() {
 /// Devices without layer 2: the packet begins with its IP header, which verdicts tell since 1.17.12 and 1.18.6.
 #[test]
 fn devices_without_layer_2() {
-    let mut random = Random(19);
+    let mut random = Random::new(19);
     for (size, l3_device) in [(32, false), (32, true), (40, true)] {
         for ipv6 in [false, true] {
             let mut verdict = verdict(size, &mut random);
@@ -318,7 +318,7 @@ fn devices_without_layer_2() {
 
 #[test]
 fn drops_and_traces_of_another_length() {
-    let mut random = Random(20);
+    let mut random = Random::new(20);
     for cilium in RELEASES {
         for raw in [drop_sample(cilium, &mut random), trace_sample(cilium, &mut random)] {
             let mut longer = raw.clone();
@@ -332,7 +332,7 @@ fn drops_and_traces_of_another_length() {
 /// Both layouts of a socket trace are as long in a ring: the stream tells, or the bytes, or nothing does.
 #[test]
 fn socket_traces() {
-    let mut random = Random(21);
+    let mut random = Random::new(21);
     for (cilium, other) in [(V1_18, V1_19), (V1_19, V1_18)] {
         let mut stream = Stream::default();
         stream.decode(&trace_sample(cilium, &mut random)).unwrap();

@@ -197,6 +197,8 @@ fn check_sizes(layout: PolicyLayout, entries: &Entries) -> Result<(), DecodeErro
 #[inline]
 fn check(layout: PolicyLayout, key: &[u8], value: &[u8]) -> Result<(u64, u8), DecodeError> {
     let whole = word(key, layout);
+    // The key's own decoder refuses the same keys, and says why.
+    let refused = || PolicyKey::decode(key, layout).err().unwrap_or_else(|| odd_flags(value[2]));
     let l4_prefix = if layout == PolicyLayout::HashKey {
         LONGEST
     } else {
@@ -204,12 +206,12 @@ fn check(layout: PolicyLayout, key: &[u8], value: &[u8]) -> Result<(u64, u8), De
         // Wraps to a large number below 40.
         let l4_prefix = prefixlen.wrapping_sub(STATIC_PREFIX_BITS);
         if !matches!(l4_prefix, 0 | PROTOCOL_BITS..=24) {
-            return Err(PolicyKey::decode(key, layout).err().unwrap_or_else(|| odd_flags(value[2])));
+            return Err(refused());
         }
         l4_prefix as u8
     };
     if whole >> EGRESS_BIT & 0xfe != 0 {
-        return Err(PolicyKey::decode(key, layout).err().unwrap_or_else(|| odd_flags(value[2])));
+        return Err(refused());
     }
     if value[2] & !PolicyEntry::DENY != prefix_flags(l4_prefix.into(), layout) {
         return Err(odd_flags(value[2]));
