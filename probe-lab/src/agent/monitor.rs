@@ -28,7 +28,8 @@ pub struct Monitor {
 /// Sends events to every listener of a [`Monitor`].
 #[derive(Debug, Clone)]
 pub struct Publisher {
-    listeners: Arc<Mutex<Vec<mpsc::Sender<Payload>>>>,
+    /// `None` once the socket is closed: a connection accepted at that moment finds no place and ends too.
+    listeners: Arc<Mutex<Option<Vec<mpsc::Sender<Payload>>>>>,
     /// How many listeners there are: the agent reads its perf buffer only while there is one.
     count: Arc<watch::Sender<usize>>,
 }
@@ -41,7 +42,7 @@ impl Monitor {
     /// The socket cannot be bound.
     pub fn start(runtime: &Handle, path: &Path) -> Result<Self> {
         let listener = bind(path)?;
-        let publisher = Publisher { listeners: Arc::default(), count: Arc::new(watch::Sender::new(0)) };
+        let publisher = Publisher::new();
         let accepting = runtime.spawn(accept(listener, publisher.clone())).abort_handle();
         Ok(Self { path: path.to_owned(), publisher, accepting })
     }
@@ -56,8 +57,7 @@ impl Drop for Monitor {
     /// As when the agent ends: listeners see the end of the stream, the socket's file goes.
     fn drop(&mut self) {
         self.accepting.abort();
-        self.publisher.locked().clear();
-        self.publisher.count.send_replace(0);
+        self.publisher.close();
         if let Err(err) = fs::remove_file(&self.path) {
             eprintln!("plsprobe-lab: failed to remove `{}`: {err}", self.path.display());
         }
@@ -65,13 +65,17 @@ impl Drop for Monitor {
 }
 
 impl Publisher {
+    fn new() -> Self {
+        let listeners = Arc::new(Mutex::new(Some(Vec::new())));
+        Self { listeners, count: Arc::new(watch::Sender::new(0)) }
+    }
+
     /// Queues `payload` for every listener; one whose queue is full misses it.
     pub fn publish(&self, payload: &Payload) {
-        let mut listeners = self.locked();
-        listeners.retain(|listener| {
+        let is_open = |listener: &mpsc::Sender<Payload>| {
             !matches!(listener.try_send(payload.clone()), Err(mpsc::error::TrySendError::Closed(_)))
-        });
-        self.count.send_replace(listeners.len());
+        };
+        self.change(|listeners| listeners.retain(is_open));
     }
 
     /// Follows the number of listeners.
@@ -80,18 +84,28 @@ impl Publisher {
     }
 
     fn add(&self, listener: mpsc::Sender<Payload>) {
-        let mut listeners = self.locked();
-        listeners.push(listener);
-        self.count.send_replace(listeners.len());
+        self.change(|listeners| listeners.push(listener));
     }
 
     fn remove_closed(&self) {
-        let mut listeners = self.locked();
-        listeners.retain(|listener| !listener.is_closed());
-        self.count.send_replace(listeners.len());
+        self.change(|listeners| listeners.retain(|listener| !listener.is_closed()));
     }
 
-    fn locked(&self) -> std::sync::MutexGuard<'_, Vec<mpsc::Sender<Payload>>> {
+    /// Ends every listener's stream, and that of any that comes yet.
+    fn close(&self) {
+        *self.locked() = None;
+        self.count.send_replace(0);
+    }
+
+    /// Changes the list and tells its length, unless the socket is closed.
+    fn change(&self, change: impl FnOnce(&mut Vec<mpsc::Sender<Payload>>)) {
+        if let Some(listeners) = self.locked().as_mut() {
+            change(listeners);
+            self.count.send_replace(listeners.len());
+        }
+    }
+
+    fn locked(&self) -> std::sync::MutexGuard<'_, Option<Vec<mpsc::Sender<Payload>>>> {
         // The list is whole after every statement above, whoever panicked.
         self.listeners.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -257,6 +271,17 @@ mod tests {
         let mut listener = socket.connect(&monitor, 1);
         monitor.publisher().publish(&sample(2));
         assert_eq!(read(&mut listener, 1), [sample(2)]);
+    }
+
+    /// Aborting a task does not end it at once: it may be accepting just then.
+    #[test]
+    fn a_connection_accepted_while_closing_ends_too() {
+        let publisher = Publisher::new();
+        publisher.close();
+        let (sender, mut queue) = mpsc::channel(1);
+        publisher.add(sender);
+        assert_eq!(queue.try_recv(), Err(mpsc::error::TryRecvError::Disconnected));
+        assert_eq!(*publisher.listeners().borrow(), 0);
     }
 
     #[test]
