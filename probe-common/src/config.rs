@@ -111,8 +111,26 @@ pub struct KernelOffsets {
     pub dev_net: u32,
     /// `net.ns.inum`.
     pub net_inum: u32,
+    /// `sk_buff.vlan_tci`.
+    pub skb_vlan_tci: u32,
     /// `bpf_map.id`.
     pub map_id: u32,
+    /// `sock.__sk_common.skc_family`.
+    pub sock_family: u32,
+    /// `sock.__sk_common.skc_rcv_saddr`.
+    pub sock_saddr: u32,
+    /// `sock.__sk_common.skc_daddr`.
+    pub sock_daddr: u32,
+    /// `sock.__sk_common.skc_v6_rcv_saddr`.
+    pub sock_v6_saddr: u32,
+    /// `sock.__sk_common.skc_v6_daddr`.
+    pub sock_v6_daddr: u32,
+    /// `sock.__sk_common.skc_num`.
+    pub sock_num: u32,
+    /// `sock.__sk_common.skc_dport`.
+    pub sock_dport: u32,
+    /// `sock.__sk_common.skc_net.net`.
+    pub sock_net: u32,
 }
 
 /// Settings of the programs, a constant to the verifier.
@@ -129,6 +147,14 @@ pub struct Config {
     pub has_drop_reason: u32,
     /// Value of `reason` that means consumed, not dropped (`SKB_CONSUMED`).
     pub reason_consumed: u32,
+    /// UDP port of Cilium's VXLAN, 0 without one: packets to it are read by what is inside.
+    pub vxlan_port: u16,
+    /// UDP port of Cilium's Geneve, 0 without one.
+    pub geneve_port: u16,
+    /// Bytes waiting in the ring buffer from which on the reader is woken; below, it comes by itself.
+    pub wake_bytes: u32,
+    /// 0.
+    pub pad: u32,
     /// Addresses of the target map.
     pub addresses: AddressSet,
 }
@@ -140,14 +166,17 @@ const _: () = {
     assert!(offset_of!(TargetKey, version) == 19);
     assert!(size_of::<SourceKey>() == 20);
     assert!(offset_of!(SourceKey, addr) == 4);
-    assert!(size_of::<KernelOffsets>() == 48);
+    assert!(size_of::<KernelOffsets>() == 84);
     assert!(size_of::<AddressSet>() == 32);
-    assert!(size_of::<Config>() == 96);
-    assert!(offset_of!(Config, events_map_id) == 48);
-    assert!(offset_of!(Config, filter_sources) == 52);
-    assert!(offset_of!(Config, has_drop_reason) == 56);
-    assert!(offset_of!(Config, reason_consumed) == 60);
-    assert!(offset_of!(Config, addresses) == 64);
+    assert!(size_of::<Config>() == 144);
+    assert!(offset_of!(Config, events_map_id) == 84);
+    assert!(offset_of!(Config, filter_sources) == 88);
+    assert!(offset_of!(Config, has_drop_reason) == 92);
+    assert!(offset_of!(Config, reason_consumed) == 96);
+    assert!(offset_of!(Config, vxlan_port) == 100);
+    assert!(offset_of!(Config, geneve_port) == 102);
+    assert!(offset_of!(Config, wake_bytes) == 104);
+    assert!(offset_of!(Config, addresses) == 112);
 };
 
 #[cfg(test)]

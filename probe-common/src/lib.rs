@@ -10,12 +10,12 @@ mod packet;
 mod record;
 
 pub use config::{AddressSet, Config, KernelOffsets, PORT_ANY, SourceKey, TargetKey, TargetMatch};
-pub use packet::{FRAGMENT, FRAGMENT_LATER, Packet, PacketFamily};
+pub use packet::{FRAGMENT, FRAGMENT_LATER, Packet, PacketFamily, Tunnel};
 pub use record::{
     Counter, DropRecord, EVENT_META_MAX, EVENT_PACKET_MAX, EventRecord, HookPoint, PacketRecord,
-    RecordHeader, RecordKind,
+    RecordHeader, RecordKind, SocketPoint, SocketRecord,
 };
 
 /// Version of the layouts in this crate. The eBPF object exports it as `PLSPROBE_WIRE_VERSION`;
 /// user space refuses an object that exports another, before anything is attached.
-pub const WIRE_VERSION: u32 = 3;
+pub const WIRE_VERSION: u32 = 4;

@@ -6,6 +6,16 @@ pub const FRAGMENT: u8 = 1;
 /// The packet is a fragment other than the first: it has no ports.
 pub const FRAGMENT_LATER: u8 = 2;
 
+/// A tunnel header around a packet.
+#[repr(u8)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Tunnel {
+    /// VXLAN, RFC 7348.
+    Vxlan = 1,
+    /// Geneve, RFC 8926.
+    Geneve = 2,
+}
+
 /// Internet protocol version of a [`Packet`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum PacketFamily {
@@ -36,6 +46,9 @@ pub struct Packet {
     pub payload_len: u32,
     /// Hash over the first bytes of the payload; NAT does not change it. 0 where there is none.
     pub payload_hash: u32,
+    /// Network identifier of the tunnel header that was in front of this packet: Cilium puts the sender's security
+    /// identity there. 0 without a tunnel.
+    pub tunnel_id: u32,
     /// Layer-4 source port.
     pub src_port: u16,
     /// Layer-4 destination port.
@@ -68,6 +81,12 @@ pub struct Packet {
     pub fragment: u8,
     /// IP protocol of the packet that an ICMP error quotes; 0 when none is quoted.
     pub quoted_proto: u8,
+    /// VLAN identifier; 0 without a tag.
+    pub vlan: u16,
+    /// A [`Tunnel`], 0 for none: everything else here is of the packet inside.
+    pub tunnel: u8,
+    /// 0.
+    pub pad: u8,
 }
 
 impl Packet {
@@ -82,7 +101,7 @@ impl Packet {
 }
 
 const _: () = {
-    assert!(size_of::<Packet>() == 88);
+    assert!(size_of::<Packet>() == 96);
     assert!(offset_of!(Packet, src) == 0);
     assert!(offset_of!(Packet, dst) == 16);
     assert!(offset_of!(Packet, quoted_dst) == 32);
@@ -90,20 +109,23 @@ const _: () = {
     assert!(offset_of!(Packet, ack) == 52);
     assert!(offset_of!(Packet, payload_len) == 56);
     assert!(offset_of!(Packet, payload_hash) == 60);
-    assert!(offset_of!(Packet, src_port) == 64);
-    assert!(offset_of!(Packet, dst_port) == 66);
-    assert!(offset_of!(Packet, ip_id) == 68);
-    assert!(offset_of!(Packet, window) == 70);
-    assert!(offset_of!(Packet, icmp_id) == 72);
-    assert!(offset_of!(Packet, icmp_seq) == 74);
-    assert!(offset_of!(Packet, quoted_src_port) == 76);
-    assert!(offset_of!(Packet, quoted_dst_port) == 78);
-    assert!(offset_of!(Packet, version) == 80);
-    assert!(offset_of!(Packet, proto) == 81);
-    assert!(offset_of!(Packet, tcp_flags) == 82);
-    assert!(offset_of!(Packet, ttl) == 83);
-    assert!(offset_of!(Packet, icmp_type) == 84);
-    assert!(offset_of!(Packet, icmp_code) == 85);
-    assert!(offset_of!(Packet, fragment) == 86);
-    assert!(offset_of!(Packet, quoted_proto) == 87);
+    assert!(offset_of!(Packet, tunnel_id) == 64);
+    assert!(offset_of!(Packet, src_port) == 68);
+    assert!(offset_of!(Packet, dst_port) == 70);
+    assert!(offset_of!(Packet, ip_id) == 72);
+    assert!(offset_of!(Packet, window) == 74);
+    assert!(offset_of!(Packet, icmp_id) == 76);
+    assert!(offset_of!(Packet, icmp_seq) == 78);
+    assert!(offset_of!(Packet, quoted_src_port) == 80);
+    assert!(offset_of!(Packet, quoted_dst_port) == 82);
+    assert!(offset_of!(Packet, version) == 84);
+    assert!(offset_of!(Packet, proto) == 85);
+    assert!(offset_of!(Packet, tcp_flags) == 86);
+    assert!(offset_of!(Packet, ttl) == 87);
+    assert!(offset_of!(Packet, icmp_type) == 88);
+    assert!(offset_of!(Packet, icmp_code) == 89);
+    assert!(offset_of!(Packet, fragment) == 90);
+    assert!(offset_of!(Packet, quoted_proto) == 91);
+    assert!(offset_of!(Packet, vlan) == 92);
+    assert!(offset_of!(Packet, tunnel) == 94);
 };

@@ -1,28 +1,47 @@
-//! Records into the ring buffer, with every loss counted.
-use aya_ebpf::maps::ring_buf::RingBufEntry;
-use probe_common::Counter;
+//! Records into the ring buffer, numbered, with every loss counted.
+use aya_ebpf::bindings::{BPF_RB_AVAIL_DATA, BPF_RB_FORCE_WAKEUP, BPF_RB_NO_WAKEUP};
+use aya_ebpf::helpers::bpf_get_smp_processor_id;
+use aya_ebpf::helpers::generated::bpf_ktime_get_ns;
+use probe_common::{Counter, RecordHeader, RecordKind};
 
-use crate::maps::{RECORDS, count};
+use crate::maps::{RECORDS, count, setting};
 
-/// Room for one record, zeroed; counts a loss when the buffer is full.
+/// Writes one record, built in place: the largest does not fit a program's stack.
 ///
-/// Records are built in place: the largest do not fit a program's stack.
+/// It takes its number whether or not there is room, so that user space sees which are missing. `fill` is given the
+/// record zeroed but for the header.
 #[inline(always)]
-pub(crate) fn reserve<T: 'static>(lost: Counter) -> Option<RingBufEntry<T>> {
+pub(crate) fn emit<T: 'static>(
+    (made, lost): (Counter, Counter),
+    (kind, point): (RecordKind, u8),
+    ifindex: u32,
+    fill: impl FnOnce(&mut T),
+) {
+    let seq = count(made);
     let Some(mut entry) = RECORDS.reserve::<T>(0) else {
         count(lost);
-        return None;
+        return;
     };
-    // SAFETY: the pointer is to a reserved `T`; every record type is plain integers, for which zeros are valid.
-    unsafe { core::ptr::write_bytes(entry.as_mut_ptr(), 0, 1) };
-    Some(entry)
+    // SAFETY: both helpers take no argument and return a number.
+    let (ktime_ns, cpu) = unsafe { (bpf_ktime_get_ns(), bpf_get_smp_processor_id()) };
+    let record = entry.as_mut_ptr();
+    // SAFETY: the pointer is to a reserved `T`. Every record type is `repr(C)`, of plain integers, for which zeros
+    // are valid, and begins with a `RecordHeader`.
+    let record = unsafe {
+        core::ptr::write_bytes(record, 0, 1);
+        *record.cast::<RecordHeader>() =
+            RecordHeader { kind: kind as u8, point, cpu: cpu as u16, ifindex, ktime_ns, seq };
+        &mut *record
+    };
+    fill(record);
+    entry.submit(wakeup());
 }
 
-/// Gives a record back that turned out not to be wanted.
+/// The reader comes by itself every few milliseconds; only a buffer that fills up faster calls it.
 ///
-/// With the usual wakeup: the kernel wakes the reader for a record only if the reader has read all before it, so a
-/// record passed over in silence would silence those behind it too.
+/// To wake it for every record that it has waited for costs the CPU that forwards packets most of all.
 #[inline(always)]
-pub(crate) fn discard<T>(entry: RingBufEntry<T>) {
-    entry.discard(0);
+fn wakeup() -> u64 {
+    let is_filling = RECORDS.query(BPF_RB_AVAIL_DATA.into()) >= u64::from(setting!(wake_bytes));
+    u64::from(if is_filling { BPF_RB_FORCE_WAKEUP } else { BPF_RB_NO_WAKEUP })
 }

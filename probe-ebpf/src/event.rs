@@ -3,13 +3,13 @@
 //! `bpf_skb_event_output(skb, map, flags, meta, meta_size)` is what `bpf_perf_event_output` of a tc program calls.
 //! A probe there sees every notification with its packet, whether or not anybody reads the perf buffer, and takes
 //! nothing from whoever does.
-use aya_ebpf::helpers::generated::{bpf_ktime_get_ns, bpf_probe_read_kernel};
+use aya_ebpf::helpers::generated::bpf_probe_read_kernel;
 use aya_ebpf::macros::{fentry, kprobe};
 use aya_ebpf::programs::{FEntryContext, ProbeContext};
 use aya_log_ebpf::warn;
 use probe_common::{Counter, EventRecord, RecordKind};
 
-use crate::emit::reserve;
+use crate::emit::emit;
 use crate::kernel::{self, SkBuff};
 use crate::maps::{count, setting};
 
@@ -59,29 +59,21 @@ fn keep(call: &Call) -> Option<()> {
     if map_id != setting!(events_map_id) || map_id == 0 {
         return Some(());
     }
-    count(Counter::EventSeen);
     let skb = SkBuff(call.skb);
     let (data, linear_len) = skb.linear()?;
     let (ifindex, _) = skb.device()?;
     let skb_len = skb.len()?;
     // Bits 32–51 of the flags: how many packet bytes the helper appends (`BPF_F_CTXLEN_MASK`).
     let cap_len = ((call.flags >> 32) & 0xf_ffff) as u32;
-    let Some(mut entry) = reserve::<EventRecord>(Counter::EventLost) else {
-        return Some(());
-    };
-    // SAFETY: `reserve` zeroed the record, a valid value of plain integers.
-    let record = unsafe { entry.assume_init_mut() };
-    record.header.kind = RecordKind::Event as u8;
-    record.header.ifindex = ifindex;
-    // SAFETY: the helper takes no argument and returns a number.
-    record.header.ktime_ns = unsafe { bpf_ktime_get_ns() };
-    record.map_id = map_id;
-    record.meta_size = call.meta_size as u32;
-    record.cap_len = cap_len;
-    record.skb_len = skb_len;
-    record.meta_len = copy(&mut record.meta, call.meta, call.meta_size as u32);
-    record.packet_len = copy(&mut record.packet, data, cap_len.min(linear_len));
-    entry.submit(0);
+    let counters = (Counter::EventSeen, Counter::EventLost);
+    emit(counters, (RecordKind::Event, 0), ifindex, |record: &mut EventRecord| {
+        record.map_id = map_id;
+        record.meta_size = call.meta_size as u32;
+        record.cap_len = cap_len;
+        record.skb_len = skb_len;
+        record.meta_len = copy(&mut record.meta, call.meta, call.meta_size as u32);
+        record.packet_len = copy(&mut record.packet, data, cap_len.min(linear_len));
+    });
     Some(())
 }
 

@@ -2,10 +2,14 @@
 use aya_ebpf::helpers::bpf_probe_read_kernel;
 
 use crate::maps::setting;
-use crate::parse::Source;
+use crate::parse::{Source, vlan_id};
 
 /// `network_header` of a packet whose headers were never looked at.
 const HEADER_UNSET: u16 = u16::MAX;
+
+const ETH_P_8021Q: u16 = 0x8100;
+const ETH_P_8021AD: u16 = 0x88a8;
+const VLAN_HEADER_LEN: u64 = 4;
 
 /// A value of plain bytes at `base + offset`.
 #[inline(always)]
@@ -15,11 +19,22 @@ pub(crate) fn read<T: Copy>(base: u64, offset: u32) -> Option<T> {
     unsafe { bpf_probe_read_kernel(address) }.ok()
 }
 
+/// Inode number of the network namespace that the pointer at `base + offset` leads to; 0 if unreadable.
+#[inline(always)]
+pub(crate) fn netns(base: u64, offset: u32) -> u32 {
+    read::<u64>(base, offset).and_then(|net| read(net, setting!(offsets.net_inum))).unwrap_or(0)
+}
+
 /// A `struct sk_buff` by its address.
 #[derive(Clone, Copy)]
 pub(crate) struct SkBuff(pub(crate) u64);
 
 impl SkBuff {
+    #[inline(always)]
+    pub(crate) const fn is_null(self) -> bool {
+        self.0 == 0
+    }
+
     #[inline(always)]
     pub(crate) fn len(&self) -> Option<u32> {
         read(self.0, setting!(offsets.skb_len))
@@ -28,6 +43,18 @@ impl SkBuff {
     #[inline(always)]
     pub(crate) fn mark(&self) -> Option<u32> {
         read(self.0, setting!(offsets.skb_mark))
+    }
+
+    /// Which buffer holds the packet: `skb->head`.
+    #[inline(always)]
+    pub(crate) fn head(&self) -> Option<u64> {
+        read(self.0, setting!(offsets.skb_head))
+    }
+
+    /// The VLAN identifier that the kernel keeps beside the packet; 0 without one.
+    #[inline(always)]
+    pub(crate) fn vlan(&self) -> u16 {
+        read(self.0, setting!(offsets.skb_vlan_tci)).map_or(0, vlan_id)
     }
 
     /// Start of the data and length of its linear part.
@@ -47,18 +74,24 @@ impl SkBuff {
         }
         // Before a socket owns it, `dev` shares its place with `dev_scratch` (UDP): an unreadable one is no device.
         let ifindex = read(device, setting!(offsets.dev_ifindex)).unwrap_or(0);
-        let netns = read::<u64>(device, setting!(offsets.dev_net))
-            .and_then(|net| read(net, setting!(offsets.net_inum)))
-            .unwrap_or(0);
-        Some((ifindex, netns))
+        Some((ifindex, netns(device, setting!(offsets.dev_net))))
     }
 
     /// The packet from its network header on; `None` when none is set.
     #[inline(always)]
     pub(crate) fn network(&self) -> Option<MemorySource> {
-        let head: u64 = read(self.0, setting!(offsets.skb_head))?;
         let network_header: u16 = read(self.0, setting!(offsets.skb_network_header))?;
-        (network_header != HEADER_UNSET).then_some(MemorySource(head + u64::from(network_header)))
+        (network_header != HEADER_UNSET).then_some(MemorySource(self.head()? + u64::from(network_header)))
+    }
+
+    /// A packet that an interface has just received: its data begins behind the Ethernet header, with a VLAN tag if
+    /// there is one that the interface did not take off.
+    #[inline(always)]
+    pub(crate) fn received(&self) -> Option<MemorySource> {
+        let data: u64 = read(self.0, setting!(offsets.skb_data))?;
+        let protocol: u16 = read(self.0, setting!(offsets.skb_protocol))?;
+        let tagged = matches!(u16::from_be(protocol), ETH_P_8021Q | ETH_P_8021AD);
+        Some(MemorySource(if tagged { data + VLAN_HEADER_LEN } else { data }))
     }
 }
 

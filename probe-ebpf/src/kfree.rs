@@ -1,14 +1,13 @@
 //! Packets that the kernel dropped: the raw tracepoint behind `skb:kfree_skb`, which needs no tracefs.
-use aya_ebpf::helpers::generated::bpf_ktime_get_ns;
 use aya_ebpf::macros::raw_tracepoint;
 use aya_ebpf::programs::RawTracePointContext;
 use aya_log_ebpf::warn;
 use probe_common::{Counter, DropRecord, RecordKind};
 
-use crate::emit::{discard, reserve};
+use crate::emit::emit;
 use crate::filter;
 use crate::kernel::SkBuff;
-use crate::maps::{count, setting};
+use crate::maps::{count, scratch, setting};
 use crate::parse;
 
 /// `trace_kfree_skb(skb, location)`, with `reason` as a third argument from 5.17 on.
@@ -40,28 +39,22 @@ fn look(ctx: &RawTracePointContext) -> Option<()> {
     if !filter::may_match(&network) {
         return Some(());
     }
-    let (ifindex, netns) = skb.device()?;
-    let (skb_len, mark) = (skb.len()?, skb.mark()?);
-    let Some(mut entry) = reserve::<DropRecord>(Counter::DropLost) else {
-        return Some(());
-    };
-    // SAFETY: `reserve` zeroed the record, a valid value of plain integers.
-    let record = unsafe { entry.assume_init_mut() };
-    parse::packet(&source, &network, &mut record.packet);
-    if !filter::wanted(&record.packet) {
-        discard(entry);
+    let packet = scratch(RecordKind::Drop)?;
+    parse::packet(&source, &network, packet);
+    if !filter::wanted(packet) {
         return Some(());
     }
-    count(Counter::DropMatched);
-    record.header.kind = RecordKind::Drop as u8;
-    record.header.ifindex = ifindex;
-    // SAFETY: the helper takes no argument and returns a number.
-    record.header.ktime_ns = unsafe { bpf_ktime_get_ns() };
-    record.location = ctx.arg(1);
-    record.reason = reason;
-    record.netns = netns;
-    record.skb_len = skb_len;
-    record.mark = mark;
-    entry.submit(0);
+    let (ifindex, netns) = skb.device()?;
+    let (buffer, skb_len, mark) = (skb.head()?, skb.len()?, skb.mark()?);
+    let counters = (Counter::DropMatched, Counter::DropLost);
+    emit(counters, (RecordKind::Drop, 0), ifindex, |record: &mut DropRecord| {
+        record.buffer = buffer;
+        record.location = ctx.arg(1);
+        record.reason = reason;
+        record.netns = netns;
+        record.skb_len = skb_len;
+        record.mark = mark;
+        record.packet = *packet;
+    });
     Some(())
 }

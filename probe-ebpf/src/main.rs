@@ -17,6 +17,8 @@ mod kernel;
 mod kfree;
 mod maps;
 mod parse;
+mod socket;
+mod stack;
 mod tc;
 
 /// What user space compares before it attaches anything; see [`probe_common::WIRE_VERSION`].

@@ -1,7 +1,7 @@
 //! The maps and constants that user space fills or reads.
 use aya_ebpf::macros::map;
 use aya_ebpf::maps::{Array, HashMap, LpmTrie, PerCpuArray, RingBuf};
-use probe_common::{AddressSet, Config, Counter, KernelOffsets, SourceKey, TargetKey};
+use probe_common::{AddressSet, Config, Counter, KernelOffsets, Packet, RecordKind, SourceKey, TargetKey};
 
 /// Records for user space. The loader sets the size.
 #[map]
@@ -10,6 +10,10 @@ pub(crate) static RECORDS: RingBuf = RingBuf::with_byte_size(8 << 20, 0);
 /// What the programs saw, kept and lost: one slot per [`Counter`].
 #[map]
 static COUNTERS: PerCpuArray<u64> = PerCpuArray::with_max_entries(Counter::COUNT, 0);
+
+/// Where a packet is taken apart, a slot for each [`RecordKind`]: with all else it does not fit a program's stack.
+#[map]
+static SCRATCH: PerCpuArray<Packet> = PerCpuArray::with_max_entries(RecordKind::COUNT as u32, 0);
 
 /// Addresses and ports that a packet is matched against, on either side. Values are `TargetMatch`.
 #[map]
@@ -42,12 +46,25 @@ static CONFIG: Config = Config {
         dev_ifindex: 0,
         dev_net: 0,
         net_inum: 0,
+        skb_vlan_tci: 0,
         map_id: 0,
+        sock_family: 0,
+        sock_saddr: 0,
+        sock_daddr: 0,
+        sock_v6_saddr: 0,
+        sock_v6_daddr: 0,
+        sock_num: 0,
+        sock_dport: 0,
+        sock_net: 0,
     },
     events_map_id: 0,
     filter_sources: 0,
     has_drop_reason: 0,
     reason_consumed: 0,
+    vxlan_port: 0,
+    geneve_port: 0,
+    wake_bytes: 0,
+    pad: 0,
     addresses: AddressSet { words: [0; 4] },
 };
 
@@ -67,13 +84,30 @@ macro_rules! setting {
 }
 pub(crate) use setting;
 
-/// Adds one to a counter of this CPU.
+/// Room for the packet of a record of this kind, zeroed.
 #[inline(always)]
-pub(crate) fn count(counter: Counter) {
-    if let Some(slot) = COUNTERS.get_ptr_mut(counter as u32) {
-        // SAFETY: the slot belongs to this CPU and the verifier has checked the pointer. A program that interrupts
-        // another on this CPU can at worst lose one count of the interrupted one.
-        unsafe { *slot += 1 };
+pub(crate) fn scratch(kind: RecordKind) -> Option<&'static mut Packet> {
+    let slot = SCRATCH.get_ptr_mut(kind as u32 - 1)?;
+    // SAFETY: the slot belongs to this CPU and to one kind of record; programs that make records of one kind do not
+    // interrupt each other (see `count`). Zeros are valid for plain integers.
+    unsafe {
+        core::ptr::write_bytes(slot, 0, 1);
+        Some(&mut *slot)
+    }
+}
+
+/// Adds one to a counter of this CPU; returns what it is now.
+#[inline(always)]
+pub(crate) fn count(counter: Counter) -> u64 {
+    let Some(slot) = COUNTERS.get_ptr_mut(counter as u32) else {
+        return 0; // every counter has a slot
+    };
+    // SAFETY: the slot belongs to this CPU and the verifier has checked the pointer. Programs that count in the same
+    // slot do not interrupt each other, but for kernels before 6.1, where a drop in an interrupt may come between:
+    // then two have one number, which user space sees.
+    unsafe {
+        *slot += 1;
+        *slot
     }
 }
 

@@ -1,5 +1,7 @@
 //! Header fields of a packet, whatever it is read through.
-use probe_common::{FRAGMENT, FRAGMENT_LATER, Packet};
+use probe_common::{FRAGMENT, FRAGMENT_LATER, Packet, Tunnel};
+
+use crate::maps::setting;
 
 const IPPROTO_ICMP: u8 = 1;
 const IPPROTO_TCP: u8 = 6;
@@ -11,6 +13,15 @@ const IPV6_HEADER_LEN: u32 = 40;
 const TCP_HEADER_LEN: u32 = 20;
 const UDP_HEADER_LEN: u32 = 8;
 const ICMP_HEADER_LEN: u32 = 8;
+/// VXLAN's header, and Geneve's without options.
+const TUNNEL_HEADER_LEN: u32 = 8;
+const ETHERNET_HEADER_LEN: u32 = 14;
+const ETH_P_IP: [u8; 2] = [0x08, 0x00];
+const ETH_P_IPV6: [u8; 2] = [0x86, 0xdd];
+/// Ethernet inside Geneve.
+const ETH_P_TEB: [u8; 2] = [0x65, 0x58];
+/// Of VXLAN's flags: the identifier is valid.
+const VXLAN_HAS_VNI: u8 = 0x08;
 /// Extension headers followed in an IPv6 packet: one of options or routing, and a fragment header.
 const IPV6_EXTENSIONS_MAX: u32 = 2;
 
@@ -34,6 +45,9 @@ pub(crate) struct Network {
     pub(crate) proto: u8,
     ttl: u8,
     fragment: u8,
+    /// A [`Tunnel`], or 0.
+    tunnel: u8,
+    tunnel_id: u32,
 }
 
 impl Network {
@@ -44,32 +58,77 @@ impl Network {
     }
 }
 
-/// Reads the IP header, whichever it is; `None` for anything else.
+/// Reads the IP header, whichever it is, and of a packet in Cilium's tunnel the one inside; `None` for anything else.
 #[inline(always)]
 pub(crate) fn network(source: &impl Source) -> Option<Network> {
+    let outer = network_at(source, 0)?;
+    if setting!(vxlan_port) == 0 && setting!(geneve_port) == 0 {
+        return Some(outer);
+    }
+    let Some((tunnel, tunnel_id, inside)) = tunnel(source, &outer) else {
+        return Some(outer);
+    };
+    let inner = network_at(source, inside)?;
+    Some(Network { tunnel: tunnel as u8, tunnel_id, ..inner })
+}
+
+/// Which tunnel a packet is in, its network identifier, and where the packet inside begins.
+#[inline(always)]
+fn tunnel(source: &impl Source, outer: &Network) -> Option<(Tunnel, u32, u32)> {
+    if outer.proto != IPPROTO_UDP || outer.fragment & FRAGMENT_LATER != 0 {
+        return None;
+    }
+    let port = u16::from_be_bytes(source.bytes(outer.offset + 2)?);
+    let header_at = outer.offset + UDP_HEADER_LEN;
+    let header: [u8; TUNNEL_HEADER_LEN as usize] = source.bytes(header_at)?;
+    let (tunnel, options_len) = if port == setting!(vxlan_port) {
+        (Tunnel::Vxlan, if header[0] & VXLAN_HAS_VNI == 0 { return None } else { 0 })
+    } else if port == setting!(geneve_port) && [header[2], header[3]] == ETH_P_TEB {
+        (Tunnel::Geneve, u32::from(header[0] & 0x3f) * 4)
+    } else {
+        return None;
+    };
+    let ethernet_at = header_at + TUNNEL_HEADER_LEN + options_len;
+    let inside = ethernet_at + ETHERNET_HEADER_LEN;
+    let protocol: [u8; 2] = source.bytes(inside - 2)?;
+    let is_ip = protocol == ETH_P_IP || protocol == ETH_P_IPV6;
+    is_ip.then_some((tunnel, u32::from_be_bytes([0, header[4], header[5], header[6]]), inside))
+}
+
+/// Reads the IP header that begins at `base`.
+#[inline(always)]
+fn network_at(source: &impl Source, base: u32) -> Option<Network> {
     // The longer header begins with as many bytes as the shorter one has: one read for most packets.
-    let header: [u8; IPV4_HEADER_LEN as usize] = source.bytes(0)?;
+    let header: [u8; IPV4_HEADER_LEN as usize] = source.bytes(base)?;
     match header[0] >> 4 {
-        4 => Some(ipv4(&header)),
-        6 => ipv6(source, &header),
+        4 => Some(ipv4(&header, base)),
+        6 => ipv6(source, &header, base),
         _ => None,
     }
 }
 
+/// The identifier of a VLAN tag, without its priority.
 #[inline(always)]
-fn ipv4(header: &[u8; IPV4_HEADER_LEN as usize]) -> Network {
+pub(crate) const fn vlan_id(tci: u16) -> u16 {
+    tci & 0x0fff
+}
+
+#[inline(always)]
+fn ipv4(header: &[u8; IPV4_HEADER_LEN as usize], base: u32) -> Network {
     let header_len = u32::from(header[0] & 0x0f) * 4;
     let total_len = u32::from(u16::from_be_bytes([header[2], header[3]]));
     Network {
         src: widen(header[12], header[13], header[14], header[15]),
         dst: widen(header[16], header[17], header[18], header[19]),
-        offset: header_len,
+        offset: base + header_len,
         len: total_len.saturating_sub(header_len),
         ip_id: u16::from_be_bytes([header[4], header[5]]),
         version: 4,
         proto: header[9],
         ttl: header[8],
         fragment: fragment_bits(u16::from_be_bytes([header[6], header[7]]), 0x3fff, 0x1fff),
+        tunnel: 0,
+        tunnel_id: 0,
     }
 }
 
@@ -85,17 +144,19 @@ const fn fragment_bits(field: u16, any: u16, offset: u16) -> u8 {
 }
 
 #[inline(always)]
-fn ipv6(source: &impl Source, header: &[u8; IPV4_HEADER_LEN as usize]) -> Option<Network> {
+fn ipv6(source: &impl Source, header: &[u8; IPV4_HEADER_LEN as usize], base: u32) -> Option<Network> {
     let mut network = Network {
-        src: source.bytes(8)?,
-        dst: source.bytes(24)?,
-        offset: IPV6_HEADER_LEN,
+        src: source.bytes(base + 8)?,
+        dst: source.bytes(base + 24)?,
+        offset: base + IPV6_HEADER_LEN,
         len: u32::from(u16::from_be_bytes([header[4], header[5]])),
         ip_id: 0,
         version: 6,
         proto: header[6],
         ttl: header[7],
         fragment: 0,
+        tunnel: 0,
+        tunnel_id: 0,
     };
     for _ in 0..IPV6_EXTENSIONS_MAX {
         let extension: [u8; 4] = match network.proto {
@@ -127,6 +188,8 @@ pub(crate) fn packet(source: &impl Source, network: &Network, packet: &mut Packe
     packet.proto = network.proto;
     packet.ttl = network.ttl;
     packet.fragment = network.fragment;
+    packet.tunnel = network.tunnel;
+    packet.tunnel_id = network.tunnel_id;
     if packet.fragment & FRAGMENT_LATER != 0 {
         packet.payload_len = network.len;
         return;

@@ -6,10 +6,11 @@ use aya_ebpf::macros::classifier;
 use aya_ebpf::programs::TcContext;
 use probe_common::{Counter, HookPoint, PacketRecord, RecordKind};
 
-use crate::emit::{discard, reserve};
+use crate::emit::emit;
 use crate::filter;
-use crate::maps::{count, lease_holds};
-use crate::parse::{self, Source};
+use crate::kernel::SkBuff;
+use crate::maps::{count, lease_holds, scratch};
+use crate::parse::{self, Source, vlan_id};
 
 /// Ingress of the uplink.
 #[classifier]
@@ -53,6 +54,34 @@ pub(crate) fn plsprobe_host_in(ctx: TcContext) -> i32 {
     TC_ACT_UNSPEC
 }
 
+/// Ingress of the uplink's virtual function.
+#[classifier]
+pub(crate) fn plsprobe_vf_in(ctx: TcContext) -> i32 {
+    look(&ctx, HookPoint::VfIn);
+    TC_ACT_UNSPEC
+}
+
+/// Egress of the uplink's virtual function.
+#[classifier]
+pub(crate) fn plsprobe_vf_out(ctx: TcContext) -> i32 {
+    look(&ctx, HookPoint::VfOut);
+    TC_ACT_UNSPEC
+}
+
+/// Ingress of the overlay's interface.
+#[classifier]
+pub(crate) fn plsprobe_overlay_in(ctx: TcContext) -> i32 {
+    look(&ctx, HookPoint::OverlayIn);
+    TC_ACT_UNSPEC
+}
+
+/// Egress of the overlay's interface.
+#[classifier]
+pub(crate) fn plsprobe_overlay_out(ctx: TcContext) -> i32 {
+    look(&ctx, HookPoint::OverlayOut);
+    TC_ACT_UNSPEC
+}
+
 /// The packet of a classifier, from its network header on: link layers of any length, and none, read alike.
 struct SkbSource<'a>(&'a TcContext);
 
@@ -85,30 +114,30 @@ fn look(ctx: &TcContext, point: HookPoint) {
         return;
     }
     // SAFETY: the helper takes no argument and returns a number.
-    let ktime_ns = unsafe { bpf_ktime_get_ns() };
-    if !lease_holds(ktime_ns) {
+    if !lease_holds(unsafe { bpf_ktime_get_ns() }) {
         count(Counter::LeaseExpired);
         return;
     }
-    let Some(mut entry) = reserve::<PacketRecord>(Counter::PacketLost) else {
-        return;
+    let Some(packet) = scratch(RecordKind::Packet) else {
+        return; // every kind has a slot
     };
-    // SAFETY: `reserve` zeroed the record, a valid value of plain integers.
-    let record = unsafe { entry.assume_init_mut() };
-    parse::packet(&source, &network, &mut record.packet);
-    if !filter::wanted(&record.packet) {
-        discard(entry);
+    parse::packet(&source, &network, packet);
+    if !filter::wanted(packet) {
         return;
     }
-    count(Counter::PacketMatched);
     // SAFETY: the context pointer of a classifier is a valid `__sk_buff` for the whole run.
     let skb = unsafe { &*ctx.skb.skb };
-    record.header.kind = RecordKind::Packet as u8;
-    record.header.point = point as u8;
-    record.header.ifindex = skb.ifindex;
-    record.header.ktime_ns = ktime_ns;
-    record.skb_len = skb.len;
-    record.mark = skb.mark;
-    record.hash = skb.hash;
-    entry.submit(0);
+    if skb.vlan_present != 0 {
+        packet.vlan = vlan_id(skb.vlan_tci as u16);
+    }
+    // To the kernel, the context of a classifier is the packet itself.
+    let buffer = SkBuff(ctx.as_ptr() as u64).head().unwrap_or(0);
+    let counters = (Counter::PacketMatched, Counter::PacketLost);
+    emit(counters, (RecordKind::Packet, point as u8), skb.ifindex, |record: &mut PacketRecord| {
+        record.buffer = buffer;
+        record.skb_len = skb.len;
+        record.mark = skb.mark;
+        record.hash = skb.hash;
+        record.packet = *packet;
+    });
 }

@@ -4,7 +4,7 @@ use std::io;
 use std::time::Duration;
 
 use aya::maps::{MapData, RingBuf};
-use probe_common::{Config, DropRecord, EventRecord, PacketRecord, SourceKey, TargetKey};
+use probe_common::{Config, DropRecord, EventRecord, PacketRecord, SocketRecord, SourceKey, TargetKey};
 use tokio::io::unix::AsyncFd;
 
 /// A type of probe-common as a map key, a map value or a global of an eBPF object.
@@ -33,6 +33,8 @@ impl sealed::Record for DropRecord {}
 impl Record for DropRecord {}
 impl sealed::Record for EventRecord {}
 impl Record for EventRecord {}
+impl sealed::Record for SocketRecord {}
+impl Record for SocketRecord {}
 
 /// The record in `raw`; `None` unless it has exactly the record's size.
 pub(crate) fn read_record<T: Record>(raw: &[u8]) -> Option<T> {

@@ -20,7 +20,7 @@ use probe_model::cilium::policy::MatchType;
 use probe_model::cilium::{Direction, EndpointId};
 use probe_model::path::{Seen, Sighting};
 use probe_user::attach::{
-    Attachment, EventProbe, Filter, HookKind, HookState, RING_BYTES, Record, Settings, is_built_in,
+    Attachment, Filter, HookKind, HookState, Probe, RING_BYTES, Record, Settings, is_built_in,
 };
 use probe_user::sources::btf::{Btf, VMLINUX};
 use probe_user::trace::kernel;
@@ -204,7 +204,7 @@ fn scratch(test: impl FnOnce() + Send + 'static) {
     }
 }
 
-fn notifications_arrive_whole_by(probe: EventProbe, means: &'static str) {
+fn notifications_arrive_whole_by(probe: Probe, means: &'static str) {
     scratch(move || {
         let events = events_map();
         let info = events.info().unwrap();
@@ -217,7 +217,8 @@ fn notifications_arrive_whole_by(probe: EventProbe, means: &'static str) {
             config,
             ring_bytes: RING_BYTES,
             interfaces: vec![],
-            event_probe: probe,
+            no_tc: false,
+            probe,
         };
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         let _inside = runtime.enter();
@@ -278,10 +279,10 @@ fn check(event: &EventRecord, map_id: u32, sent: &(Notification, usize)) {
 
 #[test]
 fn notifications_arrive_whole_by_fentry() {
-    notifications_arrive_whole_by(EventProbe::Fentry, "fentry");
+    notifications_arrive_whole_by(Probe::Fentry, "fentry");
 }
 
 #[test]
 fn notifications_arrive_whole_by_kprobe() {
-    notifications_arrive_whole_by(EventProbe::Kprobe, "kprobe");
+    notifications_arrive_whole_by(Probe::Kprobe, "kprobe");
 }

@@ -8,7 +8,7 @@ use probe_common::HookPoint;
 
 use super::outcome::{self, Outcome};
 use super::packet::{Packet, TcpFlags};
-use super::sighting::{Seen, Sighting};
+use super::sighting::{Namespace, Place, Seen, Sighting, SocketEvent};
 use crate::cilium::events::Notification;
 use crate::tuple::{Protocol, Tuple};
 use crate::world::PolicyRef;
@@ -29,9 +29,7 @@ pub struct Hop {
     /// When.
     pub ktime_ns: u64,
     /// Where.
-    pub point: HookPoint,
-    /// The interface.
-    pub ifindex: u32,
+    pub place: Place,
     /// `skb->mark`.
     pub mark: u32,
     /// The packet's tuple there, in its own direction.
@@ -95,6 +93,19 @@ pub struct PathDrop {
     pub count: u32,
 }
 
+/// What a socket did about the flow; equal events are counted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PathSocket {
+    /// When the first came.
+    pub ktime_ns: u64,
+    /// What it did.
+    pub event: SocketEvent,
+    /// Whose socket it is.
+    pub namespace: Namespace,
+    /// How often.
+    pub count: u32,
+}
+
 /// One flow's way through the node.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Path {
@@ -110,6 +121,8 @@ pub struct Path {
     pub cilium: Vec<CiliumEvent>,
     /// What the kernel dropped.
     pub drops: Vec<PathDrop>,
+    /// What sockets did.
+    pub sockets: Vec<PathSocket>,
     /// What became of it.
     pub outcome: Outcome,
     /// How often the opening SYN was sent again.
@@ -139,12 +152,12 @@ impl Path {
 
     /// Whether the answer was seen leaving by the side that the flow came in on.
     pub fn is_answer_complete(&self) -> bool {
-        let back = match self.hops.first().map(|hop| hop.point) {
+        let back = match self.hops.first().map(|hop| hop.place.point) {
             Some(HookPoint::UplinkIn) => HookPoint::UplinkOut,
             Some(HookPoint::HostOut) => HookPoint::HostIn,
             _ => return self.answered_ns.is_some(),
         };
-        self.replies.iter().any(|hop| hop.point == back)
+        self.replies.iter().any(|hop| hop.place.point == back)
     }
 }
 
@@ -384,7 +397,7 @@ fn before_dnat(segments: &[Segment<'_>], groups: &Groups, segment: &Segment<'_>)
 fn is_same_packet(identity: Identity, earlier: &Sighting, later: &Sighting) -> bool {
     // One classifier sees a packet once: two tuples at one place are two packets.
     let place = |sighting: &Sighting| match sighting.seen {
-        Seen::Hook { point, ifindex, .. } => Some((point, ifindex)),
+        Seen::Hook { place, .. } => Some(place),
         _ => None,
     };
     if place(earlier).is_some_and(|at| Some(at) == place(later)) {
@@ -446,8 +459,8 @@ impl Oriented<'_> {
     }
 
     fn hop(&self) -> Option<Hop> {
-        let Seen::Hook { point, ifindex, mark } = self.sighting.seen else { return None };
-        Some(Hop { ktime_ns: self.sighting.ktime_ns, point, ifindex, mark, tuple: self.packet().tuple })
+        let Seen::Hook { place, mark, .. } = self.sighting.seen else { return None };
+        Some(Hop { ktime_ns: self.sighting.ktime_ns, place, mark, tuple: self.packet().tuple })
     }
 }
 
@@ -474,6 +487,7 @@ fn path(group: &[&Segment<'_>]) -> Option<Path> {
         rewrites: rewrites(tuple, &oriented),
         cilium: cilium_events(&oriented),
         drops: kernel_drops(&oriented),
+        sockets: socket_events(&oriented),
         outcome: judged.outcome,
         retransmissions: retransmissions(&oriented),
         first_ns: first.sighting.ktime_ns,
@@ -519,8 +533,8 @@ fn forward_tuple(oriented: &Oriented<'_>) -> Tuple {
 /// record may be lost.
 fn outer_tuple(oriented: &[Oriented<'_>]) -> Option<Tuple> {
     let outside = oriented.iter().find(|oriented| match oriented.sighting.seen {
-        Seen::Hook { point: HookPoint::UplinkIn, .. } => !oriented.reply,
-        Seen::Hook { point: HookPoint::UplinkOut, .. } => oriented.reply,
+        Seen::Hook { place, .. } if place.point == HookPoint::UplinkIn => !oriented.reply,
+        Seen::Hook { place, .. } if place.point == HookPoint::UplinkOut => oriented.reply,
         _ => false,
     });
     outside.map(forward_tuple)
@@ -533,7 +547,7 @@ fn hops(oriented: &[Oriented<'_>], reply: bool) -> Vec<Hop> {
     let has_opening = ours().any(|oriented| opens(&oriented));
     let mut hops: Vec<Hop> = Vec::new();
     for hop in ours().filter(|oriented| !has_opening || opens(oriented)).filter_map(Oriented::hop) {
-        if !hops.iter().any(|known| (known.point, known.ifindex) == (hop.point, hop.ifindex)) {
+        if !hops.iter().any(|known| known.place == hop.place) {
             hops.push(hop);
         }
     }
@@ -620,12 +634,27 @@ fn kernel_drops(oriented: &[Oriented<'_>]) -> Vec<PathDrop> {
     drops
 }
 
+fn socket_events(oriented: &[Oriented<'_>]) -> Vec<PathSocket> {
+    let mut events: Vec<PathSocket> = Vec::new();
+    for oriented in oriented {
+        let Seen::Socket { event, namespace } = oriented.sighting.seen else { continue };
+        let same = |known: &&mut PathSocket| (known.event, known.namespace) == (event, namespace);
+        if let Some(known) = events.iter_mut().find(same) {
+            known.count += 1;
+        } else {
+            let ktime_ns = oriented.sighting.ktime_ns;
+            events.push(PathSocket { ktime_ns, event, namespace, count: 1 });
+        }
+    }
+    events
+}
+
 /// Opening SYNs at the place that saw most of them, less the first.
 fn retransmissions(oriented: &[Oriented<'_>]) -> u32 {
-    let mut openings: HashMap<(HookPoint, u32), u32> = HashMap::new();
+    let mut openings: HashMap<Place, u32> = HashMap::new();
     for oriented in oriented.iter().filter(|oriented| !oriented.reply && oriented.packet().flags.opens()) {
-        if let Seen::Hook { point, ifindex, .. } = oriented.sighting.seen {
-            *openings.entry((point, ifindex)).or_default() += 1;
+        if let Seen::Hook { place, .. } = oriented.sighting.seen {
+            *openings.entry(place).or_default() += 1;
         }
     }
     openings.into_values().max().map_or(0, |most| most - 1)

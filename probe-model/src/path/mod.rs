@@ -11,9 +11,9 @@ mod tracker;
 #[cfg(test)]
 mod tests;
 
-pub use flow::{CiliumEvent, Hop, Path, PathDrop, Rewrite};
+pub use flow::{CiliumEvent, Hop, Path, PathDrop, PathSocket, Rewrite};
 pub use outcome::{Outcome, Refusal};
 pub use packet::{Icmp, Packet, Quoted, TcpFlags};
 pub use probe_common::HookPoint;
-pub use sighting::{Seen, Sighting};
+pub use sighting::{Namespace, Place, Seen, Sighting, SocketEvent};
 pub use tracker::{Patience, Tracker};

@@ -5,8 +5,8 @@ use std::net::IpAddr;
 use probe_common::HookPoint;
 
 use super::flow::Oriented;
-use super::packet::{Packet, TcpFlags};
-use super::sighting::Seen;
+use super::packet::TcpFlags;
+use super::sighting::{Namespace, Seen};
 use crate::cilium::drop_reason::DropReason;
 use crate::cilium::events::{Notification, ObservationPoint};
 use crate::tuple::Protocol;
@@ -65,7 +65,7 @@ pub(super) struct Judged {
 
 /// Judges a flow's packets, sorted by time.
 pub(super) fn judge(packets: &[Oriented<'_>]) -> Judged {
-    let answered_ns = first(packets, |oriented| oriented.reply && is_answer(oriented.packet()));
+    let answered_ns = first(packets, is_answer);
     let refusal = packets.iter().find_map(|oriented| Some((oriented.sighting.ktime_ns, refusal(oriented)?)));
     let drop = packets.iter().filter_map(|oriented| Some((oriented, cilium_drop(oriented)?))).next_back();
     let outcome = match (answered_ns, drop, refusal) {
@@ -101,13 +101,15 @@ pub(super) fn is_policy(reason: DropReason) -> bool {
 }
 
 /// Whether a packet on its way back means that somebody took the flow.
-fn is_answer(packet: &Packet) -> bool {
-    packet.quoted.is_none() && !packet.flags.contains(TcpFlags::RST)
+fn is_answer(oriented: &Oriented<'_>) -> bool {
+    let packet = oriented.packet();
+    let is_packet = !matches!(oriented.sighting.seen, Seen::Socket { .. });
+    oriented.reply && is_packet && packet.quoted.is_none() && !packet.flags.contains(TcpFlags::RST)
 }
 
 fn refusal(oriented: &Oriented<'_>) -> Option<Outcome> {
     let packet = oriented.packet();
-    if !oriented.reply || matches!(oriented.sighting.seen, Seen::KernelDrop { .. }) {
+    if !oriented.reply || matches!(oriented.sighting.seen, Seen::KernelDrop { .. } | Seen::Socket { .. }) {
         return None;
     }
     let refusal = match (packet.quoted, packet.icmp) {
@@ -141,11 +143,14 @@ fn kernel_drop(packets: &[Oriented<'_>]) -> Option<Outcome> {
 
 fn unanswered(packets: &[Oriented<'_>]) -> Outcome {
     let from_pod = packets.first().is_some_and(|oriented| {
-        matches!(oriented.sighting.seen, Seen::Hook { point: HookPoint::PodOut, .. })
+        matches!(oriented.sighting.seen, Seen::Hook { place, .. } if place.point == HookPoint::PodOut)
     });
     let delivered = packets.iter().any(|oriented| match oriented.sighting.seen {
-        Seen::Hook { point: HookPoint::PodIn, .. } => !oriented.reply,
-        Seen::Hook { point: HookPoint::UplinkOut, .. } => !oriented.reply && from_pod,
+        Seen::Hook { place, .. } if !oriented.reply => {
+            place.point == HookPoint::PodIn
+                || place.namespace == Namespace::Pod
+                || (place.point == HookPoint::UplinkOut && from_pod)
+        }
         _ => oriented.sighting.seen.notification().is_some_and(|notification| match notification {
             Notification::PolicyVerdict(verdict) => verdict.drop_reason().is_none(),
             Notification::Trace(trace) => trace.point == ObservationPoint::TO_ENDPOINT,

@@ -3,24 +3,35 @@
 use core::cmp::Ordering;
 use std::sync::Arc;
 
-use probe_common::{DropRecord, EventRecord, HookPoint, PacketRecord};
+use probe_common::{DropRecord, EventRecord, HookPoint, PacketRecord, SocketPoint, SocketRecord};
 
 use super::packet::Packet;
 use crate::cilium::DecodeError;
 use crate::cilium::events::{Notification, Sample, Stream};
 use crate::world::PolicyRef;
 
+/// `TCP_ESTABLISHED` of `include/net/tcp_states.h`.
+const TCP_ESTABLISHED: u8 = 1;
+
 /// How a packet came to our notice.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Seen {
-    /// It passed one of our classifiers.
+    /// It passed one of our hooks.
     Hook {
         /// Which.
-        point: HookPoint,
-        /// The interface.
-        ifindex: u32,
+        place: Place,
         /// `skb->mark`.
         mark: u32,
+        /// Which buffer held it, 0 if unknown: `skb->head`, which the kernel uses again once the packet is gone.
+        buffer: u64,
+    },
+    /// A socket did something about it. The packet has only the two ends, the socket's own as source; for a reset it
+    /// is the whole packet that was answered, if there was one.
+    Socket {
+        /// What.
+        event: SocketEvent,
+        /// Whose socket it is.
+        namespace: Namespace,
     },
     /// The kernel freed it as dropped.
     KernelDrop {
@@ -53,7 +64,55 @@ impl Seen {
     pub fn notification(&self) -> Option<Notification> {
         match self {
             Self::Cilium { notification } | Self::Hubble { notification, .. } => Some(*notification),
-            Self::Hook { .. } | Self::KernelDrop { .. } => None,
+            Self::Hook { .. } | Self::Socket { .. } | Self::KernelDrop { .. } => None,
+        }
+    }
+}
+
+/// Whose network namespace.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Namespace {
+    /// The node's own.
+    #[default]
+    Node,
+    /// The traced pod's.
+    Pod,
+}
+
+/// A hook at an interface.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Place {
+    /// Which hook.
+    pub point: HookPoint,
+    /// The interface, by its index in its namespace; 0 if unknown.
+    pub ifindex: u32,
+    /// Whose namespace.
+    pub namespace: Namespace,
+}
+
+/// What a TCP socket did.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum SocketEvent {
+    /// Its connection is open: both SYNs were acknowledged.
+    Established,
+    /// The stack answered a packet with a reset.
+    Reset {
+        /// There was a socket; without one nobody listened.
+        had_socket: bool,
+    },
+    /// It sent a segment again.
+    SentAgain,
+    /// It sent its SYN-ACK again: its first answer was not acknowledged.
+    AcceptedAgain,
+}
+
+impl SocketEvent {
+    fn rank(self) -> u64 {
+        match self {
+            Self::Established => 0,
+            Self::Reset { had_socket } => 1 + u64::from(had_socket),
+            Self::SentAgain => 3,
+            Self::AcceptedAgain => 4,
         }
     }
 }
@@ -70,15 +129,30 @@ pub struct Sighting {
 }
 
 impl Sighting {
-    /// From a classifier's record; `None` if the packet is no IP packet or the point is unknown.
-    pub fn from_packet(record: &PacketRecord) -> Option<Self> {
+    /// From a packet's record; `None` if the packet is no IP packet or the point is unknown.
+    pub fn from_packet(record: &PacketRecord, namespace: Namespace) -> Option<Self> {
         let point = HookPoint::from_raw(record.header.point)?;
-        let (ifindex, mark) = (record.header.ifindex, record.mark);
+        let place = Place { point, ifindex: record.header.ifindex, namespace };
         Some(Self {
             ktime_ns: record.header.ktime_ns,
             packet: Packet::from_record(&record.packet)?,
-            seen: Seen::Hook { point, ifindex, mark },
+            seen: Seen::Hook { place, mark: record.mark, buffer: record.buffer },
         })
+    }
+
+    /// From a socket's record; `None` if it has no peer yet, or did what tells nothing of a flow.
+    pub fn from_socket(record: &SocketRecord, namespace: Namespace) -> Option<Self> {
+        let event = match SocketPoint::from_raw(record.header.point)? {
+            SocketPoint::State if record.new_state == TCP_ESTABLISHED => SocketEvent::Established,
+            SocketPoint::State => return None,
+            SocketPoint::Reset => SocketEvent::Reset { had_socket: record.has_socket != 0 },
+            SocketPoint::Retransmit => SocketEvent::SentAgain,
+            SocketPoint::RetransmitSynAck => SocketEvent::AcceptedAgain,
+        };
+        let packet = Packet::from_record(&record.packet)?;
+        let has_peer = packet.tuple.sport != 0 && packet.tuple.dport != 0;
+        let seen = Seen::Socket { event, namespace };
+        has_peer.then_some(Self { ktime_ns: record.header.ktime_ns, packet, seen })
     }
 
     /// From a record of a kernel drop; `None` if the packet is no IP packet.
@@ -135,7 +209,12 @@ impl Sighting {
 
     /// Whether the packet's own bytes were seen, with the numbers by which NAT leaves it to be known.
     pub(super) fn has_numbers(&self) -> bool {
-        !matches!(self.seen, Seen::Hubble { .. })
+        match self.seen {
+            Seen::Hubble { .. } => false,
+            // A reset is told with the packet that it answers, if there is one; a socket's two ends have no TTL.
+            Seen::Socket { .. } => self.packet.ttl != 0,
+            Seen::Hook { .. } | Seen::KernelDrop { .. } | Seen::Cilium { .. } => true,
+        }
     }
 
     /// An order of any two sightings that does not depend on when they arrived.
@@ -148,7 +227,10 @@ impl Sighting {
 /// Orders what was seen in the same nanosecond: the way in, then Cilium, then the kernel, then the way out.
 fn rank(seen: &Seen) -> (u8, u64, u64) {
     match *seen {
-        Seen::Hook { point, ifindex, mark } => (point as u8, ifindex.into(), mark.into()),
+        Seen::Hook { place, mark, .. } => {
+            (place.point as u8, u64::from(place.ifindex) << 1 | place.namespace as u64, mark.into())
+        }
+        Seen::Socket { event, namespace } => (31, namespace as u64, event.rank()),
         Seen::Cilium { notification } | Seen::Hubble { notification, .. } => match notification {
             Notification::Trace(trace) => (32, trace.point.0.into(), trace.reason.0.into()),
             Notification::PolicyVerdict(verdict) => {

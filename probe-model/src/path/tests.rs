@@ -66,8 +66,10 @@ fn at(ms: u64, point: HookPoint, packet: Packet) -> Sighting {
         HookPoint::UplinkIn | HookPoint::UplinkOut => UPLINK,
         HookPoint::PodIn | HookPoint::PodOut => VETH,
         HookPoint::HostIn | HookPoint::HostOut => CILIUM_HOST,
+        _ => 0,
     };
-    Sighting { ktime_ns: ms * MS, packet, seen: Seen::Hook { point, ifindex, mark: 0 } }
+    let place = Place { point, ifindex, namespace: Namespace::Node };
+    Sighting { ktime_ns: ms * MS, packet, seen: Seen::Hook { place, mark: 0, buffer: 0 } }
 }
 
 fn freed(ms: u64, reason: u32, packet: Packet) -> Sighting {
@@ -141,7 +143,7 @@ fn paths(sightings: &[Sighting]) -> Vec<Path> {
 }
 
 fn points(hops: &[Hop]) -> Vec<HookPoint> {
-    hops.iter().map(|hop| hop.point).collect()
+    hops.iter().map(|hop| hop.place.point).collect()
 }
 
 /// The endpoint-routes shape: DNAT at the uplink, policy at the pod's veth.

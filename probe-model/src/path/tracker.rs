@@ -2,12 +2,10 @@
 
 use std::collections::HashMap;
 
-use probe_common::HookPoint;
-
 use super::flow::{self, LegKey, Path};
 use super::outcome::{self, Outcome};
 use super::packet::TcpFlags;
-use super::sighting::{Seen, Sighting};
+use super::sighting::{Place, Seen, Sighting};
 use crate::cilium::events::Notification;
 
 /// How long to wait before a flow is decided, in nanoseconds.
@@ -40,7 +38,7 @@ struct Decided {
     was_answered: bool,
     last_ns: u64,
     /// Where its first packet was seen first: there it is counted when it comes again.
-    first_hop: Option<(HookPoint, u32)>,
+    first_hop: Option<Place>,
 }
 
 /// Keeps the sightings of undecided flows.
@@ -70,7 +68,7 @@ impl Tracker {
             if !is_news(decided, &sighting) {
                 self.later_packets += 1;
                 let place = match sighting.seen {
-                    Seen::Hook { point, ifindex, .. } => Some((point, ifindex)),
+                    Seen::Hook { place, .. } => Some(place),
                     _ => None,
                 };
                 let again = opens(&sighting) && place.is_some() && place == decided.first_hop;
@@ -128,7 +126,7 @@ impl Tracker {
                 let newer_ns = self.newer(*leg, *isn, path.first_ns);
                 if newer_ns.is_none() {
                     let was_answered = path.outcome == Outcome::Answered;
-                    let first_hop = path.hops.first().map(|hop| (hop.point, hop.ifindex));
+                    let first_hop = path.hops.first().map(|hop| hop.place);
                     self.decided
                         .insert(*leg, Decided { isn: *isn, was_answered, last_ns: path.last_ns, first_hop });
                 }

@@ -10,6 +10,7 @@ use aya::programs::tc::{
     qdisc_detach_program,
 };
 use aya::programs::{ProgramError, SchedClassifier};
+use probe_common::HookPoint;
 
 use super::{Hook, HookKind, HookState};
 use crate::sys::{ifindex, interface_names};
@@ -23,6 +24,10 @@ pub enum Role {
     Pod,
     /// It is `cilium_host`, between the host's stack and Cilium.
     CiliumHost,
+    /// It is the virtual function below the uplink (accelerated networking).
+    VirtualFunction,
+    /// It is `cilium_vxlan` or `cilium_geneve`, to other nodes.
+    Overlay,
 }
 
 impl Role {
@@ -36,10 +41,27 @@ impl Role {
             Self::CiliumHost => {
                 [(Direction::Ingress, "plsprobe_host_in"), (Direction::Egress, "plsprobe_host_out")]
             }
+            Self::VirtualFunction => {
+                [(Direction::Ingress, "plsprobe_vf_in"), (Direction::Egress, "plsprobe_vf_out")]
+            }
+            Self::Overlay => {
+                [(Direction::Ingress, "plsprobe_overlay_in"), (Direction::Egress, "plsprobe_overlay_out")]
+            }
         }
     }
 
-    const ALL: [Self; 3] = [Self::Uplink, Self::Pod, Self::CiliumHost];
+    /// What ingress and egress of an interface in this role are to the node.
+    pub const fn points(self) -> (HookPoint, HookPoint) {
+        match self {
+            Self::Uplink => (HookPoint::UplinkIn, HookPoint::UplinkOut),
+            Self::Pod => (HookPoint::PodOut, HookPoint::PodIn),
+            Self::CiliumHost => (HookPoint::HostIn, HookPoint::HostOut),
+            Self::VirtualFunction => (HookPoint::VfIn, HookPoint::VfOut),
+            Self::Overlay => (HookPoint::OverlayIn, HookPoint::OverlayOut),
+        }
+    }
+
+    const ALL: [Self; 5] = [Self::Uplink, Self::Pod, Self::CiliumHost, Self::VirtualFunction, Self::Overlay];
 }
 
 /// An interface to look at.

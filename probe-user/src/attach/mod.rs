@@ -41,13 +41,15 @@ pub struct Settings {
     pub ring_bytes: u32,
     /// Interfaces to look at.
     pub interfaces: Vec<Interface>,
-    /// By which means Cilium's notifications are to be seen.
-    pub event_probe: EventProbe,
+    /// Attach nothing to tc: tracepoints at receive and transmit stand in.
+    pub no_tc: bool,
+    /// By which means kernel functions are to be probed.
+    pub probe: Probe,
 }
 
-/// Means to see Cilium's notifications.
+/// Means to see calls of a kernel function.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum EventProbe {
+pub enum Probe {
     /// The best that the kernel allows.
     #[default]
     Any,
@@ -69,6 +71,12 @@ pub enum HookKind {
     KernelDrops,
     /// Cilium's notifications.
     CiliumEvents,
+    /// The kernel's IP layer, in every network namespace.
+    IpLayer,
+    /// TCP sockets, in every network namespace.
+    Sockets,
+    /// Every interface's receiving and sending, in every network namespace.
+    Devices,
 }
 
 /// One hook that was wanted, and what came of it.
@@ -110,9 +118,17 @@ impl Counters {
         self.0[counter as usize]
     }
 
+    /// Records that were made, whether or not there was room for them.
+    pub fn made(&self) -> u64 {
+        let counters =
+            [Counter::PacketMatched, Counter::DropMatched, Counter::EventSeen, Counter::SocketMatched];
+        counters.into_iter().map(|counter| self.get(counter)).sum()
+    }
+
     /// Records that found no room in the ring buffer.
     pub fn lost(&self) -> u64 {
-        self.get(Counter::PacketLost) + self.get(Counter::DropLost) + self.get(Counter::EventLost)
+        let counters = [Counter::PacketLost, Counter::DropLost, Counter::EventLost, Counter::SocketLost];
+        counters.into_iter().map(|counter| self.get(counter)).sum()
     }
 }
 
@@ -123,6 +139,7 @@ pub struct Attachment {
     tracing: Vec<Hook>,
     lease: Array<MapData, u64>,
     counters: PerCpuArray<MapData, u64>,
+    no_tc: bool,
     log: program_log::ProgramLog,
     ebpf: Ebpf,
     _alone: alone::Slot,
@@ -151,10 +168,12 @@ impl Attachment {
         renew(&mut lease)?;
         let counters = take(&mut ebpf, "COUNTERS")?;
         let tracing = tracing::attach(&mut ebpf, settings);
-        let classifiers = classifiers::Classifiers::attach(&mut ebpf, &settings.interfaces);
+        let interfaces = if settings.no_tc { &[][..] } else { &settings.interfaces };
+        let classifiers = classifiers::Classifiers::attach(&mut ebpf, interfaces);
         // Verifying the programs may have taken longer than the lease on a slow machine.
         renew(&mut lease)?;
-        Ok((Self { classifiers, tracing, lease, counters, log, ebpf, _alone: slot }, records))
+        let no_tc = settings.no_tc;
+        Ok((Self { classifiers, tracing, lease, counters, no_tc, log, ebpf, _alone: slot }, records))
     }
 
     /// Every hook that was wanted, with what came of it.
@@ -178,6 +197,9 @@ impl Attachment {
 
     /// Looks whether interfaces have gone and attaches to those named that are new. Returns the hooks that changed.
     pub fn recheck(&mut self, interfaces: &[Interface]) -> Vec<Hook> {
+        if self.no_tc {
+            return Vec::new();
+        }
         self.classifiers.recheck(&mut self.ebpf, interfaces)
     }
 
@@ -206,9 +228,11 @@ impl Attachment {
         Ok(counters)
     }
 
-    /// Detaches every classifier, and reports what could not be. The other hooks go when this is dropped.
+    /// Detaches everything, and reports what could not be. No record is made after that; the counters stay.
     pub fn detach(&mut self) -> Vec<anyhow::Error> {
-        self.classifiers.detach(&mut self.ebpf)
+        let mut errors = self.classifiers.detach(&mut self.ebpf);
+        errors.extend(tracing::detach(&mut self.ebpf));
+        errors
     }
 }
 

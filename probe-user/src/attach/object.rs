@@ -4,7 +4,7 @@ use aya::{Ebpf, EbpfLoader};
 use object::{Object as _, ObjectSection as _, ObjectSymbol as _};
 use probe_common::{Config, WIRE_VERSION};
 
-use super::{Settings, filter};
+use super::{Settings, filter, records};
 use crate::sys::Wire;
 
 static PROBE: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/probe"));
@@ -21,8 +21,11 @@ pub fn is_built_in() -> bool {
 pub(super) fn load(settings: &Settings) -> Result<Ebpf> {
     ensure!(is_built_in(), "built without its eBPF object; run `cargo xtask setup` and build with it");
     check_wire_version(PROBE)?;
-    let mut config =
-        Config { filter_sources: (!settings.filter.sources.is_empty()).into(), ..settings.config };
+    let mut config = Config {
+        filter_sources: (!settings.filter.sources.is_empty()).into(),
+        wake_bytes: records::wake_bytes(settings.ring_bytes),
+        ..settings.config
+    };
     for target in &settings.filter.targets {
         config.addresses.insert(&filter::address_bytes(target.addr).0);
     }

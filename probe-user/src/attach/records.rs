@@ -1,38 +1,78 @@
 //! The ring buffer, as records.
+use std::collections::HashMap;
 use std::io;
+use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 use aya::maps::{MapData, RingBuf};
-use probe_common::{DropRecord, EventRecord, PacketRecord, RecordKind};
+use probe_common::{DropRecord, EventRecord, PacketRecord, RecordHeader, RecordKind, SocketRecord};
 use tokio::io::unix::AsyncFd;
+use tokio::time::{Interval, MissedTickBehavior, interval};
 
 use crate::sys::{read_record, watch};
 
 /// Records taken in one go, so that a flood does not keep its reader from everything else.
 const BATCH_MAX: usize = 8192;
 
+/// How often the buffer is looked at unasked. The programs call only when it fills up faster: see [`wake_bytes`].
+const PERIOD: Duration = Duration::from_millis(10);
+
+/// From how many waiting bytes on the programs wake the reader.
+pub(super) const fn wake_bytes(ring_bytes: u32) -> u32 {
+    ring_bytes / 4
+}
+
 /// One record of our programs.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Record {
-    /// A packet at one of our classifiers.
+    /// A packet at a hook.
     Packet(PacketRecord),
     /// A packet that the kernel dropped.
     Drop(DropRecord),
     /// A notification of Cilium's.
     Event(Box<EventRecord>),
+    /// Something that a socket did.
+    Socket(SocketRecord),
 }
 
 impl Record {
     /// Reads one record; `None` for bytes of an unknown kind or a wrong size.
     fn from_bytes(raw: &[u8]) -> Option<Self> {
-        const PACKET: u8 = RecordKind::Packet as u8;
-        const DROP: u8 = RecordKind::Drop as u8;
-        const EVENT: u8 = RecordKind::Event as u8;
-        match *raw.first()? {
-            PACKET => read_record(raw).map(Self::Packet),
-            DROP => read_record(raw).map(Self::Drop),
-            EVENT => read_record(raw).map(Box::new).map(Self::Event),
-            _ => None,
+        match RecordKind::from_raw(*raw.first()?)? {
+            RecordKind::Packet => read_record(raw).map(Self::Packet),
+            RecordKind::Drop => read_record(raw).map(Self::Drop),
+            RecordKind::Event => read_record(raw).map(Box::new).map(Self::Event),
+            RecordKind::Socket => read_record(raw).map(Self::Socket),
+        }
+    }
+
+    fn header(&self) -> &RecordHeader {
+        match self {
+            Self::Packet(record) => &record.header,
+            Self::Drop(record) => &record.header,
+            Self::Event(record) => &record.header,
+            Self::Socket(record) => &record.header,
+        }
+    }
+}
+
+/// Follows the numbers of the records of each kind on each CPU.
+#[derive(Clone, Debug, Default)]
+struct Sequences {
+    /// By CPU and kind.
+    last: HashMap<(u16, u8), u64>,
+    missing: u64,
+    disordered: u64,
+}
+
+impl Sequences {
+    fn see(&mut self, header: &RecordHeader) {
+        let last = self.last.entry((header.cpu, header.kind)).or_default();
+        if header.seq > *last {
+            self.missing += header.seq - *last - 1;
+            *last = header.seq;
+        } else {
+            self.disordered += 1;
         }
     }
 }
@@ -41,13 +81,21 @@ impl Record {
 #[expect(missing_debug_implementations, reason = "aya's maps have none")]
 pub struct Records {
     ring: AsyncFd<RingBuf<MapData>>,
+    period: Interval,
+    /// The last batch was full: there may be more.
+    is_behind: bool,
+    sequences: Sequences,
+    read: u64,
     malformed: u64,
 }
 
 impl Records {
     pub(super) fn new(ring: RingBuf<MapData>) -> Result<Self> {
         let ring = watch(ring).context("failed to watch our ring buffer")?;
-        Ok(Self { ring, malformed: 0 })
+        let mut period = interval(PERIOD);
+        period.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let sequences = Sequences::default();
+        Ok(Self { ring, period, is_behind: false, sequences, read: 0, malformed: 0 })
     }
 
     /// Waits for records and appends those that are there, a bounded number. Cancel-safe.
@@ -56,29 +104,55 @@ impl Records {
     ///
     /// When the ring buffer cannot be polled.
     pub async fn next_batch(&mut self, batch: &mut Vec<Record>) -> io::Result<()> {
-        let mut guard = self.ring.readable_mut().await?;
-        let ring = guard.get_inner_mut();
-        for _ in 0..BATCH_MAX {
-            let Some(item) = ring.next() else {
-                guard.clear_ready();
+        loop {
+            if !self.is_behind {
+                tokio::select! {
+                    ready = self.ring.readable_mut() => ready?.clear_ready(),
+                    _ = self.period.tick() => {}
+                }
+            }
+            let before = batch.len();
+            self.is_behind = self.take(batch, BATCH_MAX);
+            if batch.len() > before {
                 return Ok(());
-            };
-            match Record::from_bytes(&item) {
-                Some(record) => batch.push(record),
-                None => self.malformed += 1,
             }
         }
-        Ok(())
     }
 
     /// Appends what is there without waiting: the last records after the programs were detached.
     pub fn drain(&mut self, batch: &mut Vec<Record>) {
-        while let Some(item) = self.ring.get_mut().next() {
+        self.take(batch, usize::MAX);
+    }
+
+    /// Appends what is there, at most `max`; whether it was as many as that.
+    fn take(&mut self, batch: &mut Vec<Record>, max: usize) -> bool {
+        for _ in 0..max {
+            let Some(item) = self.ring.get_mut().next() else { return false };
             match Record::from_bytes(&item) {
-                Some(record) => batch.push(record),
+                Some(record) => {
+                    self.sequences.see(record.header());
+                    self.read += 1;
+                    batch.push(record);
+                }
                 None => self.malformed += 1,
             }
         }
+        true
+    }
+
+    /// Records read so far.
+    pub fn read(&self) -> u64 {
+        self.read
+    }
+
+    /// Records missing between those that were read, by their numbers.
+    pub fn missing(&self) -> u64 {
+        self.sequences.missing
+    }
+
+    /// Records whose number was not above the one before on their CPU. None on kernels from 6.1 on.
+    pub fn disordered(&self) -> u64 {
+        self.sequences.disordered
     }
 
     /// Records of an unknown kind or size so far; none unless program and reader disagree.
@@ -94,9 +168,23 @@ mod tests {
     #[test]
     fn bytes_of_another_kind_or_size_are_no_record() {
         assert_eq!(Record::from_bytes(&[]), None);
-        assert_eq!(Record::from_bytes(&[9; 120]), None);
-        assert_eq!(Record::from_bytes(&[RecordKind::Packet as u8; 119]), None);
-        assert!(matches!(Record::from_bytes(&[RecordKind::Packet as u8; 120]), Some(Record::Packet(_))));
-        assert!(matches!(Record::from_bytes(&[RecordKind::Event as u8; 296]), Some(Record::Event(_))));
+        assert_eq!(Record::from_bytes(&[9; 144]), None);
+        assert_eq!(Record::from_bytes(&[RecordKind::Packet as u8; 143]), None);
+        assert!(matches!(Record::from_bytes(&[RecordKind::Packet as u8; 144]), Some(Record::Packet(_))));
+        assert!(matches!(Record::from_bytes(&[RecordKind::Drop as u8; 152]), Some(Record::Drop(_))));
+        assert!(matches!(Record::from_bytes(&[RecordKind::Event as u8; 304]), Some(Record::Event(_))));
+        assert!(matches!(Record::from_bytes(&[RecordKind::Socket as u8; 128]), Some(Record::Socket(_))));
+    }
+
+    #[test]
+    fn gaps_are_what_is_missing_on_each_cpu_and_of_each_kind() {
+        let mut sequences = Sequences::default();
+        let header = |cpu, kind, seq| RecordHeader { cpu, kind, seq, ..RecordHeader::default() };
+        for (cpu, kind, seq) in [(0, 1, 1), (0, 1, 2), (1, 1, 3), (0, 2, 1), (0, 1, 6), (1, 1, 4)] {
+            sequences.see(&header(cpu, kind, seq));
+        }
+        assert_eq!((sequences.missing, sequences.disordered), (2 + 3, 0));
+        sequences.see(&header(0, 1, 6));
+        assert_eq!((sequences.missing, sequences.disordered), (5, 1));
     }
 }

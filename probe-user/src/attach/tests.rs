@@ -108,7 +108,7 @@ pub(crate) fn filters() -> String {
 pub(crate) fn settings(filter: Filter) -> Settings {
     let config = Btf::load().and_then(|btf| kernel::config(&btf)).unwrap();
     let interfaces = vec![Interface { name: "v0".into(), role: Role::Uplink }];
-    Settings { filter, config, ring_bytes: RING_BYTES, interfaces, event_probe: EventProbe::Any }
+    Settings { filter, config, ring_bytes: RING_BYTES, interfaces, no_tc: false, probe: Probe::Any }
 }
 
 /// Packets to or from `addr`.
@@ -124,11 +124,12 @@ fn observe(settings: &Settings, traffic: impl FnOnce()) -> (Vec<Record>, Counter
             assert!(hook.state.is_attached(), "{hook:?}");
         }
         traffic();
-        let counters = attachment.counters().unwrap();
         assert!(attachment.detach().is_empty());
+        let counters = attachment.counters().unwrap();
         let mut batch = Vec::new();
         records.drain(&mut batch);
         assert_eq!(records.malformed(), 0);
+        assert_eq!(records.read() + counters.lost(), counters.made(), "{counters:?}");
         (batch, counters)
     })
 }
@@ -305,8 +306,8 @@ fn records_that_find_no_room_are_counted() {
         let kept = packets(&records, HookPoint::UplinkIn).len() as u64;
         let lost = counters.get(Counter::PacketLost);
         assert!(kept > 0 && lost > 0, "{kept} kept, {lost} lost");
-        assert_eq!(counters.get(Counter::PacketMatched) + lost, 200);
-        assert_eq!(kept, counters.get(Counter::PacketMatched));
+        assert_eq!(counters.get(Counter::PacketMatched), 200);
+        assert_eq!(kept + lost, 200);
     });
 }
 
@@ -333,6 +334,14 @@ fn an_orphan_is_inert_and_the_next_start_removes_it() {
         assert_eq!(sum(Counter::PacketMatched), 0);
         assert!(sum(Counter::LeaseExpired) >= 10, "neighbour discovery may add to the ten");
         std::mem::forget(ebpf);
+        // A child that another test is just starting holds our descriptors, the slot's among them, until it is that
+        // other program.
+        for _ in 0..400 {
+            if alone::Slot::take().unwrap().is_alone() {
+                break;
+            }
+            std::thread::sleep(Duration::from_millis(50));
+        }
 
         let (records, _) = observe(&settings, || {
             assert_eq!(filters().matches("plsprobe_uplink_in").count(), 1, "{}", filters());

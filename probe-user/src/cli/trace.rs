@@ -34,6 +34,9 @@ pub(super) struct Args {
     /// The interface to the network [default: the default route's]
     #[arg(long, value_name = "IF")]
     interface: Option<String>,
+    /// Attach nothing to tc: tracepoints at receiving and sending stand in, at a cost to every packet of the machine
+    #[arg(long)]
+    no_tc: bool,
     /// Size of the ring buffer, a power of two from 4096
     #[arg(long, value_name = "BYTES", default_value_t = RING_BYTES, value_parser = parse_ring_bytes)]
     ring_bytes: u32,
@@ -48,6 +51,7 @@ pub(super) fn run(args: Args, global: &Global) -> Result<Outcome> {
         count: args.count,
         pls_nat_ips: args.pls_nat_ip,
         interface: args.interface,
+        no_tc: args.no_tc,
         ring_bytes: args.ring_bytes,
         live: global.live_options(),
         output: global.output,

@@ -6,7 +6,9 @@ use probe_common::Counter;
 use probe_model::cilium::events::Notification;
 use probe_model::cilium::release::Release;
 use probe_model::explain::Verdict;
-use probe_model::path::{CiliumEvent, HookPoint, Hop, Outcome, Path, PathDrop, Refusal, Rewrite};
+use probe_model::path::{
+    CiliumEvent, HookPoint, Hop, Namespace, Outcome, Path, PathDrop, Place, Refusal, Rewrite,
+};
 use probe_model::tuple::Tuple;
 use probe_model::world::World;
 
@@ -224,22 +226,38 @@ fn rewrite_text(rewrite: &Rewrite) -> String {
 fn hops_text<'p>(path: &Path, names: &Names, hops: impl Iterator<Item = &'p Hop>) -> String {
     let hops: Vec<_> = hops
         .map(|hop| {
-            let name = names.interface(hop.ifindex);
-            format!("{name} {} {}", point_text(hop.point), millis(hop.ktime_ns.saturating_sub(path.first_ns)))
+            format!("{} {}", place_text(hop.place, names), millis(hop.ktime_ns.saturating_sub(path.first_ns)))
         })
         .collect();
     if hops.is_empty() { "none of ours saw it".to_owned() } else { format!("{} ms", hops.join(" > ")) }
 }
 
-/// The direction at a hook, as its interface says it.
-pub fn point_text(point: HookPoint) -> &'static str {
+/// A hook, as an operator would say it: `eth0 in`, `pod delivered`.
+fn place_text(place: Place, names: &Names) -> String {
+    // An interface's number in the pod's namespace is none of ours.
+    let whose = match (place.namespace, place.point) {
+        (Namespace::Pod, _) => "pod".to_owned(),
+        (Namespace::Node, HookPoint::IpReceive | HookPoint::IpForward | HookPoint::IpDeliver) => {
+            "stack".to_owned()
+        }
+        (Namespace::Node, _) => names.interface(place.ifindex),
+    };
+    format!("{whose} {}", point_text(place.point))
+}
+
+/// What happens to the packet at a hook.
+fn point_text(point: HookPoint) -> &'static str {
     match point {
-        HookPoint::UplinkIn => "in",
-        HookPoint::UplinkOut => "out",
+        HookPoint::UplinkIn | HookPoint::VfIn | HookPoint::OverlayIn => "in",
+        HookPoint::UplinkOut | HookPoint::VfOut | HookPoint::OverlayOut => "out",
         HookPoint::PodOut => "from pod",
         HookPoint::PodIn => "to pod",
         HookPoint::HostOut => "from host",
         HookPoint::HostIn => "to host",
+        HookPoint::Received | HookPoint::IpReceive => "received",
+        HookPoint::Queued => "sent",
+        HookPoint::IpForward => "forwarded",
+        HookPoint::IpDeliver => "delivered",
     }
 }
 
@@ -369,7 +387,7 @@ pub fn summary(summary: &Summary, out: &mut impl Write) -> io::Result<()> {
 
 /// What was seen and could not be kept or read, other than for want of room.
 fn missed(summary: &Summary) -> u64 {
-    summary.malformed + summary.overflowed + summary.counters.get(Counter::Unreadable)
+    summary.malformed + summary.unaccounted + summary.overflowed + summary.counters.get(Counter::Unreadable)
 }
 
 fn hooks_text(summary: &Summary) -> String {
@@ -423,7 +441,8 @@ mod tests {
     }
 
     fn at(us: u64, point: HookPoint, ifindex: u32, packet: Packet) -> Sighting {
-        Sighting { ktime_ns: us * 1000, packet, seen: Seen::Hook { point, ifindex, mark: 0 } }
+        let place = Place { point, ifindex, namespace: Namespace::Node };
+        Sighting { ktime_ns: us * 1000, packet, seen: Seen::Hook { place, mark: 0, buffer: 0 } }
     }
 
     fn policy_drop(us: u64, packet: Packet) -> Sighting {

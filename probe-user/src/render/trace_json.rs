@@ -5,7 +5,7 @@ use std::io::{self, Write};
 use probe_common::Counter;
 use probe_model::cilium::events::Notification;
 use probe_model::cilium::release::Release;
-use probe_model::path::{CiliumEvent, Hop, Outcome, PathDrop, Refusal};
+use probe_model::path::{CiliumEvent, Hop, Namespace, Outcome, PathDrop, Place, Refusal};
 use probe_model::tuple::Tuple;
 use probe_model::world::World;
 use serde_json::{Value, json};
@@ -54,6 +54,18 @@ pub fn flow(world: &World, judgement: &Judgement, names: &Names, out: &mut impl 
         "explanation": explanation::value(world, &judgement.explanation),
     });
     writeln!(out, "{value}")
+}
+
+fn namespace_text(namespace: Namespace) -> &'static str {
+    match namespace {
+        Namespace::Node => "node",
+        Namespace::Pod => "pod",
+    }
+}
+
+/// An interface's name; none in a pod's namespace, where its number is none of ours.
+fn interface(place: Place, names: &Names) -> Option<String> {
+    (place.namespace == Namespace::Node).then(|| names.interface(place.ifindex))
 }
 
 fn tuple_value(tuple: &Tuple) -> Value {
@@ -115,7 +127,8 @@ fn origin_value(origin: &Origin) -> Value {
 
 fn hop_value(hop: &Hop, names: &Names) -> Value {
     json!({
-        "point": format!("{:?}", hop.point), "interface": names.interface(hop.ifindex), "ifindex": hop.ifindex,
+        "point": format!("{:?}", hop.place.point), "namespace": namespace_text(hop.place.namespace),
+        "interface": interface(hop.place, names), "ifindex": hop.place.ifindex,
         "ktime_ns": hop.ktime_ns, "mark": hop.mark, "tuple": tuple_value(&hop.tuple),
     })
 }
@@ -178,6 +191,7 @@ pub fn summary(summary: &Summary, out: &mut impl Write) -> io::Result<()> {
         },
         "records": {
             "read": summary.records, "lost": counters.lost(), "malformed": summary.malformed,
+            "made": counters.made(), "unaccounted": summary.unaccounted,
             "overflowed": summary.overflowed, "unreadable": counters.get(Counter::Unreadable),
         },
         "packets": {

@@ -13,6 +13,7 @@ pub mod in_use;
 pub mod live;
 pub mod maps;
 pub mod monitor;
+pub mod namespaces;
 pub mod netfilter;
 mod netlink;
 pub mod network_text;

@@ -10,6 +10,17 @@ use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_ROUTE};
 /// How often a list that changes while the kernel gives it is asked for.
 const ATTEMPTS: usize = 5;
 
+/// The bytes of a question.
+fn request(question: RouteNetlinkMessage, flags: u16) -> Vec<u8> {
+    let mut header = NetlinkHeader::default();
+    header.flags = flags;
+    let mut message = NetlinkMessage::new(header, NetlinkPayload::from(question));
+    message.finalize();
+    let mut request = vec![0; message.buffer_len()];
+    message.serialize(&mut request);
+    request
+}
+
 /// A socket to ask the kernel with.
 pub(super) struct Netlink(Socket);
 
@@ -21,14 +32,24 @@ impl Netlink {
         Ok(Self(socket))
     }
 
+    /// The kernel's one answer to one question.
+    pub(super) fn ask(&self, what: &str, question: RouteNetlinkMessage) -> Result<RouteNetlinkMessage> {
+        self.0
+            .send(&request(question, NLM_F_REQUEST), 0)
+            .with_context(|| format!("failed to ask the kernel for its {what}"))?;
+        let context = || format!("failed to read the kernel's {what} by netlink");
+        let (datagram, _) = self.0.recv_from_full().with_context(context)?;
+        let message = NetlinkMessage::<RouteNetlinkMessage>::deserialize(&datagram).with_context(context)?;
+        match message.payload {
+            NetlinkPayload::InnerMessage(inner) => Ok(inner),
+            NetlinkPayload::Error(error) => Err(error.to_io()).with_context(context),
+            other => bail!("{}: found {other:?}", context()),
+        }
+    }
+
     /// One whole list from the kernel; asked again when it changed under the kernel's hands.
     pub(super) fn dump(&self, what: &str, question: RouteNetlinkMessage) -> Result<Vec<RouteNetlinkMessage>> {
-        let mut header = NetlinkHeader::default();
-        header.flags = NLM_F_REQUEST | NLM_F_DUMP;
-        let mut message = NetlinkMessage::new(header, NetlinkPayload::from(question));
-        message.finalize();
-        let mut request = vec![0; message.buffer_len()];
-        message.serialize(&mut request);
+        let request = request(question, NLM_F_REQUEST | NLM_F_DUMP);
         for _ in 0..ATTEMPTS {
             self.0.send(&request, 0).with_context(|| format!("failed to ask the kernel for its {what}"))?;
             let answer =

@@ -3,7 +3,7 @@ use std::collections::BTreeMap;
 
 use anyhow::{Context as _, Result};
 use probe_common::{Config, KernelOffsets};
-use probe_model::path::{Path, PathDrop};
+use probe_model::path::{Namespace, Path, PathDrop};
 
 use crate::sources::btf::Btf;
 use crate::sys;
@@ -32,7 +32,16 @@ pub fn config(btf: &Btf) -> Result<Config> {
         dev_ifindex: at("net_device", "ifindex")?,
         dev_net: at("net_device", "nd_net.net")?,
         net_inum: at("net", "ns.inum")?,
+        skb_vlan_tci: at("sk_buff", "vlan_tci")?,
         map_id: at("bpf_map", "id")?,
+        sock_family: at("sock", "__sk_common.skc_family")?,
+        sock_saddr: at("sock", "__sk_common.skc_rcv_saddr")?,
+        sock_daddr: at("sock", "__sk_common.skc_daddr")?,
+        sock_v6_saddr: at("sock", "__sk_common.skc_v6_rcv_saddr")?,
+        sock_v6_daddr: at("sock", "__sk_common.skc_v6_daddr")?,
+        sock_num: at("sock", "__sk_common.skc_num")?,
+        sock_dport: at("sock", "__sk_common.skc_dport")?,
+        sock_net: at("sock", "__sk_common.skc_net.net")?,
     };
     let has_drop_reason = btf.has_member("trace_event_raw_kfree_skb", "reason");
     let consumed = drop_reasons(btf).into_iter().find(|(_, name)| name == SKB_CONSUMED);
@@ -78,10 +87,12 @@ impl Names {
     /// Asks the kernel for the names of a path's interfaces, while they exist.
     pub(crate) fn learn_interfaces(&mut self, path: &Path) {
         for hop in path.hops.iter().chain(&path.replies) {
-            if !self.interfaces.contains_key(&hop.ifindex)
-                && let Some(name) = sys::interface_name(hop.ifindex)
+            let ifindex = hop.place.ifindex;
+            if hop.place.namespace == Namespace::Node
+                && !self.interfaces.contains_key(&ifindex)
+                && let Some(name) = sys::interface_name(ifindex)
             {
-                self.interfaces.insert(hop.ifindex, name);
+                self.interfaces.insert(ifindex, name);
             }
         }
     }

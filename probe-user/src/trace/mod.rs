@@ -35,6 +35,8 @@ pub struct Options {
     pub pls_nat_ips: Vec<IpAddr>,
     /// The uplink, instead of the default route's interface.
     pub interface: Option<String>,
+    /// Attach nothing to tc.
+    pub no_tc: bool,
     /// Size of the ring buffer in bytes.
     pub ring_bytes: u32,
     /// Where Cilium is.

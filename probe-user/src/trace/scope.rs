@@ -1,18 +1,19 @@
 //! What TARGET and SRC mean on this node: addresses to match, interfaces to look at.
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv6Addr};
 
 use anyhow::{Context as _, Result, bail};
 use ipnet::IpNet;
 use probe_model::cilium::EndpointId;
 use probe_model::explain::AZURE_PROBE;
-use probe_model::path::Path;
+use probe_model::path::{HookPoint, Namespace, Path, Place};
 use probe_model::simulate::{Question, simulate};
 use probe_model::tuple::{Protocol, Tuple};
 use probe_model::world::World;
 
 use super::Options;
 use crate::attach::{Filter, Interface, Role, Target};
+use crate::sources::namespaces;
 use crate::sys;
 use crate::target;
 
@@ -45,6 +46,10 @@ pub struct Scope {
     pub port: Option<(u16, Protocol)>,
     /// Interfaces to look at.
     pub interfaces: Vec<Interface>,
+    /// Inode numbers of the network namespaces of the traced pods, as far as they were found.
+    pub pod_namespaces: BTreeSet<u32>,
+    /// What the interfaces of the node are to it, by index.
+    roles: BTreeMap<u32, Role>,
     /// The node's own addresses.
     host_addresses: Vec<IpAddr>,
 }
@@ -66,6 +71,7 @@ impl Scope {
         scope.add_frontends(world);
         scope.sources = sources(world, options)?;
         scope.interfaces = interfaces(world, options, &scope.endpoints)?;
+        scope.find_neighbourhood()?;
         Ok(scope)
     }
 
@@ -102,6 +108,34 @@ impl Scope {
             if behind.iter().any(|to| self.addresses.contains(to)) && !self.frontends.contains(&frontend) {
                 self.frontends.push(frontend);
             }
+        }
+    }
+
+    /// Looks up what hooks that see every namespace need: interfaces by index, the pods' namespaces.
+    ///
+    /// # Errors
+    ///
+    /// When the kernel does not give its interfaces.
+    pub fn find_neighbourhood(&mut self) -> Result<()> {
+        let indexed = self.interfaces.iter().filter_map(|one| Some((sys::ifindex(&one.name)?, one.role)));
+        self.roles = indexed.collect();
+        let veths = self.interfaces.iter().filter(|one| one.role == Role::Pod);
+        let veths: Vec<&str> = veths.map(|one| one.name.as_str()).collect();
+        self.pod_namespaces =
+            namespaces::behind(&veths).context("failed to find the pod's network namespace")?;
+        Ok(())
+    }
+
+    /// What a place is to the node: where tc is left alone, receiving and sending at an interface stand for our
+    /// classifiers there.
+    pub fn point(&self, place: Place) -> HookPoint {
+        if place.namespace != Namespace::Node {
+            return place.point;
+        }
+        match (place.point, self.roles.get(&place.ifindex)) {
+            (HookPoint::Received, Some(role)) => role.points().0,
+            (HookPoint::Queued, Some(role)) => role.points().1,
+            (point, _) => point,
         }
     }
 

@@ -3,8 +3,8 @@ use std::io::Write as _;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
-use probe_common::Counter;
-use probe_model::path::{Path, Patience, Seen, Sighting, Tracker};
+use probe_common::{Counter, PacketRecord, SocketRecord};
+use probe_model::path::{Namespace, Path, Patience, Seen, Sighting, Tracker};
 use probe_model::world::World;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
@@ -15,7 +15,7 @@ use super::kernel::{self, Names};
 use super::neighbours;
 use super::scope::Scope;
 use super::verdicts::{Event, Sockets, Verdicts};
-use crate::attach::{Attachment, Counters, EventProbe, Hook, HookKind, HookState, Record, Records, Settings};
+use crate::attach::{Attachment, Counters, Hook, HookKind, HookState, Probe, Record, Records, Settings};
 use crate::cli::{Outcome, Output};
 use crate::render::{trace as text, trace_json as json};
 use crate::sources::assemble::assemble;
@@ -46,6 +46,8 @@ pub struct Summary {
     pub records: u64,
     /// Records that could not be read.
     pub malformed: u64,
+    /// Records that were made, and are neither read nor counted as lost: 0, or plsprobe's own counting is wrong.
+    pub unaccounted: u64,
     /// Sightings dropped because too many flows were undecided.
     pub overflowed: u64,
     /// Packets of flows after they had been decided.
@@ -136,7 +138,6 @@ struct Session<'o> {
     verdicts: Verdicts,
     tracker: Tracker,
     batch: Vec<Record>,
-    read: u64,
     undecoded: u64,
     flows: [u64; 3],
     refused: u64,
@@ -158,7 +159,8 @@ impl<'o> Session<'o> {
             config,
             ring_bytes: options.ring_bytes,
             interfaces: scope.interfaces.clone(),
-            event_probe: EventProbe::Any,
+            no_tc: options.no_tc,
+            probe: Probe::Any,
         };
         let (attachment, records) = Attachment::start(&settings)?;
         let probe = probe_state(&attachment);
@@ -176,7 +178,6 @@ impl<'o> Session<'o> {
             verdicts,
             tracker: Tracker::new(Patience::default()),
             batch: Vec::new(),
-            read: 0,
             undecoded: 0,
             flows: [0; 3],
             refused: 0,
@@ -244,7 +245,6 @@ impl<'o> Session<'o> {
 
     fn take_batch(&mut self) {
         for record in std::mem::take(&mut self.batch) {
-            self.read += 1;
             match self.sighting(&record) {
                 Ok(Some(sighting)) => self.tracker.push(sighting),
                 Ok(None) => {}
@@ -260,10 +260,34 @@ impl<'o> Session<'o> {
 
     fn sighting(&self, record: &Record) -> Result<Option<Sighting>, probe_model::cilium::DecodeError> {
         Ok(match record {
-            Record::Packet(record) => Sighting::from_packet(record),
+            Record::Packet(record) => self.packet_sighting(record),
             Record::Drop(record) => Sighting::from_drop(record).filter(|sighting| self.is_ours(sighting)),
             Record::Event(record) => Sighting::from_event(record)?,
+            Record::Socket(record) => self.socket_sighting(record),
         })
+    }
+
+    /// Hooks on the kernel see every namespace of the machine: only the node's and the traced pods' count.
+    fn packet_sighting(&self, record: &PacketRecord) -> Option<Sighting> {
+        // A classifier does not say: it is always in our own.
+        let namespace = if record.netns == 0 { Namespace::Node } else { self.namespace(record.netns)? };
+        let mut sighting = Sighting::from_packet(record, namespace)?;
+        if let Seen::Hook { place, .. } = &mut sighting.seen {
+            place.point = self.scope.point(*place);
+        }
+        Some(sighting)
+    }
+
+    fn socket_sighting(&self, record: &SocketRecord) -> Option<Sighting> {
+        Sighting::from_socket(record, self.namespace(record.netns)?)
+    }
+
+    fn namespace(&self, netns: u32) -> Option<Namespace> {
+        if netns == self.netns {
+            Some(Namespace::Node)
+        } else {
+            self.scope.pod_namespaces.contains(&netns).then_some(Namespace::Pod)
+        }
     }
 
     /// Drops are the whole machine's: those of other namespaces count only with the pod's own address on them.
@@ -370,12 +394,12 @@ impl<'o> Session<'o> {
 
     /// Detaches before anything else, reports what is left undecided, and sums up.
     fn close(mut self, elapsed: Duration) -> Result<Summary> {
-        let counters = self.attachment.counters();
         let hooks: Vec<Hook> = self.attachment.hooks().cloned().collect();
         for failure in self.attachment.detach() {
             notice(&format!("{failure:#}"));
         }
-        // What the programs wrote until now is still in the ring.
+        // No record is made any more: these count all of them, and what was not read yet is still in the ring.
+        let counters = self.attachment.counters();
         self.records.drain(&mut self.batch);
         self.take_batch();
         let left = self.tracker.finish();
@@ -387,8 +411,9 @@ impl<'o> Session<'o> {
             flows: self.flows,
             refused: self.refused,
             counters,
-            records: self.read,
+            records: self.records.read(),
             malformed: self.records.malformed(),
+            unaccounted: counters.made().abs_diff(self.records.read() + counters.lost()),
             overflowed: self.tracker.overflowed(),
             later_packets: self.tracker.later_packets(),
             later_retransmissions: self.tracker.later_retransmissions(),

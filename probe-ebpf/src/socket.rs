@@ -1,0 +1,133 @@
+//! What TCP sockets do, in every network namespace: connections accepted, resets, answers sent again.
+use aya_ebpf::macros::raw_tracepoint;
+use aya_ebpf::programs::RawTracePointContext;
+use aya_log_ebpf::warn;
+use probe_common::{Counter, Packet, RecordKind, SocketPoint, SocketRecord};
+
+use crate::emit::emit;
+use crate::filter;
+use crate::kernel::{self, SkBuff};
+use crate::maps::{count, scratch, setting};
+use crate::parse;
+
+const AF_INET: u16 = 2;
+const AF_INET6: u16 = 10;
+const IPPROTO_TCP: u8 = 6;
+/// `::ffff:0:0/96`: a socket of IPv6 that speaks IPv4.
+const MAPPED: [u8; 12] = [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff];
+
+/// `trace_inet_sock_set_state(sk, oldstate, newstate)`.
+#[raw_tracepoint(tracepoint = "inet_sock_set_state")]
+pub(crate) fn plsprobe_socket_state(ctx: RawTracePointContext) -> i32 {
+    let states = (ctx.arg::<u32>(1) as u8, ctx.arg::<u32>(2) as u8);
+    told(&ctx, look(ctx.arg(0), SocketPoint::State, states))
+}
+
+/// `trace_tcp_retransmit_skb(sk, skb)`.
+#[raw_tracepoint(tracepoint = "tcp_retransmit_skb")]
+pub(crate) fn plsprobe_retransmit(ctx: RawTracePointContext) -> i32 {
+    told(&ctx, look(ctx.arg(0), SocketPoint::Retransmit, (0, 0)))
+}
+
+/// `trace_tcp_retransmit_synack(sk, req)`: a request begins with the same `struct sock_common` as a socket.
+#[raw_tracepoint(tracepoint = "tcp_retransmit_synack")]
+pub(crate) fn plsprobe_retransmit_synack(ctx: RawTracePointContext) -> i32 {
+    told(&ctx, look(ctx.arg(1), SocketPoint::RetransmitSynAck, (0, 0)))
+}
+
+/// `trace_tcp_send_reset(sk, skb)`, the packet being the one that is answered; either may be null.
+#[raw_tracepoint(tracepoint = "tcp_send_reset")]
+pub(crate) fn plsprobe_reset(ctx: RawTracePointContext) -> i32 {
+    let (sock, skb) = (ctx.arg(0), SkBuff(ctx.arg(1)));
+    told(&ctx, if skb.is_null() { look(sock, SocketPoint::Reset, (0, 0)) } else { reset(sock, skb) })
+}
+
+#[inline(always)]
+fn told(ctx: &RawTracePointContext, looked: Option<()>) -> i32 {
+    if looked.is_none() {
+        count(Counter::Unreadable);
+        warn!(ctx, "what a socket did could not be read");
+    }
+    0
+}
+
+/// `None` if the kernel's memory could not be read.
+#[inline(always)]
+fn look(sock: u64, point: SocketPoint, states: (u8, u8)) -> Option<()> {
+    count(Counter::SocketSeen);
+    let family: u16 = kernel::read(sock, setting!(offsets.sock_family))?;
+    if !matches!(family, AF_INET | AF_INET6) {
+        return Some(());
+    }
+    let packet = scratch(RecordKind::Socket)?;
+    ends(sock, family == AF_INET6, packet)?;
+    if filter::wanted(packet) {
+        record(point, states, true, kernel::netns(sock, setting!(offsets.sock_net)), packet);
+    }
+    Some(())
+}
+
+#[inline(always)]
+fn reset(sock: u64, skb: SkBuff) -> Option<()> {
+    count(Counter::SocketSeen);
+    let Some(source) = skb.network() else {
+        return Some(());
+    };
+    let Some(network) = parse::network(&source) else {
+        return Some(());
+    };
+    let packet = scratch(RecordKind::Socket)?;
+    parse::packet(&source, &network, packet);
+    if filter::wanted(packet) {
+        let (_, netns) = skb.device()?;
+        record(SocketPoint::Reset, (0, 0), sock != 0, netns, packet);
+    }
+    Some(())
+}
+
+#[inline(always)]
+fn record(
+    point: SocketPoint,
+    (old_state, new_state): (u8, u8),
+    has_socket: bool,
+    netns: u32,
+    packet: &Packet,
+) {
+    let counters = (Counter::SocketMatched, Counter::SocketLost);
+    emit(counters, (RecordKind::Socket, point as u8), 0, |record: &mut SocketRecord| {
+        record.netns = netns;
+        record.old_state = old_state;
+        record.new_state = new_state;
+        record.has_socket = has_socket.into();
+        record.packet = *packet;
+    });
+}
+
+/// Fills a zeroed packet with the two ends of a `struct sock_common`, its own as source.
+#[inline(always)]
+fn ends(sock: u64, is_ipv6: bool, packet: &mut Packet) -> Option<()> {
+    (packet.version, packet.src, packet.dst) = if is_ipv6 {
+        let src: [u8; 16] = kernel::read(sock, setting!(offsets.sock_v6_saddr))?;
+        let dst: [u8; 16] = kernel::read(sock, setting!(offsets.sock_v6_daddr))?;
+        if dst[..12] == MAPPED { (4, unmapped(&src), unmapped(&dst)) } else { (6, src, dst) }
+    } else {
+        let src = kernel::read(sock, setting!(offsets.sock_saddr))?;
+        let dst = kernel::read(sock, setting!(offsets.sock_daddr))?;
+        (4, widen(src), widen(dst))
+    };
+    // `skc_num` is in host order, `skc_dport` in network order.
+    packet.src_port = kernel::read(sock, setting!(offsets.sock_num))?;
+    packet.dst_port = u16::from_be(kernel::read(sock, setting!(offsets.sock_dport))?);
+    packet.proto = IPPROTO_TCP;
+    Some(())
+}
+
+#[inline(always)]
+const fn unmapped(addr: &[u8; 16]) -> [u8; 16] {
+    widen([addr[12], addr[13], addr[14], addr[15]])
+}
+
+#[inline(always)]
+const fn widen([a, b, c, d]: [u8; 4]) -> [u8; 16] {
+    [a, b, c, d, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]
+}

@@ -1,0 +1,102 @@
+//! Packets at points of the kernel's stack, in every network namespace.
+//!
+//! Where Cilium moves a packet past the host's side of a veth, or where tc must be left alone, these see it go on.
+use aya_ebpf::macros::{fentry, kprobe, raw_tracepoint};
+use aya_ebpf::programs::{FEntryContext, ProbeContext, RawTracePointContext};
+use aya_log_ebpf::warn;
+use probe_common::{Counter, HookPoint, PacketRecord, RecordKind};
+
+use crate::emit::emit;
+use crate::filter;
+use crate::kernel::{MemorySource, SkBuff};
+use crate::maps::{count, scratch};
+use crate::parse;
+
+/// `trace_netif_receive_skb(skb)`: before tc, and before a VLAN tag is taken off.
+#[raw_tracepoint(tracepoint = "netif_receive_skb")]
+pub(crate) fn plsprobe_received(ctx: RawTracePointContext) -> i32 {
+    let skb = SkBuff(ctx.arg(0));
+    if look(skb, skb.received(), HookPoint::Received).is_none() {
+        count(Counter::Unreadable);
+        warn!(&ctx, "a packet that an interface received could not be read");
+    }
+    0
+}
+
+/// `trace_net_dev_queue(skb)`: after tc.
+#[raw_tracepoint(tracepoint = "net_dev_queue")]
+pub(crate) fn plsprobe_queued(ctx: RawTracePointContext) -> i32 {
+    let skb = SkBuff(ctx.arg(0));
+    if look(skb, skb.network(), HookPoint::Queued).is_none() {
+        count(Counter::Unreadable);
+        warn!(&ctx, "a packet that an interface sends could not be read");
+    }
+    0
+}
+
+/// A probe at a function of the IP layer whose first argument is the packet: as kprobe, and as fentry for each family.
+macro_rules! ip_function {
+    ($point:ident, $kprobe:ident, $($function:literal => $fentry:ident),+) => {
+        #[doc = concat!("kprobe for `HookPoint::", stringify!($point), "`, whichever the family's function.")]
+        #[kprobe]
+        pub(crate) fn $kprobe(ctx: ProbeContext) -> u32 {
+            let looked = ctx.arg(0).and_then(|skb| {
+                let skb = SkBuff(skb);
+                look(skb, skb.network(), HookPoint::$point)
+            });
+            if looked.is_none() {
+                count(Counter::Unreadable);
+                warn!(&ctx, "a packet in the IP layer could not be read");
+            }
+            0
+        }
+        $(
+            #[doc = concat!("fentry for `", $function, "`.")]
+            #[fentry(function = $function)]
+            pub(crate) fn $fentry(ctx: FEntryContext) -> i32 {
+                let skb = SkBuff(ctx.arg(0));
+                if look(skb, skb.network(), HookPoint::$point).is_none() {
+                    count(Counter::Unreadable);
+                    warn!(&ctx, "a packet in the IP layer could not be read");
+                }
+                0
+            }
+        )+
+    };
+}
+
+ip_function!(IpReceive, plsprobe_ip_receive, "ip_rcv" => plsprobe_ip_rcv, "ipv6_rcv" => plsprobe_ipv6_rcv);
+ip_function!(IpForward, plsprobe_ip_forwards, "ip_forward" => plsprobe_ip_forward, "ip6_forward" => plsprobe_ip6_forward);
+ip_function!(IpDeliver, plsprobe_ip_delivers, "ip_local_deliver" => plsprobe_ip_deliver, "ip6_input" => plsprobe_ip6_input);
+
+/// `None` if the kernel's memory could not be read.
+#[inline(always)]
+fn look(skb: SkBuff, source: Option<MemorySource>, point: HookPoint) -> Option<()> {
+    count(Counter::StackSeen);
+    let Some(source) = source else {
+        return Some(()); // without a network header, no IP packet
+    };
+    let Some(network) = parse::network(&source) else {
+        return Some(());
+    };
+    if !filter::may_match(&network) {
+        return Some(());
+    }
+    let packet = scratch(RecordKind::Packet)?;
+    parse::packet(&source, &network, packet);
+    if !filter::wanted(packet) {
+        return Some(());
+    }
+    packet.vlan = skb.vlan();
+    let (ifindex, netns) = skb.device()?;
+    let (buffer, skb_len, mark) = (skb.head()?, skb.len()?, skb.mark()?);
+    let counters = (Counter::PacketMatched, Counter::PacketLost);
+    emit(counters, (RecordKind::Packet, point as u8), ifindex, |record: &mut PacketRecord| {
+        record.buffer = buffer;
+        record.skb_len = skb_len;
+        record.mark = mark;
+        record.netns = netns;
+        record.packet = *packet;
+    });
+    Some(())
+}
