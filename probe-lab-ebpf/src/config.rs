@@ -15,6 +15,17 @@ pub const FILTER_INGRESS: u32 = 1;
 /// Bit of [`Config::verdict_filter`]: egress is enforced, so its verdicts are notified.
 pub const FILTER_EGRESS: u32 = 2;
 
+/// The programs that `standin_seen` counts for. Each has two slots there: all its packets, and those that are UDP.
+pub const COUNTED: [&str; 7] = [
+    "cil_from_netdev",
+    "cil_to_netdev",
+    "cil_from_host",
+    "cil_to_host",
+    "cil_from_container",
+    "cil_to_container",
+    "handle_policy",
+];
+
 /// What one loaded object knows of itself; addresses in network order, as they lie in the packet.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default)]

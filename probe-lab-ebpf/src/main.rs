@@ -30,9 +30,11 @@ mod notify;
 mod packet;
 mod policy;
 mod reason;
+mod seen;
 mod service;
 
 use notify::{EGRESS, INGRESS, Labels};
+use seen::Program;
 
 /// Set by the loader; lies in read-only data, so the verifier knows the values and cuts dead branches.
 #[unsafe(no_mangle)]
@@ -67,6 +69,7 @@ const FILE_LXC: u8 = 2;
 
 #[classifier]
 pub fn cil_from_netdev(ctx: TcContext) -> i32 {
+    seen::count(&ctx, Program::FromNetdev);
     let mut labels = Labels::default();
     host::from_netdev(&ctx, &mut labels)
         .unwrap_or_else(|reason| notify::drop(&ctx, reason, labels, FILE_HOST, INGRESS))
@@ -74,12 +77,14 @@ pub fn cil_from_netdev(ctx: TcContext) -> i32 {
 
 #[classifier]
 pub fn cil_to_netdev(ctx: TcContext) -> i32 {
+    seen::count(&ctx, Program::ToNetdev);
     host::to_netdev(&ctx)
         .unwrap_or_else(|reason| notify::drop(&ctx, reason, Labels::default(), FILE_HOST, EGRESS))
 }
 
 #[classifier]
 pub fn cil_from_host(ctx: TcContext) -> i32 {
+    seen::count(&ctx, Program::FromHost);
     let mut labels = Labels::default();
     host::from_host(&ctx, &mut labels)
         .unwrap_or_else(|reason| notify::drop(&ctx, reason, labels, FILE_HOST, EGRESS))
@@ -87,12 +92,14 @@ pub fn cil_from_host(ctx: TcContext) -> i32 {
 
 /// At `cilium_host` and `cilium_net`: the host firewall is off, so everything passes.
 #[classifier]
-pub fn cil_to_host(_ctx: TcContext) -> i32 {
+pub fn cil_to_host(ctx: TcContext) -> i32 {
+    seen::count(&ctx, Program::ToHost);
     aya_ebpf::bindings::TC_ACT_OK
 }
 
 #[classifier]
 pub fn cil_from_container(ctx: TcContext) -> i32 {
+    seen::count(&ctx, Program::FromContainer);
     let mut labels = Labels::default();
     egress::from_container(&ctx, &mut labels)
         .unwrap_or_else(|reason| notify::drop(&ctx, reason, labels, FILE_LXC, EGRESS))
@@ -100,6 +107,7 @@ pub fn cil_from_container(ctx: TcContext) -> i32 {
 
 #[classifier]
 pub fn cil_to_container(ctx: TcContext) -> i32 {
+    seen::count(&ctx, Program::ToContainer);
     let mut labels = Labels::default();
     ingress::to_container(&ctx, &mut labels)
         .unwrap_or_else(|reason| notify::drop(&ctx, reason, labels, FILE_LXC, INGRESS))
@@ -107,6 +115,7 @@ pub fn cil_to_container(ctx: TcContext) -> i32 {
 
 #[classifier]
 pub fn handle_policy(ctx: TcContext) -> i32 {
+    seen::count(&ctx, Program::Policy);
     let mut labels = Labels::default();
     ingress::handle_policy(&ctx, &mut labels)
         .unwrap_or_else(|reason| notify::drop(&ctx, reason, labels, FILE_LXC, INGRESS))

@@ -8,7 +8,7 @@ use std::str::FromStr;
 
 use anyhow::{Context as _, Result};
 
-use crate::addresses::{APP, APP_POD, NAT_IPS, NGINX, VM};
+use crate::addresses::{APP, APP_POD, NAT_IPS, NGINX, Pod, VM};
 use crate::agent::Agent;
 use crate::agent::answers::Answers;
 use crate::agent::map_entries::map_entries;
@@ -20,7 +20,7 @@ use crate::netns::{Netns, Ns};
 use crate::probe::{ClientSaw, Probe, Probed};
 use crate::scenario::Scenario;
 use crate::server::Service;
-use crate::standin::{Standin, StandinConfig};
+use crate::standin::{AttachBy, Standin, StandinConfig};
 use crate::{kube_proxy, shell, topology};
 
 /// How packets reach the pod.
@@ -114,8 +114,17 @@ impl Lab {
     ///
     /// Not root, a lab of this name is up already, or a tool (`ip`, `nft`, `mount`) refuses something.
     pub fn up(options: &LabOptions) -> Result<Self> {
+        Self::up_attached(options, AttachBy::default())
+    }
+
+    /// The same with the datapath's programs attached by means of the caller's choice.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::up`], or a kernel without tcx.
+    pub fn up_attached(options: &LabOptions, attach_by: AttachBy) -> Result<Self> {
         let mut lab = Self::up_without_datapath(options)?;
-        lab.start_datapath()?;
+        lab.start_datapath(attach_by)?;
         Ok(lab)
     }
 
@@ -314,19 +323,41 @@ impl Lab {
         self.standin.as_ref()
     }
 
+    /// The same, to load its programs anew.
+    pub fn standin_mut(&mut self) -> Option<&mut Standin> {
+        self.standin.as_mut()
+    }
+
+    /// Deletes a pod's veth and makes it anew under the same names, as when a pod is replaced by one of its kind.
+    ///
+    /// # Errors
+    ///
+    /// `ip` refuses something, or the stand-in does.
+    pub fn recreate_pod(&mut self, pod: &Pod) -> Result<()> {
+        topology::recreate_pod(&self.instance, pod, self.shape)?;
+        let Some(standin) = &mut self.standin else { return Ok(()) };
+        standin.regenerate()?;
+        self.fill_datapath(&Realized::new(self.scenario.policy.as_ref())?)
+    }
+
     /// Loads the stand-in's programs and fills its maps with what the agent makes of the scenario.
-    fn start_datapath(&mut self) -> Result<()> {
+    fn start_datapath(&mut self, attach_by: AttachBy) -> Result<()> {
         let realized = Realized::new(self.scenario.policy.as_ref())?;
-        let mut config = StandinConfig::for_lab(self);
+        let mut config = StandinConfig { attach_by, ..StandinConfig::for_lab(self) };
         for endpoint in &mut config.endpoints {
             if endpoint.id == APP_POD.endpoint_id {
                 (endpoint.enforce_ingress, endpoint.enforce_egress) = (realized.ingress, realized.egress);
             }
         }
         let standin = Standin::start(config)?;
-        standin.fill(&map_entries(&realized, self.shape, topology::router(self.shape))?)?;
         self.standin = Some(standin);
-        Ok(())
+        self.fill_datapath(&realized)
+    }
+
+    /// Fills the stand-in's maps with what the agent makes of the scenario.
+    fn fill_datapath(&self, realized: &Realized) -> Result<()> {
+        let Some(standin) = &self.standin else { return Ok(()) };
+        standin.fill(&map_entries(realized, self.shape, topology::router(self.shape))?)
     }
 
     fn computed_answers(&self) -> Result<Source> {

@@ -16,6 +16,7 @@ mod dump;
 mod instance;
 mod kube_proxy;
 mod lab;
+pub mod load;
 mod netns;
 mod probe;
 pub mod scenario;

@@ -78,10 +78,11 @@ fn set_defaults(ns: Ns) -> Result<()> {
 /// where Cilium redirects it past the stack: without `accept_local` the stack would drop it.
 fn set_node_source_checks() -> Result<()> {
     sysctl("ipv4/conf/eth0/rp_filter", "2")?;
-    for pod in [APP_POD, NGINX_POD] {
-        sysctl(&format!("ipv4/conf/{}/accept_local", pod.host_interface), "1")?;
-    }
-    Ok(())
+    [APP_POD, NGINX_POD].iter().try_for_each(accept_local)
+}
+
+fn accept_local(pod: &Pod) -> Result<()> {
+    sysctl(&format!("ipv4/conf/{}/accept_local", pod.host_interface), "1")
 }
 
 /// Writes one setting under `/proc/sys/net`, which shows the namespace of the calling thread.
@@ -104,16 +105,22 @@ fn node_links(instance: &Instance) -> Vec<String> {
          link add cilium_host type veth peer name cilium_net",
         fabric.name()
     )];
-    for (ns, pod) in [(Ns::App, APP_POD), (Ns::Nginx, NGINX_POD)] {
-        lines.push(format!(
-            "link add {} address {} type veth peer name eth0 address {} netns {}",
-            pod.host_interface,
-            pod.host_mac,
-            pod.mac,
-            instance.netns(ns).name()
-        ));
-    }
+    lines.extend([APP_POD, NGINX_POD].iter().map(|pod| pod_link(instance, pod)));
     lines
+}
+
+fn pod_link(instance: &Instance, pod: &Pod) -> String {
+    format!(
+        "link add {} address {} type veth peer name eth0 address {} netns {}",
+        pod.host_interface,
+        pod.host_mac,
+        pod.mac,
+        instance.netns(pod_netns(pod)).name()
+    )
+}
+
+fn pod_netns(pod: &Pod) -> Ns {
+    if *pod == APP_POD { Ns::App } else { Ns::Nginx }
 }
 
 fn node_addresses(shape: Shape) -> Vec<String> {
@@ -130,30 +137,37 @@ fn node_addresses(shape: Shape) -> Vec<String> {
          link set {} up",
         APP_POD.host_interface, NGINX_POD.host_interface,
     )];
-    for pod in [APP_POD, NGINX_POD] {
-        // A datapath that answers or hides ARP is not the lab's subject.
+    lines.extend([APP_POD, NGINX_POD].iter().flat_map(|pod| to_pod(pod, shape)));
+    if shape != Shape::Aks {
         lines.push(format!(
-            "neigh replace {} lladdr {} dev {} nud permanent",
-            pod.address, pod.mac, pod.host_interface
+            "route add {router} dev cilium_host proto kernel scope link\n\
+             route add {POD_CIDR} via {router} dev cilium_host proto kernel src {router}"
         ));
     }
-    match shape {
-        Shape::Aks => {
-            for pod in [APP_POD, NGINX_POD] {
-                lines.push(format!(
-                    "route add {} dev {} proto kernel scope link",
-                    pod.address, pod.host_interface
-                ));
-            }
-        }
-        Shape::Kpr | Shape::KubeProxy => {
-            lines.push(format!(
-                "route add {router} dev cilium_host proto kernel scope link\n\
-                 route add {POD_CIDR} via {router} dev cilium_host proto kernel src {router}"
-            ));
-        }
+    lines
+}
+
+/// What the node knows of a pod.
+fn to_pod(pod: &Pod, shape: Shape) -> Vec<String> {
+    let (address, interface) = (pod.address, pod.host_interface);
+    // A datapath that answers or hides ARP is not the lab's subject.
+    let mut lines = vec![format!("neigh replace {address} lladdr {} dev {interface} nud permanent", pod.mac)];
+    if shape == Shape::Aks {
+        lines.push(format!("route add {address} dev {interface} proto kernel scope link"));
     }
     lines
+}
+
+/// Deletes a pod's veth and makes it anew; only its number is another.
+pub(crate) fn recreate_pod(instance: &Instance, gone: &Pod, shape: Shape) -> Result<()> {
+    let node = instance.netns(Ns::Node);
+    let interface = gone.host_interface;
+    let mut lines = vec![format!("link del {interface}"), pod_link(instance, gone)];
+    lines.push(format!("link set {interface} up"));
+    lines.extend(to_pod(gone, shape));
+    batch(&node, &lines)?;
+    node.run_in(|| accept_local(gone)).flatten()?;
+    batch(&instance.netns(pod_netns(gone)), &pod(gone, router(shape)))
 }
 
 /// A pod sees one neighbour, the host side of its veth, whatever the gateway's address is.

@@ -1,5 +1,6 @@
 //! SIGINT, SIGTERM and SIGHUP as a request to end in order.
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 use tokio::signal::unix::{SignalKind, signal};
@@ -48,6 +49,13 @@ impl Interrupt {
         while !*now {
             now = changed.wait(now).unwrap_or_else(PoisonError::into_inner);
         }
+    }
+
+    /// Waits until asked to end, this long at most.
+    pub(super) fn wait_for(&self, time: Duration) {
+        let (requested, changed) = &*self.0;
+        let now = requested.lock().unwrap_or_else(PoisonError::into_inner);
+        drop(changed.wait_timeout_while(now, time, |requested| !*requested));
     }
 
     /// Whether we were asked to end.

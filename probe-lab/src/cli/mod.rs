@@ -9,6 +9,7 @@ use probe_lab::{Instance, LabOptions, Shape};
 
 mod background;
 mod interrupt;
+mod load;
 mod plsprobe;
 mod run;
 
@@ -36,6 +37,8 @@ enum Cmd {
         #[arg(long, default_value = "lab")]
         instance: String,
     },
+    /// Hold a steady load through a lab that is up, and prove that nothing was lost, changed, reset or doubled.
+    Load(load::Args),
     /// Bring a scenario up, send traffic from every client, print what each saw, take it down.
     Run {
         /// Which scenario; `all` for every one in every shape.
@@ -107,6 +110,7 @@ pub(crate) fn run() -> Result<ExitCode> {
         Cmd::Serve(world) => background::serve(&world.options()?)?,
         Cmd::Down { instance } => down(&Instance::new(&instance)?)?,
         Cmd::Traffic { instance } => run::traffic(&Instance::new(&instance)?)?,
+        Cmd::Load(args) => load::run(&args)?,
         Cmd::Run { scenario, shape, instance, plsprobe, trace } => {
             let asked = plsprobe.as_deref().map(|program| run::Asked { program, trace });
             run::run(&scenario, shape, &instance, asked.as_ref())?

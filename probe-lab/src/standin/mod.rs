@@ -1,8 +1,8 @@
 //! A stand-in for Cilium's datapath: our own eBPF programs with Cilium 1.14's maps, conntrack and notifications.
 //!
 //! A test fixture. What it does is described in `probe-lab-ebpf`; this module loads it as Cilium's agent does: one
-//! object per endpoint and one per device of the host, legacy tc filters at priority 1 and handle 1, maps pinned
-//! under `tc/globals`, the pods' policy programs in `cilium_call_policy`.
+//! object per endpoint and one per device of the host, legacy tc filters at priority 1 and handle 1 (or tcx links, as
+//! later versions have them), maps pinned under `tc/globals`, the pods' policy programs in `cilium_call_policy`.
 //!
 //! ```no_run
 //! use probe_lab::{Lab, LabOptions, standin::{MapContents, Standin, StandinConfig}};
@@ -17,6 +17,7 @@ mod events;
 mod object;
 mod raw_map;
 mod tc;
+mod tcx;
 
 #[path = "../../../probe-lab-ebpf/src/config.rs"]
 #[expect(unreachable_pub, reason = "the eBPF crate, which owns the file, is a binary")]
@@ -27,7 +28,7 @@ use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result, bail};
-use aya::maps::{MapData, PerfEventArray};
+use aya::maps::{Map, MapData, MapError, PerCpuArray, PerfEventArray};
 
 pub use contents::{Entries, MapContents, policy_map, read_dump};
 pub use events::EventReader;
@@ -75,6 +76,25 @@ pub enum Aggregation {
     Medium,
 }
 
+/// How the stand-in attaches its programs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum AttachBy {
+    /// By legacy tc filters at priority 1 and handle 1: before Cilium 1.16, on kernels before 6.6, on managed AKS.
+    #[default]
+    LegacyTc,
+    /// By tcx links, pinned under `cilium/` beside `tc/`.
+    Tcx,
+}
+
+/// How many packets one of the stand-in's programs was given, by all its copies since the stand-in began.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Seen {
+    /// All of them.
+    pub packets: u64,
+    /// Those that were UDP over IPv4.
+    pub udp: u64,
+}
+
 /// One local pod.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct EndpointConfig {
@@ -113,6 +133,8 @@ pub struct StandinConfig {
     pub aggregation: Aggregation,
     /// `monitor-aggregation-flags`: the TCP flags whose first sight is traced.
     pub report_flags: u8,
+    /// How the programs are attached.
+    pub attach_by: AttachBy,
 }
 
 /// A running stand-in; its programs are detached when it is dropped, its pins go with the bpffs.
@@ -120,6 +142,7 @@ pub struct StandinConfig {
 pub struct Standin {
     config: StandinConfig,
     filters: Vec<Filter>,
+    hooks: Vec<tcx::Hook>,
 }
 
 impl EndpointConfig {
@@ -149,6 +172,7 @@ impl StandinConfig {
             endpoints: [APP_POD, NGINX_POD].iter().map(EndpointConfig::for_pod).collect(),
             aggregation: Aggregation::default(),
             report_flags: 0x07,
+            attach_by: AttachBy::default(),
         }
     }
 
@@ -167,7 +191,7 @@ impl Standin {
     ///
     /// Built without the eBPF object, or the kernel refuses a map, a program or a filter.
     pub fn start(config: StandinConfig) -> Result<Self> {
-        let mut standin = Self { config, filters: Vec::new() };
+        let mut standin = Self { config, filters: Vec::new(), hooks: Vec::new() };
         standin.set_mark_rule()?;
         standin.load_all()?;
         Ok(standin)
@@ -247,6 +271,32 @@ impl Standin {
     /// The kernel refuses a program or a filter.
     pub fn regenerate(&mut self) -> Result<()> {
         self.load_all()
+    }
+
+    /// Detaches everything and attaches it anew, as an agent does that starts without what an earlier one has left.
+    /// In between, packets pass as if there was no Cilium.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::regenerate`].
+    pub fn restart(&mut self) -> Result<()> {
+        self.detach_programs()?;
+        self.load_all()
+    }
+
+    /// How many packets a program was given, by the name Cilium has for it (`cil_from_netdev`).
+    ///
+    /// # Errors
+    ///
+    /// There is no such program, or its counters cannot be read.
+    pub fn seen(&self, program: &str) -> Result<Seen> {
+        let at = config::COUNTED.iter().position(|name| *name == program);
+        let slot = at.with_context(|| format!("the stand-in has no program `{program}`"))? as u32 * 2;
+        let pin = object::seen_pin(&self.globals());
+        let map = MapData::from_pin(&pin).with_context(|| format!("failed to open `{}`", pin.display()))?;
+        let counts = PerCpuArray::<_, u64>::try_from(Map::PerCpuArray(map))?;
+        let sum = |slot: u32| Ok::<u64, MapError>(counts.get(&slot, 0)?.iter().sum());
+        Ok(Seen { packets: sum(slot)?, udp: sum(slot + 1)? })
     }
 
     /// `cilium_events`, for whoever stands in for the agent's monitor.
@@ -340,13 +390,36 @@ impl Standin {
         ifname: &str,
         direction: Direction,
     ) -> Result<()> {
-        let fd = object.program(program)?;
-        let filter = Filter { name: format!("{program}-{ifname}"), ifname: ifname.to_owned(), direction };
-        self.config.netns.run_in(|| filter.replace(fd))??;
-        if !self.filters.contains(&filter) {
-            self.filters.push(filter);
+        let ifname = ifname.to_owned();
+        match self.config.attach_by {
+            AttachBy::LegacyTc => {
+                let fd = object.program(program)?;
+                let filter = Filter { name: format!("{program}-{ifname}"), ifname, direction };
+                self.config.netns.run_in(|| filter.replace(fd))??;
+                if !self.filters.contains(&filter) {
+                    self.filters.push(filter);
+                }
+            }
+            AttachBy::Tcx => {
+                let pin = self.links(&ifname).join(program);
+                let hook = tcx::Hook { ifname, direction, pin };
+                self.config.netns.run_in(|| object.attach_tcx(program, &hook))??;
+                if !self.hooks.contains(&hook) {
+                    self.hooks.push(hook);
+                }
+            }
         }
         Ok(())
+    }
+
+    /// Where Cilium pins the tcx links of an interface.
+    fn links(&self, ifname: &str) -> PathBuf {
+        let endpoint = self.config.endpoints.iter().find(|endpoint| endpoint.host_ifname == ifname);
+        let owner = match endpoint {
+            Some(endpoint) => format!("endpoints/{}", endpoint.id),
+            None => format!("devices/{ifname}"),
+        };
+        self.config.bpffs.join("cilium").join(owner).join("links")
     }
 
     /// The load-time constants of one object.
@@ -438,10 +511,15 @@ impl Standin {
         if !self.config.netns.path().exists() {
             return Ok(());
         }
-        let filters = std::mem::take(&mut self.filters);
-        self.config.netns.run_in(|| filters.iter().try_for_each(Filter::delete))??;
+        self.detach_programs()?;
         self.remove_mark_rule()?;
         Ok(())
+    }
+
+    fn detach_programs(&mut self) -> Result<()> {
+        let filters = std::mem::take(&mut self.filters);
+        self.config.netns.run_in(|| filters.iter().try_for_each(Filter::delete))??;
+        std::mem::take(&mut self.hooks).iter().try_for_each(tcx::Hook::unpin)
     }
 }
 

@@ -1,6 +1,6 @@
 //! One loaded copy of the stand-in's eBPF object.
 use std::os::fd::{AsFd as _, BorrowedFd};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result, bail};
 use aya::maps::ProgramArray;
@@ -9,11 +9,20 @@ use aya::{Ebpf, EbpfLoader, include_bytes_aligned};
 
 use super::config::Config;
 use super::contents::policy_map;
+use super::tcx;
 
 static OBJECT: &[u8] = include_bytes_aligned!(concat!(env!("OUT_DIR"), "/standin"));
 
 // SAFETY: `repr(C)`, only `u32` and byte fields that leave no padding; every value is valid.
 unsafe impl aya::Pod for Config {}
+
+/// The map in which the programs count their packets.
+const SEEN: &str = "standin_seen";
+
+/// Where that map is pinned: beside Cilium's folder, so that this looks as on a node.
+pub(super) fn seen_pin(globals: &Path) -> PathBuf {
+    globals.with_file_name(SEEN)
+}
 
 /// Whether the crate was built without it.
 pub(super) fn is_empty() -> bool {
@@ -36,6 +45,7 @@ impl Object {
             .default_map_pin_directory(globals)
             .map_pin_path("cilium_policy_00000", globals.join(policy_map(endpoint_id)))
             .map_pin_path("cilium_calls_00000", globals.join(calls))
+            .map_pin_path(SEEN, seen_pin(globals))
             .override_global("CONFIG", &config, true)
             .load(OBJECT)
             .with_context(|| format!("failed to load the stand-in for endpoint `{endpoint_id}`"))?;
@@ -44,24 +54,28 @@ impl Object {
 
     /// Hands a program to the kernel.
     pub(super) fn program(&mut self, name: &str) -> Result<BorrowedFd<'_>> {
+        Ok(self.loaded(name)?.fd()?.as_fd())
+    }
+
+    /// Hands a program to the kernel and attaches it by tcx in the calling thread's network namespace: by the link
+    /// that is pinned there, or behind all others by a new one.
+    pub(super) fn attach_tcx(&mut self, name: &str, hook: &tcx::Hook) -> Result<()> {
+        hook.replace(self.loaded(name)?)
+    }
+
+    fn loaded(&mut self, name: &str) -> Result<&mut SchedClassifier> {
         let program: &mut SchedClassifier = self
             .ebpf
             .program_mut(name)
             .with_context(|| format!("failed to find program `{name}` in the stand-in's object"))?
             .try_into()?;
         load_again(|| program.load()).with_context(|| format!("failed to load program `{name}`"))?;
-        Ok(program.fd()?.as_fd())
+        Ok(program)
     }
 
     /// Makes the object's policy program the one that packets to the endpoint are tail-called into.
     pub(super) fn set_policy_program(&mut self, endpoint_id: u16) -> Result<()> {
-        let program: &mut SchedClassifier = self
-            .ebpf
-            .program_mut("handle_policy")
-            .context("failed to find program `handle_policy` in the stand-in's object")?
-            .try_into()?;
-        load_again(|| program.load()).context("failed to load program `handle_policy`")?;
-        let fd = program.fd()?.try_clone()?;
+        let fd = self.loaded("handle_policy")?.fd()?.try_clone()?;
         let map = self.ebpf.map_mut("cilium_call_policy").context("failed to find `cilium_call_policy`")?;
         ProgramArray::try_from(map)?
             .set(u32::from(endpoint_id), &fd, 0)
