@@ -27,6 +27,7 @@ mod latency;
 mod pace;
 mod pattern;
 mod report;
+mod seen;
 mod tcp;
 mod udp;
 
@@ -44,6 +45,7 @@ use control::Control;
 use counters::Counters;
 pub use latency::Percentiles;
 pub use report::{Connections, Datagrams, Report};
+pub use seen::check_seen_once;
 
 /// Who sends: a namespace and an address in it.
 const CLIENTS: [(Ns, Ipv4Addr); 2] = [(Ns::Vm, VM), (Ns::Pls, NAT_IPS[0])];

@@ -158,6 +158,23 @@ fn tcx_programs(ifindex: u32, direction: Direction) -> io::Result<Vec<u32>> {
     }
 }
 
+/// Whether an interface has a clsact qdisc, which legacy filters hang on.
+///
+/// # Errors
+///
+/// When the kernel does not list its qdiscs.
+pub fn has_clsact(ifindex: u32) -> Result<bool> {
+    let question = RouteNetlinkMessage::GetQueueDiscipline(TcMessage::default());
+    let qdiscs = Netlink::open()?.dump("qdiscs", question)?;
+    Ok(qdiscs.iter().any(|message| {
+        let RouteNetlinkMessage::NewQueueDiscipline(TcMessage { header, attributes, .. }) = message else {
+            return false;
+        };
+        let is_clsact = |attribute: &TcAttribute| *attribute == TcAttribute::Kind("clsact".to_owned());
+        header.index == ifindex.cast_signed() && attributes.iter().any(is_clsact)
+    }))
+}
+
 /// Whether the kernel has tcx, which came with 6.6.
 pub fn has_tcx() -> bool {
     // The loopback interface has index 1 in every namespace.
@@ -202,6 +219,7 @@ mod tests {
         let links = addresses::network().unwrap().links;
         let eth0 = links.iter().find(|link| link.name == "eth0").unwrap().ifindex;
         assert_eq!(classifiers(&links).unwrap(), []);
+        assert!(!has_clsact(eth0).unwrap());
 
         let program = features::load(libbpf_sys::BPF_PROG_TYPE_SCHED_CLS, None).unwrap();
         let mut hook = TcHookBuilder::new(program.as_fd())
@@ -211,6 +229,7 @@ mod tests {
             .hook(TC_INGRESS);
         hook.create().unwrap();
         hook.attach().unwrap();
+        assert!(has_clsact(eth0).unwrap());
         let listed = classifiers(&links).unwrap();
         let [filter] = listed.as_slice() else { panic!("{listed:?}") };
         assert_eq!((filter.dev.as_str(), filter.direction), ("eth0", Direction::Ingress));

@@ -1,0 +1,199 @@
+//! plsprobe is started and ended in every way under a steady load, while interfaces go and Cilium's programs are
+//! replaced: no packet is lost, changed or seen twice, no connection ends, and the node is afterwards as it was.
+//!
+//! `docs/harmless.md` has the method and the figures. `PLSPROBE_HARMLESS_CYCLES=200` makes it as many cycles.
+mod plsprobe;
+mod state;
+
+use std::fmt;
+use std::time::{Duration, Instant};
+
+use probe_lab::addresses::NGINX_POD;
+use probe_lab::load::{Load, LoadOptions, check_seen_once};
+use probe_lab::standin::AttachBy;
+use probe_lab::{Lab, LabOptions, Shape};
+
+use plsprobe::{Plsprobe, Signal};
+use state::{KernelObjects, State};
+
+/// Datagrams per second, as far as the machine can beside everything else.
+const PPS: u32 = 100_000;
+/// Cycles of each test, unless `PLSPROBE_HARMLESS_CYCLES` says otherwise.
+const CYCLES: usize = 16;
+/// Every so many cycles something else happens meanwhile.
+const EVENT_EVERY: usize = 4;
+/// How long anything here may take on a busy machine.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// Whose packets are traced: of all the load, of none of it, of its new connections.
+const TARGETS: [&[&str]; 3] =
+    [&["--dst", "pls-app"], &["--dst", "my-nginx"], &["--dst", "pls-app", "--port", "80/tcp"]];
+
+/// What happens to the node while plsprobe traces.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Event {
+    /// Cilium loads its programs anew and replaces each in its place.
+    Regeneration,
+    /// The agent starts again: programs are taken away and attached anew. The load holds its breath, since without
+    /// Cilium's programs its packets would not come through.
+    Restart,
+    /// A pod is deleted and made again, with its interface.
+    PodRecreated,
+}
+
+impl Event {
+    const ALL: [Self; 3] = [Self::Regeneration, Self::Restart, Self::PodRecreated];
+
+    fn happen(self, lab: &mut Lab, load: &Load) {
+        match self {
+            Self::Regeneration => lab.standin_mut().unwrap().regenerate().unwrap(),
+            Self::Restart => {
+                load.pause();
+                lab.standin_mut().unwrap().restart().unwrap();
+                load.resume();
+            }
+            Self::PodRecreated => lab.recreate_pod(&NGINX_POD).unwrap(),
+        }
+    }
+}
+
+/// How the cycles went.
+#[derive(Debug, Default)]
+struct Tally {
+    cycles: usize,
+    ended_by: [usize; 3],
+    before_it_was_attached: usize,
+    events: usize,
+}
+
+impl fmt::Display for Tally {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self {
+            cycles,
+            ended_by: [interrupted, terminated, killed],
+            before_it_was_attached: early,
+            events,
+        } = self;
+        write!(
+            f,
+            "{cycles} cycles, {interrupted} ended by SIGINT, {terminated} by SIGTERM, {killed} by SIGKILL, "
+        )?;
+        write!(f, "{early} before all was attached; {events} times Cilium or a pod was replaced")
+    }
+}
+
+fn lab(test: &str, shape: Shape, attach_by: AttachBy) -> Option<Lab> {
+    let built = probe_user::attach::is_built_in();
+    let why = probe_lab::standin::unavailable()
+        .or((!built).then(|| "built without its eBPF object".to_owned()))
+        .or((attach_by == AttachBy::Tcx && !probe_user::sources::classifiers::has_tcx())
+            .then(|| "no tcx in this kernel".to_owned()));
+    if let Some(why) = why {
+        fixtures::skip!("{why}");
+        return None;
+    }
+    let instance = format!("t{}-{test}", std::process::id());
+    let options = LabOptions { instance, shape, ..LabOptions::default() };
+    Some(Lab::up_attached(&options, attach_by).unwrap_or_else(|error| panic!("{test}: {error:#}")))
+}
+
+fn start_load(lab: &Lab) -> Load {
+    let options = LoadOptions { pps: Some(PPS), ..LoadOptions::default() };
+    Load::start(lab.instance(), &options).unwrap()
+}
+
+/// Waits until `done` is; what is still wrong after [`PATIENCE`] fails the test.
+fn wait_until<T>(mut done: impl FnMut() -> Result<T, String>) -> T {
+    let began = Instant::now();
+    loop {
+        match done() {
+            Ok(value) => return value,
+            Err(wrong) => assert!(began.elapsed() < PATIENCE, "still after {PATIENCE:?}: {wrong}"),
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+fn harmless(test: &str, shape: Shape, attach_by: AttachBy, seed: u64) {
+    let Some(mut lab) = lab(test, shape, attach_by) else { return };
+    let cycles = std::env::var("PLSPROBE_HARMLESS_CYCLES")
+        .map_or(CYCLES, |text| text.parse().expect("PLSPROBE_HARMLESS_CYCLES is a number"));
+    let mut random = fastrand::Rng::with_seed(seed);
+    let before = State::of(&lab);
+    let load = start_load(&lab);
+    let mut tally = Tally { cycles, ..Tally::default() };
+    let mut objects = KernelObjects::default();
+    for cycle in 0..cycles {
+        let target = TARGETS[random.usize(..TARGETS.len())];
+        let plsprobe = Plsprobe::trace(&mut lab, target);
+        // One in three ends before it is attached, somewhere in between, or right after.
+        if random.u8(..3) == 0 {
+            std::thread::sleep(Duration::from_millis(random.u64(..600)));
+            tally.before_it_was_attached += usize::from(!plsprobe.is_attached());
+        } else {
+            plsprobe.wait_until_attached();
+        }
+        if cycle % EVENT_EVERY == EVENT_EVERY - 1 {
+            Event::ALL[cycle / EVENT_EVERY % Event::ALL.len()].happen(&mut lab, &load);
+            tally.events += 1;
+        }
+        let mine = plsprobe.kernel_objects();
+        objects.extend(&mine);
+        let signal = Signal::ALL[random.usize(..Signal::ALL.len())];
+        tally.ended_by[signal as usize] += 1;
+        plsprobe.end(signal);
+        if signal == Signal::Kill {
+            // Its links and pins have gone; its legacy filters stay, inert, until the next one starts.
+            wait_until(|| State::of(&lab).without_our_filters().same_as(&before));
+            wait_until(|| mine.only_filters_left());
+        } else {
+            wait_until(|| State::of(&lab).same_as(&before));
+            wait_until(|| mine.all_gone());
+        }
+    }
+    let last = Plsprobe::trace(&mut lab, TARGETS[0]);
+    last.wait_until_attached();
+    objects.extend(&last.kernel_objects());
+    last.end(Signal::Interrupt);
+    let report = load.stop().unwrap();
+    println!("{test}: {tally}, {} objects made in the kernel\n{report}", objects.len());
+    report.check_harmless().unwrap();
+    check_seen_once(&lab, &report).unwrap();
+    wait_until(|| State::of(&lab).same_as(&before));
+    wait_until(|| objects.all_gone());
+}
+
+#[test]
+fn beside_legacy_filters() {
+    harmless("harmless-tc", Shape::Aks, AttachBy::LegacyTc, 1);
+}
+
+#[test]
+fn beside_tcx_links() {
+    harmless("harmless-tcx", Shape::Kpr, AttachBy::Tcx, 2);
+}
+
+/// SIGSTOP under load with a ring that is far too small: what was lost is told, and nobody else notices.
+#[test]
+fn stopped_for_some_seconds() {
+    let Some(mut lab) = lab("harmless-stop", Shape::Aks, AttachBy::LegacyTc) else { return };
+    let before = State::of(&lab);
+    let load = start_load(&lab);
+    let plsprobe = Plsprobe::trace(&mut lab, &["--dst", "pls-app", "--ring-bytes", "4096", "-o", "json"]);
+    plsprobe.wait_until_attached();
+    plsprobe.signal("STOP");
+    // Longer than any lease of its filters.
+    std::thread::sleep(Duration::from_secs(6));
+    plsprobe.signal("CONT");
+    plsprobe.wait_until_it_says("records lost in the last second");
+    let summary = plsprobe.end(Signal::Interrupt);
+    let report = load.stop().unwrap();
+    report.check_harmless().unwrap();
+    check_seen_once(&lab, &report).unwrap();
+    wait_until(|| State::of(&lab).same_as(&before));
+    let records = &summary.expect("a summary in JSON")["records"];
+    let lost = records["lost"].as_u64().unwrap();
+    // Far more than half of some hundred thousand packets, each at several hooks, passed while it was stopped.
+    assert!(lost > (report.to_pod.sent + report.from_pod.sent) / 2, "{records}, {report}");
+    println!("stopped for 6 s: {records}\n{report}");
+}
