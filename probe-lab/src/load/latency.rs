@@ -35,17 +35,17 @@ impl Latencies {
     }
 
     pub(super) fn percentiles(&self) -> Percentiles {
-        let micros = |nanos: u64| nanos as f64 / 1e3;
+        let micros = |nanos| Duration::from_nanos(nanos).as_secs_f64() * 1e6;
         Percentiles {
-            p50: micros(self.below(0.50)),
-            p99: micros(self.below(0.99)),
+            p50: micros(self.below(500)),
+            p99: micros(self.below(990)),
             max: micros(self.max.as_nanos() as u64),
         }
     }
 
-    /// The upper end of the bucket in which this share of all is reached.
-    fn below(&self, share: f64) -> u64 {
-        let wanted = (self.buckets.iter().sum::<u64>() as f64 * share).ceil() as u64;
+    /// The upper end of the bucket in which so many of a thousand are reached.
+    fn below(&self, of_thousand: u64) -> u64 {
+        let wanted = (self.buckets.iter().sum::<u64>() * of_thousand).div_ceil(1000);
         let mut sum = 0;
         let reached = self.buckets.iter().position(|count| {
             sum += count;

@@ -22,14 +22,14 @@ impl Pace {
         let Some(rate) = self.rate else { return most };
         let now = Instant::now();
         self.since = self.since.max(now.checked_sub(MEMORY).unwrap_or(self.since));
-        let due = ((now - self.since).as_secs_f64() * f64::from(rate)) as u32;
+        let due = ((now - self.since).as_nanos() * u128::from(rate) / 1_000_000_000) as u32;
         if due == 0 {
             let next = if rate == 0 { MEMORY } else { Duration::from_secs(1) / rate };
             std::thread::sleep(next.min(Duration::from_millis(10)));
             return 0;
         }
         let due = due.min(most);
-        self.since += Duration::from_secs_f64(f64::from(due) / f64::from(rate));
+        self.since += Duration::from_secs(1) * due / rate;
         due
     }
 }

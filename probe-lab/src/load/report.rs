@@ -16,7 +16,7 @@ pub struct Report {
     /// How long it was sent.
     pub seconds: f64,
     /// Packets per second over the node's uplink, TCP and UDP, both directions.
-    pub packets_per_second: f64,
+    pub packets_per_second: u64,
     /// From the clients to the pod.
     pub to_pod: Datagrams,
     /// From the pod to the clients.
@@ -85,10 +85,9 @@ impl Report {
         let [persistent, newcomers] =
             [0, 1].map(|at| connections.get(at).map(Connections::new).unwrap_or_default());
         errors.extend(connections.into_iter().filter_map(|exchanged| exchanged.error));
-        let seconds = elapsed.as_secs_f64();
         Self {
-            seconds,
-            packets_per_second: (counters.uplink as f64 / seconds).round(),
+            seconds: elapsed.as_secs_f64(),
+            packets_per_second: counters.uplink * 1000 / (elapsed.as_millis() as u64).max(1),
             to_pod,
             from_pod,
             overrun,
@@ -135,7 +134,7 @@ impl Connections {
 
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        writeln!(f, "{:.1} s, {:.0} packets/s over the uplink", self.seconds, self.packets_per_second)?;
+        writeln!(f, "{:.1} s, {} packets/s over the uplink", self.seconds, self.packets_per_second)?;
         for (what, d) in [("datagrams to the pod", self.to_pod), ("datagrams from the pod", self.from_pod)] {
             let Datagrams { sent, lost, duplicated, changed, .. } = d;
             writeln!(f, "{what}: {sent} sent, {lost} lost, {duplicated} twice, {changed} changed")?;

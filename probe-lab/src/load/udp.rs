@@ -22,7 +22,7 @@ const BURST: u32 = 32;
 /// the shortest queue on the way.
 const WINDOW: u64 = 200;
 /// Asked for, beyond the system's limit: far more than a window.
-const RECEIVE_BUFFER: usize = 4 << 20;
+const RECEIVE_BUFFER: libc::c_int = 4 << 20;
 
 /// Two connected sockets.
 #[derive(Debug)]
@@ -205,7 +205,7 @@ fn bind(address: Ipv4Addr) -> io::Result<UdpSocket> {
 }
 
 fn set_receive_buffer(socket: &Socket) -> io::Result<()> {
-    let bytes = RECEIVE_BUFFER as libc::c_int;
+    let bytes = RECEIVE_BUFFER;
     // SAFETY: the option is an int, which outlives the call.
     let result = unsafe {
         libc::setsockopt(
@@ -221,7 +221,7 @@ fn set_receive_buffer(socket: &Socket) -> io::Result<()> {
 
 /// What the socket could not keep, the number that `SO_RXQ_OVFL` puts beside a datagram.
 fn dropped(socket: &UdpSocket) -> u64 {
-    /// `SK_MEMINFO_DROPS` and `SK_MEMINFO_VARS` of linux/sock_diag.h.
+    /// `SK_MEMINFO_DROPS` and `SK_MEMINFO_VARS` of `linux/sock_diag.h`.
     const DROPS: usize = 8;
     const VARS: usize = 9;
     let mut info = [0_u32; VARS];
