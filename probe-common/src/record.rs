@@ -251,21 +251,19 @@ pub enum Counter {
     EventLost = 7,
     /// Drops, notifications or packets that could not be read.
     Unreadable = 8,
-    /// Packets a classifier passed on without looking, because its lease had run out.
-    LeaseExpired = 9,
     /// Packets that passed a hook on the kernel, in every namespace.
-    StackSeen = 10,
+    StackSeen = 9,
     /// What sockets did, in every namespace.
-    SocketSeen = 11,
+    SocketSeen = 10,
     /// Of these, what matches the filter: records made.
-    SocketMatched = 12,
+    SocketMatched = 11,
     /// Of these, records that found no room.
-    SocketLost = 13,
+    SocketLost = 12,
 }
 
 impl Counter {
     /// Number of counters.
-    pub const COUNT: u32 = 14;
+    pub const COUNT: u32 = 13;
 }
 
 const _: () = {

@@ -1,6 +1,6 @@
 //! The maps and constants that user space fills or reads.
 use aya_ebpf::macros::map;
-use aya_ebpf::maps::{Array, HashMap, LpmTrie, PerCpuArray, RingBuf};
+use aya_ebpf::maps::{HashMap, LpmTrie, PerCpuArray, ProgramArray, RingBuf};
 use probe_common::{AddressSet, Config, Counter, KernelOffsets, Packet, RecordKind, SourceKey, TargetKey};
 
 /// Records for user space. The loader sets the size.
@@ -24,12 +24,12 @@ pub(crate) static TARGETS: HashMap<TargetKey, u32> = HashMap::with_max_entries(4
 pub(crate) static SOURCES: LpmTrie<SourceKey, u32> =
     LpmTrie::with_max_entries(1024, 1 /* BPF_F_NO_PREALLOC */);
 
-/// Slot 0: the time until which classifiers look at packets, in nanoseconds of `CLOCK_MONOTONIC`.
+/// The programs that look, by [`HookPoint`](probe_common::HookPoint).
 ///
-/// User space moves it forward every second. A classifier that outlives it (legacy tc filters survive SIGKILL)
-/// passes packets on without looking.
+/// The kernel empties a program array when no process has it open any more, however the last one ended. What was
+/// attached then has nobody to hand on to.
 #[map]
-static LEASE: Array<u64> = Array::with_max_entries(1, 0);
+pub(crate) static LOOKERS: ProgramArray = ProgramArray::with_max_entries(16, 0);
 
 /// Set by the loader, constant to the verifier, which removes what it turns off.
 #[unsafe(no_mangle)]
@@ -109,10 +109,4 @@ pub(crate) fn count(counter: Counter) -> u64 {
         *slot += 1;
         *slot
     }
-}
-
-/// Whether user space is still there.
-#[inline(always)]
-pub(crate) fn lease_holds(now_ns: u64) -> bool {
-    LEASE.get(0).is_some_and(|until_ns| now_ns < *until_ns)
 }

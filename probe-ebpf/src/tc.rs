@@ -1,7 +1,7 @@
 //! The classifiers: one program per point of the node, so that each is recognised by name.
 use aya_ebpf::EbpfContext as _;
 use aya_ebpf::bindings::{TC_ACT_UNSPEC, bpf_hdr_start_off::BPF_HDR_START_NET};
-use aya_ebpf::helpers::generated::{bpf_ktime_get_ns, bpf_skb_load_bytes_relative};
+use aya_ebpf::helpers::generated::bpf_skb_load_bytes_relative;
 use aya_ebpf::macros::classifier;
 use aya_ebpf::programs::TcContext;
 use probe_common::{Counter, HookPoint, PacketRecord, RecordKind};
@@ -9,77 +9,53 @@ use probe_common::{Counter, HookPoint, PacketRecord, RecordKind};
 use crate::emit::emit;
 use crate::filter;
 use crate::kernel::SkBuff;
-use crate::maps::{count, lease_holds, scratch};
+use crate::maps::{LOOKERS, count, scratch};
 use crate::parse::{self, Source, vlan_id};
 
-/// Ingress of the uplink.
-#[classifier]
-pub(crate) fn plsprobe_uplink_in(ctx: TcContext) -> i32 {
-    look(&ctx, HookPoint::UplinkIn);
-    TC_ACT_UNSPEC
+/// A point of the node: the program that is attached there, and the one that looks.
+///
+/// The first only hands on to the second, through [`LOOKERS`]. A legacy filter survives a plsprobe that is killed; with
+/// the map empty all that is left of it is one failed tail call.
+macro_rules! points {
+    ($($(#[$doc:meta])* $point:ident: $attached:ident -> $looks:ident;)+) => {$(
+        $(#[$doc])*
+        #[classifier]
+        pub(crate) fn $attached(ctx: TcContext) -> i32 {
+            // SAFETY: nothing here has to be dropped when control does not come back.
+            unsafe { LOOKERS.tail_call(&ctx, HookPoint::$point as u32) };
+            TC_ACT_UNSPEC
+        }
+
+        #[doc = concat!("Looks for [`", stringify!($attached), "`].")]
+        #[classifier]
+        pub(crate) fn $looks(ctx: TcContext) -> i32 {
+            look(&ctx, HookPoint::$point);
+            TC_ACT_UNSPEC
+        }
+    )+};
 }
 
-/// Egress of the uplink.
-#[classifier]
-pub(crate) fn plsprobe_uplink_out(ctx: TcContext) -> i32 {
-    look(&ctx, HookPoint::UplinkOut);
-    TC_ACT_UNSPEC
-}
-
-/// Ingress of the host side of a pod's veth.
-#[classifier]
-pub(crate) fn plsprobe_pod_out(ctx: TcContext) -> i32 {
-    look(&ctx, HookPoint::PodOut);
-    TC_ACT_UNSPEC
-}
-
-/// Egress of the host side of a pod's veth.
-#[classifier]
-pub(crate) fn plsprobe_pod_in(ctx: TcContext) -> i32 {
-    look(&ctx, HookPoint::PodIn);
-    TC_ACT_UNSPEC
-}
-
-/// Egress of `cilium_host`.
-#[classifier]
-pub(crate) fn plsprobe_host_out(ctx: TcContext) -> i32 {
-    look(&ctx, HookPoint::HostOut);
-    TC_ACT_UNSPEC
-}
-
-/// Ingress of `cilium_host`.
-#[classifier]
-pub(crate) fn plsprobe_host_in(ctx: TcContext) -> i32 {
-    look(&ctx, HookPoint::HostIn);
-    TC_ACT_UNSPEC
-}
-
-/// Ingress of the uplink's virtual function.
-#[classifier]
-pub(crate) fn plsprobe_vf_in(ctx: TcContext) -> i32 {
-    look(&ctx, HookPoint::VfIn);
-    TC_ACT_UNSPEC
-}
-
-/// Egress of the uplink's virtual function.
-#[classifier]
-pub(crate) fn plsprobe_vf_out(ctx: TcContext) -> i32 {
-    look(&ctx, HookPoint::VfOut);
-    TC_ACT_UNSPEC
-}
-
-/// Ingress of the overlay's interface.
-#[classifier]
-pub(crate) fn plsprobe_overlay_in(ctx: TcContext) -> i32 {
-    look(&ctx, HookPoint::OverlayIn);
-    TC_ACT_UNSPEC
-}
-
-/// Egress of the overlay's interface.
-#[classifier]
-pub(crate) fn plsprobe_overlay_out(ctx: TcContext) -> i32 {
-    look(&ctx, HookPoint::OverlayOut);
-    TC_ACT_UNSPEC
+points! {
+    /// Ingress of the uplink.
+    UplinkIn: plsprobe_uplink_in -> plsprobe_look_uplink_in;
+    /// Egress of the uplink.
+    UplinkOut: plsprobe_uplink_out -> plsprobe_look_uplink_out;
+    /// Ingress of the host side of a pod's veth.
+    PodOut: plsprobe_pod_out -> plsprobe_look_pod_out;
+    /// Egress of the host side of a pod's veth.
+    PodIn: plsprobe_pod_in -> plsprobe_look_pod_in;
+    /// Egress of `cilium_host`.
+    HostOut: plsprobe_host_out -> plsprobe_look_host_out;
+    /// Ingress of `cilium_host`.
+    HostIn: plsprobe_host_in -> plsprobe_look_host_in;
+    /// Ingress of the uplink's virtual function.
+    VfIn: plsprobe_vf_in -> plsprobe_look_vf_in;
+    /// Egress of the uplink's virtual function.
+    VfOut: plsprobe_vf_out -> plsprobe_look_vf_out;
+    /// Ingress of the overlay's interface.
+    OverlayIn: plsprobe_overlay_in -> plsprobe_look_overlay_in;
+    /// Egress of the overlay's interface.
+    OverlayOut: plsprobe_overlay_out -> plsprobe_look_overlay_out;
 }
 
 /// The packet of a classifier, from its network header on: link layers of any length, and none, read alike.
@@ -111,11 +87,6 @@ fn look(ctx: &TcContext, point: HookPoint) {
         return; // not IP, ARP for the most part
     };
     if !filter::may_match(&network) {
-        return;
-    }
-    // SAFETY: the helper takes no argument and returns a number.
-    if !lease_holds(unsafe { bpf_ktime_get_ns() }) {
-        count(Counter::LeaseExpired);
         return;
     }
     let Some(packet) = scratch(RecordKind::Packet) else {

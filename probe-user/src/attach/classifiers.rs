@@ -4,6 +4,7 @@ use std::io;
 
 use anyhow::{Context as _, Result, anyhow};
 use aya::Ebpf;
+use aya::maps::{MapData, ProgramArray};
 use aya::programs::links::LinkOrder;
 use aya::programs::tc::{
     NlOptions, SchedClassifierLinkId, TcAttachOptions, TcAttachType, TcError, TcHandle, qdisc_add_clsact,
@@ -12,7 +13,8 @@ use aya::programs::tc::{
 use aya::programs::{ProgramError, SchedClassifier};
 use probe_common::HookPoint;
 
-use super::{Hook, HookKind, HookState};
+use super::{Hook, HookKind, HookState, borrow};
+use crate::sources::classifiers as neighbours;
 use crate::sys::{ifindex, interface_names};
 
 /// What an interface is to the node.
@@ -47,6 +49,13 @@ impl Role {
             Self::Overlay => {
                 [(Direction::Ingress, "plsprobe_overlay_in"), (Direction::Egress, "plsprobe_overlay_out")]
             }
+        }
+    }
+
+    const fn point(self, direction: Direction) -> HookPoint {
+        match direction {
+            Direction::Ingress => self.points().0,
+            Direction::Egress => self.points().1,
         }
     }
 
@@ -124,7 +133,9 @@ impl Classifiers {
 
     fn attach_interface(&mut self, ebpf: &mut Ebpf, interface: &Interface) {
         for (direction, program) in interface.role.programs() {
-            let (link, state) = match attach(ebpf, &interface.name, direction, program) {
+            let attached = have_look(ebpf, interface.role.point(direction), program)
+                .and_then(|()| attach(ebpf, &interface.name, direction, program));
+            let (link, state) = match attached {
                 Ok((link, means)) => (Some(link), HookState::Attached(means)),
                 Err(error) => (None, HookState::Refused(format!("{error:#}"))),
             };
@@ -238,7 +249,25 @@ pub(super) fn load_again(mut load: impl FnMut() -> Result<(), ProgramError>) -> 
     load()
 }
 
-/// Attaches one program before whoever is there, by the means that neighbour uses.
+fn load(program: &mut SchedClassifier) -> Result<()> {
+    match load_again(|| program.load()) {
+        Ok(()) | Err(ProgramError::AlreadyLoaded) => Ok(()),
+        Err(error) => Err(describe_load(error)),
+    }
+}
+
+/// Loads the program that looks at packets for `attached`, and has that one hand on to it.
+///
+/// The map between them is what dies with this process: see `LOOKERS` in the eBPF crate.
+fn have_look(ebpf: &mut Ebpf, point: HookPoint, attached: &str) -> Result<()> {
+    let program = classifier(ebpf, &attached.replacen("plsprobe_", "plsprobe_look_", 1))?;
+    load(program)?;
+    let fd = program.fd()?.try_clone()?;
+    let mut lookers: ProgramArray<&mut MapData> = borrow(ebpf, "LOOKERS")?;
+    lookers.set(point as u32, &fd, 0).with_context(|| format!("failed to have `{attached}` look"))
+}
+
+/// Attaches one program before whoever is there.
 fn attach(
     ebpf: &mut Ebpf,
     interface: &str,
@@ -246,11 +275,8 @@ fn attach(
     name: &str,
 ) -> Result<(SchedClassifierLinkId, &'static str)> {
     let program = classifier(ebpf, name)?;
-    match load_again(|| program.load()) {
-        Ok(()) | Err(ProgramError::AlreadyLoaded) => {}
-        Err(error) => return Err(describe_load(error)),
-    }
-    let (options, means) = if has_tcx_neighbour(interface, direction) {
+    load(program)?;
+    let (options, means) = if is_by_tcx(interface) {
         (TcAttachOptions::TcxOrder(LinkOrder::first()), "tcx")
     } else {
         add_clsact(interface)?;
@@ -279,10 +305,14 @@ pub(super) fn describe_load(error: ProgramError) -> anyhow::Error {
     error.into()
 }
 
-/// Whether somebody is attached there by tcx, which runs before every legacy filter. Kernels before 6.6 have none.
-fn has_tcx_neighbour(interface: &str, direction: Direction) -> bool {
-    SchedClassifier::query_tcx(interface, direction.attach_type())
-        .is_ok_and(|(_, programs)| !programs.is_empty())
+/// Whether to attach by tcx, which runs before every legacy filter: where a neighbour does, and where there is nothing
+/// that a legacy filter could hang on, since a clsact qdisc of ours would stay behind. Not on kernels before 6.6.
+fn is_by_tcx(interface: &str) -> bool {
+    let has_neighbour = [TcAttachType::Ingress, TcAttachType::Egress].into_iter().any(|direction| {
+        SchedClassifier::query_tcx(interface, direction).is_ok_and(|(_, programs)| !programs.is_empty())
+    });
+    let has_clsact = || ifindex(interface).is_some_and(|index| neighbours::has_clsact(index).unwrap_or(true));
+    has_neighbour || (neighbours::has_tcx() && !has_clsact())
 }
 
 fn add_clsact(interface: &str) -> Result<()> {
@@ -293,27 +323,40 @@ fn add_clsact(interface: &str) -> Result<()> {
     }
 }
 
-/// Removes filters that a plsprobe left behind when it was killed, on every interface, by our programs' names.
+/// A filter that a plsprobe left behind when it was killed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Leftover {
+    /// Its name, one of our programs'.
+    pub program: &'static str,
+    /// Where it was: `eth0 ingress`.
+    pub place: String,
+}
+
+impl fmt::Display for Leftover {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "`{}` at `{}`", self.program, self.place)
+    }
+}
+
+/// Removes the filters that a plsprobe left behind when it was killed, on every interface, by our programs' names;
+/// returns those that it removed.
 ///
 /// # Errors
 ///
 /// When the interfaces cannot be listed or a leftover cannot be removed.
-pub(super) fn remove_leftovers() -> Result<()> {
+pub(super) fn remove_leftovers() -> Result<Vec<Leftover>> {
+    let mut removed = Vec::new();
     for interface in interface_names().context("failed to list the interfaces")? {
         for (direction, program) in Role::ALL.into_iter().flat_map(Role::programs) {
+            let leftover = Leftover { program, place: format!("{interface} {direction}") };
             match qdisc_detach_program(&interface, direction.attach_type(), program) {
-                Ok(()) => eprintln!(
-                    "plsprobe: removed a leftover of an earlier run, `{program}` at `{interface} {direction}`"
-                ),
+                Ok(()) => removed.push(leftover),
                 Err(error) if is_absent(&error) => {}
-                Err(error) => {
-                    return Err(error)
-                        .with_context(|| format!("failed to remove `{program}` from `{interface}`"));
-                }
+                Err(error) => return Err(error).with_context(|| format!("failed to remove {leftover}")),
             }
         }
     }
-    Ok(())
+    Ok(removed)
 }
 
 /// No such filter, no clsact to hold one, or no such interface any more.

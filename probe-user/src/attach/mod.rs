@@ -13,22 +13,17 @@ mod tracing;
 #[cfg(test)]
 pub(crate) mod tests;
 
-use std::time::Duration;
-
 use anyhow::{Context as _, Result, anyhow};
 use aya::Ebpf;
-use aya::maps::{Array, Map, MapData, MapError, PerCpuArray};
+use aya::maps::{Map, MapData, MapError, PerCpuArray};
 use probe_common::{Config, Counter};
 
-pub use classifiers::{Interface, Role};
+pub use classifiers::{Interface, Leftover, Role};
 pub use filter::{Filter, Target};
 pub use object::is_built_in;
 pub use records::{Record, Records};
 
 use crate::sys;
-
-/// How long classifiers work on after the last renewal of their lease.
-const LEASE: Duration = Duration::from_secs(10);
 
 /// What to load and where to attach it.
 #[derive(Clone, Debug)]
@@ -137,9 +132,9 @@ impl Counters {
 pub struct Attachment {
     classifiers: classifiers::Classifiers,
     tracing: Vec<Hook>,
-    lease: Array<MapData, u64>,
     counters: PerCpuArray<MapData, u64>,
     no_tc: bool,
+    leftovers: Vec<Leftover>,
     log: program_log::ProgramLog,
     ebpf: Ebpf,
     _alone: alone::Slot,
@@ -155,25 +150,24 @@ impl Attachment {
     /// When the object is missing, of another wire version, or does not load (no privilege, an old kernel).
     pub fn start(settings: &Settings) -> Result<(Self, Records)> {
         let slot = alone::Slot::take().context("failed to tell whether another plsprobe runs here")?;
-        if slot.is_alone() {
-            classifiers::remove_leftovers()?;
-        }
+        let leftovers = if slot.is_alone() { classifiers::remove_leftovers()? } else { Vec::new() };
         // Only kernels before 5.11 need it; there the load fails with the reason.
         let _ = sys::lift_memlock_limit();
         let mut ebpf = object::load(settings)?;
         let log = program_log::ProgramLog::open(&mut ebpf)?;
         filter::fill(&mut ebpf, &settings.filter)?;
         let records = Records::new(take(&mut ebpf, "RECORDS")?)?;
-        let mut lease = take(&mut ebpf, "LEASE")?;
-        renew(&mut lease)?;
         let counters = take(&mut ebpf, "COUNTERS")?;
         let tracing = tracing::attach(&mut ebpf, settings);
         let interfaces = if settings.no_tc { &[][..] } else { &settings.interfaces };
         let classifiers = classifiers::Classifiers::attach(&mut ebpf, interfaces);
-        // Verifying the programs may have taken longer than the lease on a slow machine.
-        renew(&mut lease)?;
         let no_tc = settings.no_tc;
-        Ok((Self { classifiers, tracing, lease, counters, no_tc, log, ebpf, _alone: slot }, records))
+        Ok((Self { classifiers, tracing, counters, no_tc, leftovers, log, ebpf, _alone: slot }, records))
+    }
+
+    /// Filters of a killed plsprobe that were removed at the start.
+    pub fn leftovers(&self) -> &[Leftover] {
+        &self.leftovers
     }
 
     /// Every hook that was wanted, with what came of it.
@@ -184,15 +178,6 @@ impl Attachment {
     /// Where Cilium's notifications are read, if the kernel allows it.
     pub fn cilium_events(&self) -> Option<&Hook> {
         self.tracing.iter().find(|hook| hook.kind == HookKind::CiliumEvents && hook.state.is_attached())
-    }
-
-    /// Tells the classifiers that we are still here: once a second.
-    ///
-    /// # Errors
-    ///
-    /// When the kernel refuses the map update.
-    pub fn renew_lease(&mut self) -> Result<()> {
-        renew(&mut self.lease)
     }
 
     /// Looks whether interfaces have gone and attaches to those named that are new. Returns the hooks that changed.
@@ -236,9 +221,25 @@ impl Attachment {
     }
 }
 
-fn renew(lease: &mut Array<MapData, u64>) -> Result<()> {
-    let until = sys::monotonic() + LEASE;
-    lease.set(0, until.as_nanos() as u64, 0).context("failed to renew the lease of our classifiers")
+/// Removes the filters that a killed plsprobe has left in this network namespace, unless another one is tracing here:
+/// then they may be its own, and the answer is `None`.
+///
+/// # Errors
+///
+/// When the kernel does not let itself be asked, or refuses to remove one.
+pub fn remove_leftovers() -> Result<Option<Vec<Leftover>>> {
+    let slot = alone::Slot::take().context("failed to tell whether another plsprobe runs here")?;
+    slot.is_alone().then(classifiers::remove_leftovers).transpose()
+}
+
+/// Whether a plsprobe is tracing in this network namespace.
+///
+/// # Errors
+///
+/// When the kernel does not let itself be asked.
+pub fn is_tracing_here() -> Result<bool> {
+    let slot = alone::Slot::take().context("failed to tell whether another plsprobe runs here")?;
+    Ok(!slot.is_alone())
 }
 
 /// Takes a map out of the object by name and type. It must outlive the loading of every program.

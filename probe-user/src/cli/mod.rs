@@ -68,7 +68,7 @@ enum Command {
     /// Write one file with everything an answer needs, for `--from` on any machine
     Snapshot(snapshot::Args),
     /// Say what this kernel, these privileges and this Cilium allow, and what to do about the rest
-    Doctor,
+    Doctor(doctor::Args),
 }
 
 /// How a run ended; the process' exit code.
@@ -106,7 +106,7 @@ impl Cli {
             Command::Explain(args) => explain::run(&args, &self.global),
             Command::Dump(args) => dump::run(&args, &self.global),
             Command::Snapshot(args) => snapshot::run(&args, &self.global),
-            Command::Doctor => doctor::run(&self.global),
+            Command::Doctor(args) => doctor::run(&args, &self.global),
             Command::Trace(args) => trace::run(args, &self.global),
         }
     }

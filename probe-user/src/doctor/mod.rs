@@ -4,6 +4,7 @@
 
 mod cilium;
 mod kernel;
+mod leftovers;
 mod privileges;
 mod render;
 
@@ -145,7 +146,17 @@ impl Report {
         let mut checks = kernel::checks();
         checks.extend(privileges::checks());
         checks.extend(cilium::checks(options));
+        checks.push(leftovers::check());
         Self::summed(checks)
+    }
+
+    /// Removes what a killed plsprobe has left in this network namespace; the report names it.
+    ///
+    /// # Errors
+    ///
+    /// When a plsprobe is tracing here, whose it may be, or the kernel refuses.
+    pub fn clean_up() -> anyhow::Result<Self> {
+        leftovers::clean_up()
     }
 
     /// With what the findings mean for plsprobe's commands.

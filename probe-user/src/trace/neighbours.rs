@@ -103,7 +103,6 @@ mod tests {
                 let renewed = attachment.reattach("v0 ingress").unwrap();
                 assert_eq!(renewed.state, HookState::Attached("legacy tc"));
                 assert_eq!(displaced(), Vec::<String>::new());
-                attachment.renew_lease().unwrap();
                 send_udp(peer, NODE, 5, 8);
                 let mut batch = Vec::new();
                 records.drain(&mut batch);

@@ -26,7 +26,7 @@ use crate::sys;
 
 /// How often undecided flows are looked at.
 const POLL: Duration = Duration::from_millis(50);
-/// How often the lease is renewed and interfaces are looked at.
+/// How often interfaces are looked at.
 const HOUSEKEEPING: Duration = Duration::from_secs(1);
 /// How old the maps may be when a flow is judged by them.
 const WORLD_AGE: Duration = Duration::from_millis(500);
@@ -189,6 +189,9 @@ impl<'o> Session<'o> {
 
     /// Says what is watched, and what is not.
     fn announce(&self) {
+        for leftover in self.attachment.leftovers() {
+            notice(&format!("removed a leftover of an earlier run, {leftover}"));
+        }
         let hooks: Vec<_> = self.attachment.hooks().collect();
         let attached: Vec<_> =
             hooks.iter().filter(|hook| hook.state.is_attached()).map(|hook| hook.place.as_str()).collect();
@@ -299,9 +302,8 @@ impl<'o> Session<'o> {
             || self.scope.addresses.contains(&tuple.daddr)
     }
 
-    /// Renews the lease; sees interfaces go and come, and records that are lost.
+    /// Sees interfaces go and come, and records that are lost.
     fn keep_house(&mut self) -> Result<()> {
-        self.attachment.renew_lease()?;
         for message in self.attachment.program_news() {
             notice(&message);
         }

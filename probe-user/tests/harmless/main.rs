@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use probe_lab::addresses::NGINX_POD;
 use probe_lab::load::{Load, LoadOptions, check_seen_once};
 use probe_lab::standin::AttachBy;
-use probe_lab::{Lab, LabOptions, Shape};
+use probe_lab::{Lab, LabOptions, Ns, Shape};
 
 use plsprobe::{Plsprobe, Signal};
 use state::{KernelObjects, State};
@@ -143,9 +143,9 @@ fn harmless(test: &str, shape: Shape, attach_by: AttachBy, seed: u64) {
         tally.ended_by[signal as usize] += 1;
         plsprobe.end(signal);
         if signal == Signal::Kill {
-            // Its links and pins have gone; its legacy filters stay, inert, until the next one starts.
+            // Its legacy filters stay until the next one starts, with nothing behind them.
             wait_until(|| State::of(&lab).without_our_filters().same_as(&before));
-            wait_until(|| mine.only_filters_left());
+            wait_until(|| mine.only_husks_left());
         } else {
             wait_until(|| State::of(&lab).same_as(&before));
             wait_until(|| mine.all_gone());
@@ -182,7 +182,6 @@ fn stopped_for_some_seconds() {
     let plsprobe = Plsprobe::trace(&mut lab, &["--dst", "pls-app", "--ring-bytes", "4096", "-o", "json"]);
     plsprobe.wait_until_attached();
     plsprobe.signal("STOP");
-    // Longer than any lease of its filters.
     std::thread::sleep(Duration::from_secs(6));
     plsprobe.signal("CONT");
     plsprobe.wait_until_it_says("records lost in the last second");
@@ -196,4 +195,44 @@ fn stopped_for_some_seconds() {
     // Far more than half of some hundred thousand packets, each at several hooks, passed while it was stopped.
     assert!(lost > (report.to_pod.sent + report.from_pod.sent) / 2, "{records}, {report}");
     println!("stopped for 6 s: {records}\n{report}");
+}
+
+fn doctor(lab: &Lab, args: &[&str]) -> (Option<i32>, String) {
+    let mut command = lab.netns(Ns::Node).command(env!("CARGO_BIN_EXE_plsprobe")).unwrap();
+    command.arg("doctor").args(args).arg("--bpffs").arg(lab.bpffs()).arg("--cilium-run").arg(lab.run_dir());
+    let output = command.output().unwrap();
+    let text = [output.stdout, output.stderr].map(|text| String::from_utf8(text).unwrap()).concat();
+    (output.status.code(), text)
+}
+
+#[test]
+fn doctor_finds_and_removes_what_a_killed_one_left() {
+    let Some(mut lab) = lab("harmless-doctor", Shape::Aks, AttachBy::LegacyTc) else { return };
+    let line =
+        |text: &str| text.lines().find(|line| line.contains("plsprobe's own filters")).unwrap().to_owned();
+    let before = State::of(&lab);
+    let plsprobe = Plsprobe::trace(&mut lab, TARGETS[0]);
+    plsprobe.wait_until_attached();
+    let tracing = State::of(&lab);
+    let (code, text) = doctor(&lab, &["--cleanup"]);
+    assert_eq!(code, Some(2), "{text}");
+    assert!(text.contains("a plsprobe is tracing in this network namespace, nothing was removed"), "{text}");
+    let (code, text) = doctor(&lab, &[]);
+    assert_eq!(code, Some(0), "{text}");
+    assert!(line(&text).starts_with("ok ") && line(&text).contains("a plsprobe is tracing here"), "{text}");
+    assert_eq!(State::of(&lab), tracing, "nothing was removed");
+
+    plsprobe.end(Signal::Kill);
+    let (_, text) = doctor(&lab, &[]);
+    let found = line(&text);
+    assert!(found.starts_with("degraded "), "{text}");
+    assert!(found.contains("`plsprobe_uplink_in` at `eth0 ingress`"), "{text}");
+    assert!(found.contains("remove them by `plsprobe doctor --cleanup`"), "{text}");
+    let (code, text) = doctor(&lab, &["--cleanup"]);
+    assert_eq!(code, Some(0), "{text}");
+    assert_eq!(text.lines().filter(|line| line.contains("removed `plsprobe_")).count(), 6, "{text}");
+    assert_eq!(State::of(&lab), before);
+    let (code, text) = doctor(&lab, &["--cleanup"]);
+    assert_eq!(code, Some(0), "{text}");
+    assert!(text.contains("none is left of an earlier run") && text.lines().count() == 1, "{text}");
 }

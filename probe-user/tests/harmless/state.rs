@@ -151,15 +151,31 @@ impl KernelObjects {
 
     /// Whether the kernel has freed all of them.
     pub(crate) fn all_gone(&self) -> Result<(), String> {
-        let left = self.left();
-        left.is_empty().then_some(()).ok_or(format!("left in the kernel: {left:?}"))
+        self.only_left(|_| false)
     }
 
-    /// Whether the kernel has freed all but the programs of filters, and the maps that these use.
-    pub(crate) fn only_filters_left(&self) -> Result<(), String> {
-        let left = self.left();
-        let beyond: Vec<_> = left.iter().filter(|name| name.starts_with("link")).collect();
-        beyond.is_empty().then_some(()).ok_or(format!("left in the kernel: {left:?}"))
+    /// Whether the kernel has freed all that looks at packets or keeps anything: of a killed plsprobe there are left
+    /// the programs that filters hold, and the empty map through which these handed on.
+    pub(crate) fn only_husks_left(&self) -> Result<(), String> {
+        self.only_left(|object| match object.strip_prefix("program plsprobe_") {
+            Some(name) => {
+                ["uplink", "pod", "host", "vf", "overlay"].contains(&name.split('_').next().unwrap_or(name))
+            }
+            None => object == "map LOOKERS",
+        })
+    }
+
+    /// Programs first: to ask for a map by its id is to have it open, and where the kernel is just emptying a program
+    /// array because nobody has it open any more, that makes it do so twice and (6.18) leak the array.
+    fn only_left(&self, may_stay: impl Fn(&str) -> bool) -> Result<(), String> {
+        for left in [Self::programs_left, Self::others_left] {
+            let left = left(self);
+            let wrong: Vec<_> = left.iter().filter(|object| !may_stay(object)).collect();
+            if !wrong.is_empty() {
+                return Err(format!("left in the kernel: {wrong:?}"));
+            }
+        }
+        Ok(())
     }
 
     /// How many there are.
@@ -167,15 +183,17 @@ impl KernelObjects {
         self.programs.len() + self.maps.len() + self.links.len()
     }
 
-    fn left(&self) -> Vec<String> {
-        let mut left = Vec::new();
+    fn programs_left(&self) -> Vec<String> {
         let programs = ProgInfoIter::default().filter(|program| self.programs.contains(&program.id));
-        left.extend(programs.map(|program| format!("program {} {:?}", program.id, program.name)));
+        programs.map(|program| format!("program {}", program.name.to_string_lossy())).collect()
+    }
+
+    fn others_left(&self) -> Vec<String> {
         let maps = MapInfoIter::default().filter(|map| self.maps.contains(&map.id));
-        left.extend(maps.map(|map| format!("map {} {:?}", map.id, map.name)));
         let links = LinkInfoIter::default().filter(|link| self.links.contains(&link.id));
-        left.extend(links.map(|link| format!("link {}", link.id)));
-        left
+        maps.map(|map| format!("map {}", map.name.to_string_lossy()))
+            .chain(links.map(|link| format!("link {}", link.id)))
+            .collect()
     }
 }
 
