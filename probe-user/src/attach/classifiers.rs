@@ -1,13 +1,14 @@
 //! Our classifiers at interfaces: beside Cilium's, before it, and gone without a trace.
 use std::fmt;
 use std::io;
+use std::ops::Range;
 
 use anyhow::{Context as _, Result, anyhow};
 use aya::Ebpf;
 use aya::maps::{MapData, ProgramArray};
 use aya::programs::links::LinkOrder;
 use aya::programs::tc::{
-    NlOptions, SchedClassifierLinkId, TcAttachOptions, TcAttachType, TcError, TcHandle, qdisc_add_clsact,
+    NlOptions, SchedClassifierLinkId, TcAttachOptions, TcAttachType, TcError, qdisc_add_clsact,
     qdisc_detach_program,
 };
 use aya::programs::{ProgramError, SchedClassifier};
@@ -16,6 +17,12 @@ use probe_common::HookPoint;
 use super::{Hook, HookKind, HookState, borrow};
 use crate::sources::classifiers as neighbours;
 use crate::sys::{ifindex, interface_names};
+
+/// Handles of our legacy filters: for each plsprobe that traces here two, since it attaches anew before it detaches.
+///
+/// Never one of the kernel's choice, which is the lowest that is free: where Cilium has yet to come that is 1, Cilium's
+/// filter would take the place of ours, and we would remove it later, believing it ours.
+const HANDLES: Range<u32> = 0x706c_7300..0x706c_7320;
 
 /// What an interface is to the node.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -276,19 +283,39 @@ fn attach(
 ) -> Result<(SchedClassifierLinkId, &'static str)> {
     let program = classifier(ebpf, name)?;
     load(program)?;
-    let (options, means) = if is_by_tcx(interface) {
-        (TcAttachOptions::TcxOrder(LinkOrder::first()), "tcx")
+    let (link, means) = if is_by_tcx(interface) {
+        let order = TcAttachOptions::TcxOrder(LinkOrder::first());
+        (program.attach_with_options(interface, direction.attach_type(), order), "tcx")
     } else {
         add_clsact(interface)?;
-        // Cilium's filter has priority 1, handle 1 and ends the chain. Within one priority cls_bpf runs the newest
-        // first, so the same priority with a handle of the kernel's choice sees every packet before it.
-        let options = NlOptions { priority: 1, handle: TcHandle::AUTO_ASSIGN, classid: None };
-        (TcAttachOptions::Netlink(options), "legacy tc")
+        (attach_legacy(program, interface, direction), "legacy tc")
     };
-    let link = program
-        .attach_with_options(interface, direction.attach_type(), options)
-        .with_context(|| format!("failed to attach `{name}` by {means}"))?;
+    let link = link.with_context(|| format!("failed to attach `{name}` by {means}"))?;
     Ok((link, means))
+}
+
+/// Cilium's filter has priority 1, handle 1 and ends the chain. Within one priority cls_bpf runs the newest first, so
+/// the same priority sees every packet before it.
+fn attach_legacy(
+    program: &mut SchedClassifier,
+    interface: &str,
+    direction: Direction,
+) -> Result<SchedClassifierLinkId, ProgramError> {
+    let mut taken = None;
+    for handle in HANDLES {
+        let options = NlOptions { priority: 1, handle: handle.into(), classid: None };
+        let options = TcAttachOptions::Netlink(options);
+        match program.attach_with_options(interface, direction.attach_type(), options) {
+            Err(error) if is_taken(&error) => taken = Some(error),
+            attached => return attached,
+        }
+    }
+    Err(taken.unwrap_or(ProgramError::NotLoaded))
+}
+
+/// Whether there is a filter of this handle already.
+fn is_taken(error: &ProgramError) -> bool {
+    matches!(error, ProgramError::TcError(TcError::NetlinkError(error)) if error.raw_os_error() == Some(libc::EEXIST))
 }
 
 /// The verifier's log is long; its last line says what it objects to.

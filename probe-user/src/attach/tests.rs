@@ -214,6 +214,43 @@ fn packets_pass_us_and_nothing_of_ours_remains() {
 }
 
 #[test]
+fn a_filter_that_comes_where_none_was_is_not_ours_to_remove() {
+    scratch(|_| {
+        sh("tc qdisc replace dev v0 clsact");
+        // Cilium comes to an interface where we are already: a new pod's, or while its agent starts again.
+        observe(&settings(about(NODE)), || {
+            for direction in ["ingress", "egress"] {
+                sh(&format!(
+                    "tc filter replace dev v0 {direction} prio 1 handle 1 bpf da bytecode '1,6 0 0 0'"
+                ));
+            }
+            assert_eq!(filters().matches("plsprobe_uplink").count(), 4, "it took our place: {}", filters());
+        });
+        assert_eq!(filters().matches("handle 0x1 ").count(), 2, "{}", filters());
+    });
+}
+
+#[test]
+fn where_there_was_no_qdisc_none_stays() {
+    scratch(|peer| {
+        if !crate::sources::classifiers::has_tcx() {
+            fixtures::skip!("no tcx: the qdisc stays, as docs/limitations.md says");
+            return;
+        }
+        let _receiver = UdpSocket::bind((NODE, PORT)).unwrap();
+        let qdiscs = || sh("tc qdisc show dev v0");
+        let before = qdiscs();
+        assert!(!before.contains("clsact"), "{before}");
+        let (records, _) = observe(&settings(about(NODE)), || {
+            assert_eq!(qdiscs(), before);
+            send_udp(peer, NODE, 10, 8);
+        });
+        assert_eq!(packets(&records, HookPoint::UplinkIn).len(), 10);
+        assert_eq!(qdiscs(), before);
+    });
+}
+
+#[test]
 fn only_the_ports_and_sources_asked_for() {
     scratch(|peer| {
         let _receiver = UdpSocket::bind((NODE, PORT)).unwrap();

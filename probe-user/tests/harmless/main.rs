@@ -23,7 +23,7 @@ const CYCLES: usize = 16;
 /// Every so many cycles something else happens meanwhile.
 const EVENT_EVERY: usize = 4;
 /// How long anything here may take on a busy machine.
-const PATIENCE: Duration = Duration::from_secs(60);
+const PATIENCE: Duration = Duration::from_mins(1);
 
 /// Whose packets are traced: of all the load, of none of it, of its new connections.
 const TARGETS: [&[&str]; 3] =
@@ -192,8 +192,8 @@ fn stopped_for_some_seconds() {
     wait_until(|| State::of(&lab).same_as(&before));
     let records = &summary.expect("a summary in JSON")["records"];
     let lost = records["lost"].as_u64().unwrap();
-    // Far more than half of some hundred thousand packets, each at several hooks, passed while it was stopped.
-    assert!(lost > (report.to_pod.sent + report.from_pod.sent) / 2, "{records}, {report}");
+    // More than half of all packets passed while it was stopped, each at two of its hooks at least.
+    assert!(lost > report.to_pod.sent, "{records}, {report}");
     println!("stopped for 6 s: {records}\n{report}");
 }
 

@@ -2,7 +2,7 @@
 use std::cell::RefCell;
 use std::io::{BufRead as _, BufReader, Read as _};
 use std::process::{Child, Command, Stdio};
-use std::sync::mpsc::{Receiver, RecvTimeoutError, TryRecvError, channel};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::time::Duration;
 
 use probe_lab::{Lab, Ns};
@@ -63,12 +63,7 @@ impl Plsprobe {
     }
 
     pub(crate) fn is_attached(&self) -> bool {
-        loop {
-            match self.lines.try_recv() {
-                Ok(line) => self.said.borrow_mut().push(line),
-                Err(TryRecvError::Empty | TryRecvError::Disconnected) => break,
-            }
-        }
+        self.said.borrow_mut().extend(self.lines.try_iter());
         self.said.borrow().iter().any(|line| line.contains(ATTACHED))
     }
 
