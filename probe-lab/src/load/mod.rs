@@ -8,7 +8,7 @@
 //!
 //! One thread holds both ends of what it sends, so nothing waits for a scheduler but the packet itself, and only so
 //! many datagrams are under way at a time as fit the shortest queue: what is missing at the end was lost on the way.
-//! Receive buffers and interface queues are asked all the same ([`Datagrams::overrun`], [`Report::queue_drops`]).
+//! Receive buffers and interface queues are asked all the same ([`Report::overrun`], [`Report::queue_drops`]).
 //!
 //! ```no_run
 //! use std::time::Duration;

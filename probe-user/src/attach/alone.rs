@@ -11,7 +11,7 @@ use std::time::Duration;
 use anyhow::{Result, bail};
 
 /// Names, and so plsprobes at a time in one network namespace.
-const SLOTS: u32 = 16;
+pub(super) const SLOTS: u32 = 16;
 /// How often all names are found taken before giving up: a plsprobe that starts holds all of them for a moment.
 const ATTEMPTS: u32 = 20;
 

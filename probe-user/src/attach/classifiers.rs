@@ -14,7 +14,7 @@ use aya::programs::tc::{
 use aya::programs::{ProgramError, SchedClassifier};
 use probe_common::HookPoint;
 
-use super::{Hook, HookKind, HookState, borrow};
+use super::{Hook, HookKind, HookState, alone, borrow};
 use crate::sources::classifiers as neighbours;
 use crate::sys::{ifindex, interface_names};
 
@@ -22,7 +22,7 @@ use crate::sys::{ifindex, interface_names};
 ///
 /// Never one of the kernel's choice, which is the lowest that is free: where Cilium has yet to come that is 1, Cilium's
 /// filter would take the place of ours, and we would remove it later, believing it ours.
-const HANDLES: Range<u32> = 0x706c_7300..0x706c_7320;
+const HANDLES: Range<u32> = 0x706c_7300..0x706c_7300 + 2 * alone::SLOTS;
 
 /// What an interface is to the node.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -294,8 +294,8 @@ fn attach(
     Ok((link, means))
 }
 
-/// Cilium's filter has priority 1, handle 1 and ends the chain. Within one priority cls_bpf runs the newest first, so
-/// the same priority sees every packet before it.
+/// Cilium's filter has priority 1, handle 1 and ends the chain. Within one priority `cls_bpf` runs the newest first,
+/// so the same priority sees every packet before it.
 fn attach_legacy(
     program: &mut SchedClassifier,
     interface: &str,
