@@ -53,7 +53,8 @@ pub(super) fn run(args: &Args) -> Result<bool> {
     match args.output {
         Output::Text => println!("{report}"),
         Output::Json => {
-            println!("{}", serde_json::to_string(&report).context("failed to encode the report")?)
+            let json = serde_json::to_string(&report).context("failed to encode the report")?;
+            println!("{json}");
         }
     }
     Ok(report.check_harmless().is_ok())
