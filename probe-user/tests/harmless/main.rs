@@ -161,6 +161,7 @@ fn harmless(test: &str, shape: Shape, attach_by: AttachBy, seed: u64) {
     check_seen_once(&lab, &report).unwrap();
     wait_until(|| State::of(&lab).same_as(&before));
     wait_until(|| objects.all_gone());
+    println!("{test}: {} program arrays leaked by the kernel", objects.leaked());
 }
 
 #[test]
