@@ -19,7 +19,7 @@ use state::{KernelObjects, State};
 /// Datagrams per second, as far as the machine can beside everything else.
 const PPS: u32 = 100_000;
 /// Cycles of each test, unless `PLSPROBE_HARMLESS_CYCLES` says otherwise.
-const CYCLES: usize = 16;
+const CYCLES: usize = 12;
 /// Every so many cycles something else happens meanwhile.
 const EVENT_EVERY: usize = 4;
 /// How long anything here may take on a busy machine.
