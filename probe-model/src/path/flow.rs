@@ -1,27 +1,18 @@
 //! Sightings grouped into flows, and one flow's way through the node.
 
-use std::collections::{BTreeMap, HashMap};
-use std::net::IpAddr;
+use std::collections::HashMap;
 use std::sync::Arc;
 
 use probe_common::HookPoint;
 
+use super::fragments::Fragments;
+use super::link::{self, LegKey, Segment, about, opener, opening};
 use super::outcome::{self, Outcome};
-use super::packet::{Packet, TcpFlags};
+use super::packet::{Packet, Tunnel};
 use super::sighting::{Namespace, Place, Seen, Sighting, SocketEvent};
 use crate::cilium::events::Notification;
-use crate::tuple::{Protocol, Tuple};
+use crate::tuple::Tuple;
 use crate::world::PolicyRef;
-
-/// Sightings of one packet at different tuples are at most this far apart; a notification from the agent's socket
-/// arrives late.
-const SAME_PACKET_NS: u64 = 2_000_000_000;
-/// Datagrams of one tuple further apart than this are different flows.
-const DATAGRAM_IDLE_NS: u64 = 30_000_000_000;
-/// Earlier sightings that a packet is compared with to be known again.
-const COMPARED_MAX: usize = 16;
-/// Ports below this are servers' when nothing else tells the two ends apart.
-const WELL_KNOWN_PORTS: u16 = 1024;
 
 /// A packet of the flow at one of our classifiers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -34,6 +25,10 @@ pub struct Hop {
     pub mark: u32,
     /// The packet's tuple there, in its own direction.
     pub tuple: Tuple,
+    /// The tunnel it was in there.
+    pub tunnel: Option<Tunnel>,
+    /// Its VLAN there, 0 without a tag.
+    pub vlan: u16,
 }
 
 /// A change of addresses or ports on the way.
@@ -133,6 +128,8 @@ pub struct Path {
     pub last_ns: u64,
     /// Time of the first answer or refusal.
     pub answered_ns: Option<u64>,
+    /// Whether the answer is known to have reached whoever asked: they, or the pod's socket, went on with it.
+    pub is_acknowledged: bool,
     /// Every leg of the flow: what the tracker knows it by.
     pub(super) legs: Vec<(LegKey, Option<u32>)>,
 }
@@ -152,84 +149,52 @@ impl Path {
 
     /// Whether the answer was seen leaving by the side that the flow came in on.
     pub fn is_answer_complete(&self) -> bool {
-        let back = match self.hops.first().map(|hop| hop.place.point) {
-            Some(HookPoint::UplinkIn) => HookPoint::UplinkOut,
-            Some(HookPoint::HostOut) => HookPoint::HostIn,
-            _ => return self.answered_ns.is_some(),
-        };
-        self.replies.iter().any(|hop| hop.place.point == back)
-    }
-}
-
-/// Both ends and the protocol, whichever way a packet goes; for echoes their identifier too.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub(super) struct LegKey {
-    low: (IpAddr, u16),
-    high: (IpAddr, u16),
-    protocol: Protocol,
-    echo_id: u16,
-}
-
-impl LegKey {
-    /// The leg of a packet; an ICMP error belongs to the leg of the packet that it quotes.
-    /// `None` for what belongs to no flow: neighbour discovery, fragments without ports.
-    pub(super) fn of(packet: &Packet) -> Option<Self> {
-        let tuple = about(packet);
-        if packet.later_fragment {
-            return None;
+        match self.hops.first().and_then(|hop| exits(hop.place)) {
+            Some(exits) => self.replies.iter().any(|hop| exits.contains(&hop.place.point)),
+            None => self.answered_ns.is_some(),
         }
-        let echo_id = match packet.icmp {
-            Some(_) if packet.quoted.is_some() => 0,
-            Some(_) => echo(packet)?.1,
-            None => 0,
-        };
-        let (a, b) = ((tuple.saddr, tuple.sport), (tuple.daddr, tuple.dport));
-        Some(Self { low: a.min(b), high: a.max(b), protocol: tuple.protocol, echo_id })
+    }
+
+    /// Whether a socket of the traced pod says that the connection is open.
+    pub fn is_open(&self) -> bool {
+        self.pod_did(|event| event == SocketEvent::Established)
+    }
+
+    /// How often the traced pod sent its SYN-ACK again.
+    pub fn accepted_again(&self) -> u32 {
+        let of_pod = self.sockets.iter().filter(|socket| socket.namespace == Namespace::Pod);
+        of_pod.filter(|socket| socket.event == SocketEvent::AcceptedAgain).map(|socket| socket.count).sum()
+    }
+
+    /// Whether the reset came from a socket of the traced pod; `Some(false)`: nobody listens there. `None` if the
+    /// pod's stack was not seen to send one.
+    pub fn reset_had_socket(&self) -> Option<bool> {
+        let of_pod = self.sockets.iter().filter(|socket| socket.namespace == Namespace::Pod);
+        of_pod.filter_map(|socket| socket.event.had_socket()).next()
+    }
+
+    fn pod_did(&self, what: impl Fn(SocketEvent) -> bool) -> bool {
+        self.sockets.iter().any(|socket| socket.namespace == Namespace::Pod && what(socket.event))
     }
 }
 
-/// The tuple that a packet is about: its own, or for an ICMP error that of the quoted packet.
-fn about(packet: &Packet) -> Tuple {
-    packet.quoted.map_or(packet.tuple, |quoted| Tuple {
-        saddr: packet.tuple.daddr,
-        daddr: quoted.daddr,
-        sport: quoted.sport,
-        dport: quoted.dport,
-        protocol: quoted.protocol,
-    })
-}
-
-/// Whether the packet is an echo's answer, and the echo's identifier; `None` if it is no echo.
-fn echo(packet: &Packet) -> Option<(bool, u16)> {
-    let icmp = packet.icmp?;
-    let is_reply = match (packet.tuple.protocol, icmp.icmp_type) {
-        (Protocol::ICMP, 8) | (Protocol::ICMPV6, 128) => false,
-        (Protocol::ICMP, 0) | (Protocol::ICMPV6, 129) => true,
-        _ => return None,
-    };
-    Some((is_reply, icmp.id))
-}
-
-/// One connection's sightings at one tuple.
-struct Segment<'a> {
-    leg: LegKey,
-    isn: Option<u32>,
-    sightings: Vec<&'a Sighting>,
+/// By where the answer leaves to whoever sent a packet that was first seen at a place, if that is known.
+pub(super) fn exits(entry: Place) -> Option<&'static [HookPoint]> {
+    match entry.point {
+        HookPoint::UplinkIn | HookPoint::VfIn | HookPoint::OverlayIn => {
+            Some(&[HookPoint::UplinkOut, HookPoint::VfOut, HookPoint::OverlayOut])
+        }
+        HookPoint::HostOut => Some(&[HookPoint::HostIn]),
+        _ => None,
+    }
 }
 
 /// Puts sightings together. The order they are given in does not matter.
 pub(super) fn assemble(sightings: &[Sighting]) -> Vec<Path> {
-    let mut sorted: Vec<&Sighting> = sightings.iter().collect();
-    sorted.sort_by(|a, b| a.order(b));
-    let mut by_leg: BTreeMap<LegKey, Vec<&Sighting>> = BTreeMap::new();
-    for sighting in sorted {
-        if let Some(leg) = LegKey::of(&sighting.packet) {
-            by_leg.entry(leg).or_default().push(sighting);
-        }
-    }
-    let segments: Vec<Segment<'_>> =
-        by_leg.into_iter().flat_map(|(leg, sightings)| split(leg, &sightings)).collect();
-    let mut paths: Vec<Path> = link(&segments)
+    let fragments = Fragments::of(sightings);
+    let completed: Vec<_> = sightings.iter().filter_map(|seen| fragments.complete(seen)).collect();
+    let segments = link::segments(completed.iter().map(AsRef::as_ref));
+    let mut paths: Vec<Path> = link::link(&segments)
         .into_iter()
         .filter_map(|group| {
             let group: Vec<&Segment<'_>> = group.into_iter().map(|index| &segments[index]).collect();
@@ -238,213 +203,6 @@ pub(super) fn assemble(sightings: &[Sighting]) -> Vec<Path> {
         .collect();
     paths.sort_by_key(|path| (path.first_ns, path.tuple));
     paths
-}
-
-/// Splits one tuple's sightings into connections: the same ports may be used again.
-fn split<'a>(leg: LegKey, sightings: &[&'a Sighting]) -> Vec<Segment<'a>> {
-    if leg.protocol == Protocol::TCP { split_tcp(leg, sightings) } else { split_idle(leg, sightings) }
-}
-
-fn split_tcp<'a>(leg: LegKey, sightings: &[&'a Sighting]) -> Vec<Segment<'a>> {
-    // The first time each initial sequence number was seen; an answer knows it as its acknowledgement less one.
-    let mut opened: BTreeMap<u32, u64> = BTreeMap::new();
-    for sighting in sightings {
-        if let Some(isn) = opening(sighting) {
-            opened.entry(isn).or_insert(sighting.ktime_ns);
-        }
-    }
-    let mut segments: BTreeMap<Option<u32>, Vec<&'a Sighting>> = BTreeMap::new();
-    for sighting in sightings {
-        let answers = sighting.packet.ack.wrapping_sub(1);
-        let is_answer = sighting.has_numbers() && opened.contains_key(&answers);
-        let isn = opening(sighting).or_else(|| is_answer.then_some(answers)).or_else(|| {
-            let before = opened.iter().filter(|(_, since)| **since <= sighting.ktime_ns);
-            let latest = before.max_by_key(|(_, since)| **since);
-            // Hubble's times are another clock's, put into ours.
-            let first = || opened.iter().min_by_key(|(_, since)| **since).filter(|_| !sighting.has_numbers());
-            latest.or_else(first).map(|(isn, _)| *isn)
-        });
-        segments.entry(isn).or_default().push(sighting);
-    }
-    segments.into_iter().map(|(isn, sightings)| Segment { leg, isn, sightings }).collect()
-}
-
-/// The initial sequence number of the opener, from a packet that tells it.
-fn opening(sighting: &Sighting) -> Option<u32> {
-    let packet = &sighting.packet;
-    if packet.quoted.is_some() || !sighting.has_numbers() {
-        None
-    } else if packet.flags.opens() {
-        Some(packet.seq)
-    } else if packet.flags.accepts() {
-        Some(packet.ack.wrapping_sub(1))
-    } else {
-        None
-    }
-}
-
-fn split_idle<'a>(leg: LegKey, sightings: &[&'a Sighting]) -> Vec<Segment<'a>> {
-    let mut segments: Vec<Segment<'a>> = Vec::new();
-    let mut last_ns = 0;
-    for sighting in sightings {
-        match segments.last_mut() {
-            Some(segment) if sighting.ktime_ns - last_ns < DATAGRAM_IDLE_NS => {
-                segment.sightings.push(sighting);
-            }
-            _ => segments.push(Segment { leg, isn: None, sightings: vec![sighting] }),
-        }
-        last_ns = sighting.ktime_ns;
-    }
-    segments
-}
-
-/// What NAT leaves as it was: by this a packet is known again under another tuple.
-#[derive(Clone, Copy, PartialEq, Eq, Hash)]
-enum Identity {
-    Opening {
-        isn: u32,
-        accepts: bool,
-    },
-    Tcp {
-        seq: u32,
-        ack: u32,
-        flags: TcpFlags,
-        payload_len: u32,
-    },
-    Datagram {
-        protocol: Protocol,
-        ip_id: u16,
-        payload_len: u32,
-        payload_hash: u32,
-        echo_seq: Option<(bool, u16)>,
-    },
-}
-
-fn identity(sighting: &Sighting) -> Option<Identity> {
-    let packet = &sighting.packet;
-    if packet.quoted.is_some() || !sighting.has_numbers() {
-        return None;
-    }
-    if packet.tuple.protocol == Protocol::TCP {
-        let (flags, payload_len) = (packet.flags, packet.payload_len);
-        return Some(match opening(sighting) {
-            Some(isn) => Identity::Opening { isn, accepts: flags.accepts() },
-            None => Identity::Tcp { seq: packet.seq, ack: packet.ack, flags, payload_len },
-        });
-    }
-    let echo_seq = echo(packet).map(|(is_reply, _)| (is_reply, packet.icmp.map_or(0, |icmp| icmp.seq)));
-    let (protocol, ip_id) = (packet.tuple.protocol, packet.ip_id);
-    let (payload_len, payload_hash) = (packet.payload_len, packet.payload_hash);
-    // Without an identification, an empty datagram looks like any other.
-    (ip_id != 0 || payload_len != 0).then_some(Identity::Datagram {
-        protocol,
-        ip_id,
-        payload_len,
-        payload_hash,
-        echo_seq,
-    })
-}
-
-/// Groups of segments that hold the same packets: indices into `segments`, in order.
-fn link(segments: &[Segment<'_>]) -> Vec<Vec<usize>> {
-    let mut known: HashMap<Identity, Vec<(&Sighting, usize)>> = HashMap::new();
-    for (index, segment) in segments.iter().enumerate() {
-        for sighting in &segment.sightings {
-            if let Some(identity) = identity(sighting) {
-                known.entry(identity).or_default().push((sighting, index));
-            }
-        }
-    }
-    let mut groups = Groups::new(segments.len());
-    for (identity, mut seen) in known {
-        seen.sort_by(|(a, i), (b, j)| a.order(b).then(i.cmp(j)));
-        for (at, (later, segment)) in seen.iter().enumerate() {
-            for (earlier, other) in &seen[at.saturating_sub(COMPARED_MAX)..at] {
-                if segment != other && is_same_packet(identity, earlier, later) {
-                    groups.join(*segment, *other);
-                }
-            }
-        }
-    }
-    for (index, segment) in segments.iter().enumerate() {
-        if let Some(other) = before_dnat(segments, &groups, segment) {
-            groups.join(index, other);
-        }
-    }
-    groups.members()
-}
-
-/// A segment of the only flow that a segment known from Hubble alone can be a part of: of the same sender and port at
-/// the same time. `None` if there are several, or the segment has packets of its own.
-fn before_dnat(segments: &[Segment<'_>], groups: &Groups, segment: &Segment<'_>) -> Option<usize> {
-    let has_numbers = |segment: &Segment<'_>| segment.sightings.iter().any(|seen| seen.has_numbers());
-    if has_numbers(segment) {
-        return None;
-    }
-    let (source, protocol) = (opener(segment)?, segment.leg.protocol);
-    let is_near = |a: &Sighting, b: &Sighting| a.ktime_ns.abs_diff(b.ktime_ns) <= SAME_PACKET_NS;
-    let mut fitting = segments.iter().enumerate().filter(|(_, other)| {
-        other.leg.protocol == protocol
-            && has_numbers(other)
-            && opener(other) == Some(source)
-            && segment.sightings.iter().any(|a| other.sightings.iter().any(|b| is_near(a, b)))
-    });
-    let (first, _) = fitting.next()?;
-    fitting.all(|(other, _)| groups.root(other) == groups.root(first)).then_some(first)
-}
-
-/// Whether two sightings with one identity and different tuples can be one packet, or for an opening one connection.
-fn is_same_packet(identity: Identity, earlier: &Sighting, later: &Sighting) -> bool {
-    // One classifier sees a packet once: two tuples at one place are two packets.
-    let place = |sighting: &Sighting| match sighting.seen {
-        Seen::Hook { place, .. } => Some(place),
-        _ => None,
-    };
-    if place(earlier).is_some_and(|at| Some(at) == place(later)) {
-        return false;
-    }
-    match identity {
-        Identity::Opening { .. } => true,
-        _ if later.ktime_ns - earlier.ktime_ns > SAME_PACKET_NS => false,
-        Identity::Tcp { .. } => true,
-        Identity::Datagram { ip_id, .. } => {
-            let (a, b) = (earlier.packet.tuple, later.packet.tuple);
-            let keeps_source = (a.saddr, a.sport) == (b.saddr, b.sport);
-            let keeps_destination = (a.daddr, a.dport) == (b.daddr, b.dport);
-            // An echo has no ports: its sequence number and payload stand for them.
-            ip_id != 0 || keeps_source || keeps_destination
-        }
-    }
-}
-
-/// Disjoint sets of segments.
-struct Groups(Vec<usize>);
-
-impl Groups {
-    fn new(len: usize) -> Self {
-        Self((0..len).collect())
-    }
-
-    fn root(&self, mut index: usize) -> usize {
-        while self.0[index] != index {
-            index = self.0[index];
-        }
-        index
-    }
-
-    /// The smaller root wins, so that the order of joining does not matter.
-    fn join(&mut self, a: usize, b: usize) {
-        let (a, b) = (self.root(a), self.root(b));
-        self.0[a.max(b)] = a.min(b);
-    }
-
-    fn members(&self) -> Vec<Vec<usize>> {
-        let mut members: BTreeMap<usize, Vec<usize>> = BTreeMap::new();
-        for index in 0..self.0.len() {
-            members.entry(self.root(index)).or_default().push(index);
-        }
-        members.into_values().collect()
-    }
 }
 
 /// One packet of a flow, with its direction in it.
@@ -460,7 +218,8 @@ impl Oriented<'_> {
 
     fn hop(&self) -> Option<Hop> {
         let Seen::Hook { place, mark, .. } = self.sighting.seen else { return None };
-        Some(Hop { ktime_ns: self.sighting.ktime_ns, place, mark, tuple: self.packet().tuple })
+        let Packet { tuple, tunnel, vlan, .. } = *self.packet();
+        Some(Hop { ktime_ns: self.sighting.ktime_ns, place, mark, tuple, tunnel, vlan })
     }
 }
 
@@ -493,34 +252,10 @@ fn path(group: &[&Segment<'_>]) -> Option<Path> {
         first_ns: first.sighting.ktime_ns,
         last_ns: last.sighting.ktime_ns,
         answered_ns: judged.answered_ns,
+        is_acknowledged: judged.is_acknowledged,
         legs: group.iter().map(|segment| (segment.leg, segment.isn)).collect(),
         hops,
     })
-}
-
-/// The end that began the connection, as far as one tuple's packets tell.
-fn opener(segment: &Segment<'_>) -> Option<(IpAddr, u16)> {
-    let source = |tuple: Tuple| (tuple.saddr, tuple.sport);
-    for sighting in &segment.sightings {
-        let packet = &sighting.packet;
-        if packet.quoted.is_some() {
-            continue;
-        }
-        let answers = packet.flags.accepts() || echo(packet).is_some_and(|(is_reply, _)| is_reply);
-        if packet.flags.opens() || echo(packet).is_some_and(|(is_reply, _)| !is_reply) {
-            return Some(source(packet.tuple));
-        }
-        if answers {
-            return Some(source(packet.tuple.reversed()));
-        }
-    }
-    // Joined in mid-stream: whoever was seen first began it, unless its port looks like a server's.
-    let first = about(&segment.sightings.first()?.packet);
-    let is_server = match first.protocol {
-        Protocol::TCP => first.sport < first.dport,
-        _ => first.sport < WELL_KNOWN_PORTS && first.dport >= WELL_KNOWN_PORTS,
-    };
-    Some(source(if is_server { first.reversed() } else { first }))
 }
 
 fn forward_tuple(oriented: &Oriented<'_>) -> Tuple {
@@ -551,6 +286,7 @@ fn hops(oriented: &[Oriented<'_>], reply: bool) -> Vec<Hop> {
             hops.push(hop);
         }
     }
+    // The order of sightings has the way through the node for those of the same nanosecond.
     hops
 }
 
@@ -611,7 +347,7 @@ fn says_the_same(a: &Notification, b: &Notification) -> bool {
 fn kernel_drops(oriented: &[Oriented<'_>]) -> Vec<PathDrop> {
     let mut drops: Vec<PathDrop> = Vec::new();
     for oriented in oriented {
-        let Seen::KernelDrop { reason, location, ifindex, netns } = oriented.sighting.seen else { continue };
+        let Seen::KernelDrop { reason, location, ifindex, netns, .. } = oriented.sighting.seen else { continue };
         let (tuple, reply) = (oriented.packet().tuple, oriented.reply);
         let same = |drop: &&mut PathDrop| {
             (drop.reason, drop.location, drop.ifindex, drop.netns, drop.tuple)

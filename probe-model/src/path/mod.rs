@@ -2,7 +2,12 @@
 //!
 //! Pure: times come with the sightings, and the order in which records arrive changes nothing.
 
+mod buffer;
 mod flow;
+mod fragments;
+mod gap;
+mod kernel_drop;
+mod link;
 mod outcome;
 mod packet;
 mod sighting;
@@ -12,8 +17,10 @@ mod tracker;
 mod tests;
 
 pub use flow::{CiliumEvent, Hop, Path, PathDrop, PathSocket, Rewrite};
+pub use gap::{Candidate, Gap, Watch, Ways};
+pub use kernel_drop::{DropCause, classify};
 pub use outcome::{Outcome, Refusal};
-pub use packet::{Icmp, Packet, Quoted, TcpFlags};
+pub use packet::{Fragment, Icmp, Packet, Quoted, TcpFlags, Tunnel, TunnelKind};
 pub use probe_common::HookPoint;
 pub use sighting::{Namespace, Place, Seen, Sighting, SocketEvent};
 pub use tracker::{Patience, Tracker};

@@ -75,6 +75,62 @@ pub struct Quoted {
     pub protocol: Protocol,
 }
 
+/// Whether a packet is whole.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Fragment {
+    /// It is no fragment.
+    #[default]
+    Whole,
+    /// The first fragment, which has the ports.
+    First,
+    /// Another fragment, which has none of its own.
+    Later,
+}
+
+impl Fragment {
+    /// From a record's [`probe_common::FRAGMENT`] and [`probe_common::FRAGMENT_LATER`].
+    fn from_record(bits: u8) -> Self {
+        if bits & probe_common::FRAGMENT_LATER != 0 {
+            Self::Later
+        } else if bits & probe_common::FRAGMENT != 0 {
+            Self::First
+        } else {
+            Self::Whole
+        }
+    }
+}
+
+/// A tunnel header that was in front of a packet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Tunnel {
+    /// Which.
+    pub kind: TunnelKind,
+    /// Its network identifier: Cilium puts the sender's security identity there.
+    pub id: u32,
+}
+
+/// A tunnel protocol.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum TunnelKind {
+    /// VXLAN.
+    Vxlan,
+    /// Geneve.
+    Geneve,
+}
+
+impl Tunnel {
+    fn from_record(raw: &probe_common::Packet) -> Option<Self> {
+        let kind = if raw.tunnel == probe_common::Tunnel::Vxlan as u8 {
+            TunnelKind::Vxlan
+        } else if raw.tunnel == probe_common::Tunnel::Geneve as u8 {
+            TunnelKind::Geneve
+        } else {
+            return None;
+        };
+        Some(Self { kind, id: raw.tunnel_id })
+    }
+}
+
 /// One packet. What its protocol lacks is 0 or `None`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Packet {
@@ -90,12 +146,16 @@ pub struct Packet {
     pub payload_len: u32,
     /// Hash of the payload's first bytes; 0 for TCP and where there is none.
     pub payload_hash: u32,
-    /// IPv4 identification.
+    /// IPv4 identification; of an IPv6 fragment the low 16 bits of its identification.
     pub ip_id: u16,
     /// Time to live.
     pub ttl: u8,
-    /// Whether it is a fragment other than the first, which has no ports.
-    pub later_fragment: bool,
+    /// Whether it is whole.
+    pub fragment: Fragment,
+    /// VLAN identifier, 0 without a tag.
+    pub vlan: u16,
+    /// The tunnel that it was in; everything else here is of the packet inside.
+    pub tunnel: Option<Tunnel>,
     /// ICMP header.
     pub icmp: Option<Icmp>,
     /// The packet that an ICMP error quotes.
@@ -110,7 +170,9 @@ impl Packet {
             return None;
         }
         let protocol = Protocol(raw.proto);
-        let icmp = protocol.is_icmp().then_some(Icmp {
+        let fragment = Fragment::from_record(raw.fragment);
+        let has_icmp = protocol.is_icmp() && fragment != Fragment::Later;
+        let icmp = has_icmp.then_some(Icmp {
             icmp_type: raw.icmp_type,
             code: raw.icmp_code,
             id: raw.icmp_id,
@@ -137,7 +199,9 @@ impl Packet {
             payload_hash: raw.payload_hash,
             ip_id: raw.ip_id,
             ttl: raw.ttl,
-            later_fragment: raw.fragment & probe_common::FRAGMENT_LATER != 0,
+            fragment,
+            vlan: raw.vlan,
+            tunnel: Tunnel::from_record(raw),
             icmp,
             quoted,
         })
@@ -172,14 +236,18 @@ impl Packet {
         let header: &[u8; 20] = bytes.first_chunk()?;
         let header_len = usize::from(header[0] & 0x0f) * 4;
         let total_len = usize::from(u16::from_be_bytes([header[2], header[3]]));
-        let offset = u16::from_be_bytes([header[6], header[7]]) & 0x1fff;
+        let fragment = u16::from_be_bytes([header[6], header[7]]);
         let mut raw =
             probe_common::Packet { version: 4, proto: header[9], ttl: header[8], ..Default::default() };
         raw.ip_id = u16::from_be_bytes([header[4], header[5]]);
         raw.src[..4].copy_from_slice(&header[12..16]);
         raw.dst[..4].copy_from_slice(&header[16..20]);
-        if offset != 0 {
-            raw.fragment = probe_common::FRAGMENT_LATER;
+        // More fragments, or an offset.
+        if fragment & 0x3fff != 0 {
+            raw.fragment = probe_common::FRAGMENT;
+        }
+        if fragment & 0x1fff != 0 {
+            raw.fragment |= probe_common::FRAGMENT_LATER;
         }
         layer4(&mut raw, bytes.get(header_len..).unwrap_or_default(), total_len.saturating_sub(header_len));
         Self::from_record(&raw)

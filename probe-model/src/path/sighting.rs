@@ -43,6 +43,8 @@ pub enum Seen {
         ifindex: u32,
         /// Inode number of the interface's network namespace, 0 if unknown.
         netns: u32,
+        /// Which buffer held it, as in [`Self::Hook`].
+        buffer: u64,
     },
     /// Cilium notified of it.
     Cilium {
@@ -90,6 +92,36 @@ pub struct Place {
     pub namespace: Namespace,
 }
 
+impl Place {
+    /// How far along its way a packet is here; within the node a packet's way only leads to higher ones.
+    ///
+    /// From a pod, from the network, the host's stack, to a pod or the network, inside the pod.
+    pub(super) fn stage(self) -> u8 {
+        match (self.namespace, self.point) {
+            (Namespace::Pod, HookPoint::Queued) => 0,
+            (_, HookPoint::PodOut) => 1,
+            (Namespace::Node, HookPoint::Received) => 2,
+            (_, HookPoint::VfIn) => 3,
+            (_, HookPoint::UplinkIn) => 4,
+            (_, HookPoint::OverlayIn) => 5,
+            (_, HookPoint::HostIn) => 6,
+            (Namespace::Node, HookPoint::IpReceive) => 7,
+            (Namespace::Node, HookPoint::IpForward) => 8,
+            (Namespace::Node, HookPoint::IpDeliver) => 9,
+            (_, HookPoint::HostOut) => 10,
+            (_, HookPoint::PodIn) => 11,
+            (_, HookPoint::OverlayOut) => 12,
+            (_, HookPoint::UplinkOut) => 13,
+            (_, HookPoint::VfOut) => 14,
+            (Namespace::Node, HookPoint::Queued) => 15,
+            (Namespace::Pod, HookPoint::Received) => 16,
+            (Namespace::Pod, HookPoint::IpReceive) => 17,
+            (Namespace::Pod, HookPoint::IpForward) => 18,
+            (Namespace::Pod, HookPoint::IpDeliver) => 19,
+        }
+    }
+}
+
 /// What a TCP socket did.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum SocketEvent {
@@ -107,6 +139,14 @@ pub enum SocketEvent {
 }
 
 impl SocketEvent {
+    /// Of a reset, whether there was a socket.
+    pub(super) fn had_socket(self) -> Option<bool> {
+        match self {
+            Self::Reset { had_socket } => Some(had_socket),
+            _ => None,
+        }
+    }
+
     fn rank(self) -> u64 {
         match self {
             Self::Established => 0,
@@ -165,6 +205,7 @@ impl Sighting {
                 location: record.location,
                 ifindex: record.header.ifindex,
                 netns: record.netns,
+                buffer: record.buffer,
             },
         })
     }
@@ -217,19 +258,27 @@ impl Sighting {
         }
     }
 
+    /// The buffer that held the packet, if it is known.
+    pub(super) fn buffer(&self) -> Option<u64> {
+        match self.seen {
+            Seen::Hook { buffer, .. } | Seen::KernelDrop { buffer, .. } => Some(buffer).filter(|at| *at != 0),
+            Seen::Socket { .. } | Seen::Cilium { .. } | Seen::Hubble { .. } => None,
+        }
+    }
+
     /// An order of any two sightings that does not depend on when they arrived.
     pub(super) fn order(&self, other: &Self) -> Ordering {
-        let key = |sighting: &Self| (sighting.ktime_ns, sighting.packet, rank(&sighting.seen));
+        let key = |sighting: &Self| {
+            (sighting.ktime_ns, rank(&sighting.seen), sighting.packet, sighting.buffer())
+        };
         key(self).cmp(&key(other))
     }
 }
 
-/// Orders what was seen in the same nanosecond: the way in, then Cilium, then the kernel, then the way out.
-fn rank(seen: &Seen) -> (u8, u64, u64) {
+/// Orders what was seen in the same nanosecond: the way through the node, then sockets, then Cilium, then drops.
+pub(super) fn rank(seen: &Seen) -> (u8, u64, u64) {
     match *seen {
-        Seen::Hook { place, mark, .. } => {
-            (place.point as u8, u64::from(place.ifindex) << 1 | place.namespace as u64, mark.into())
-        }
+        Seen::Hook { place, mark, .. } => (place.stage(), place.ifindex.into(), mark.into()),
         Seen::Socket { event, namespace } => (31, namespace as u64, event.rank()),
         Seen::Cilium { notification } | Seen::Hubble { notification, .. } => match notification {
             Notification::Trace(trace) => (32, trace.point.0.into(), trace.reason.0.into()),

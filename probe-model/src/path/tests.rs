@@ -39,7 +39,9 @@ fn packet(tuple: Tuple) -> Packet {
         payload_hash: 0,
         ip_id: 0,
         ttl: 64,
-        later_fragment: false,
+        fragment: Fragment::Whole,
+        vlan: 0,
+        tunnel: None,
         icmp: None,
         quoted: None,
     }
@@ -73,7 +75,7 @@ fn at(ms: u64, point: HookPoint, packet: Packet) -> Sighting {
 }
 
 fn freed(ms: u64, reason: u32, packet: Packet) -> Sighting {
-    let seen = Seen::KernelDrop { reason, location: 1, ifindex: VETH, netns: 1 };
+    let seen = Seen::KernelDrop { reason, location: 1, ifindex: VETH, netns: 1, buffer: 0 };
     Sighting { ktime_ns: ms * MS, packet, seen }
 }
 
@@ -202,7 +204,7 @@ fn a_policy_drop_with_retransmissions() {
         sightings.push(freed(ms + 2, 40, syn(NAT_IP, POD, 9)));
     }
     let path = one_path(&sightings);
-    assert_eq!(path.outcome, Outcome::DroppedByCilium { reason: DropReason::POLICY, established: false });
+    assert_eq!(path.outcome, Outcome::DroppedByCilium { reason: DropReason::POLICY, established: false, reply: false });
     assert_eq!(path.retransmissions, 2);
     assert_eq!(path.cilium.iter().map(|event| event.count).collect::<Vec<_>>(), [3, 3]);
     assert_eq!((path.drops.len(), path.drops[0].count, path.drops[0].reply), (1, 3, false));
@@ -216,7 +218,7 @@ fn host_routing_shows_the_policy_drop_on_the_uplink_only() {
     ]);
     assert_eq!(
         path.outcome,
-        Outcome::DroppedByCilium { reason: DropReason::POLICY_DENY, established: false }
+        Outcome::DroppedByCilium { reason: DropReason::POLICY_DENY, established: false, reply: false }
     );
     assert_eq!(path.final_tuple(), tuple(NAT_IP, POD, Protocol::TCP));
 }
@@ -296,7 +298,7 @@ fn an_open_connection_that_is_cut() {
     let mut sightings = allowed_through_dnat(1000, 0);
     sightings.push(dropped(5000, 133, tcp(NAT_IP, POD, 0x18, 1001, 777_001)));
     let cut = one_path(&sightings).outcome;
-    assert_eq!(cut, Outcome::DroppedByCilium { reason: DropReason::POLICY, established: true });
+    assert_eq!(cut, Outcome::DroppedByCilium { reason: DropReason::POLICY, established: true, reply: false });
     // A stray packet after the end is dropped for another reason: that cuts nothing.
     sightings.pop();
     sightings.push(dropped(5000, 163, tcp(NAT_IP, POD, 0x18, 1001, 777_001)));
@@ -561,7 +563,7 @@ fn hubble_s_word_behind_dnat_is_joined_by_the_sender_if_only_one_flow_fits() {
     let path = one_path(&[before.clone(), after.clone()]);
     assert_eq!(path.tuple, tuple(NAT_IP, FRONTEND, Protocol::TCP));
     assert_eq!(path.final_tuple(), tuple(NAT_IP, POD, Protocol::TCP));
-    assert_eq!(path.outcome, Outcome::DroppedByCilium { reason: DropReason(181), established: false });
+    assert_eq!(path.outcome, Outcome::DroppedByCilium { reason: DropReason(181), established: false, reply: false });
     let other = at(0, HookPoint::UplinkIn, syn(NAT_IP, "10.224.0.7:81", 6));
     let late = hubble(9_000, &dropped(1, 181, syn(NAT_IP, POD, 5)));
     assert_eq!(assemble(&[before.clone(), other, after]).len(), 3, "two flows fit");

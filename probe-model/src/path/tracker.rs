@@ -2,7 +2,9 @@
 
 use std::collections::HashMap;
 
-use super::flow::{self, LegKey, Path};
+use super::flow::{self, Path};
+use super::fragments::{self, Fragments};
+use super::link::LegKey;
 use super::outcome::{self, Outcome};
 use super::packet::TcpFlags;
 use super::sighting::{Place, Seen, Sighting};
@@ -11,11 +13,13 @@ use crate::cilium::events::Notification;
 /// How long to wait before a flow is decided, in nanoseconds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Patience {
-    /// After an answer left by the side the flow came in on, or a drop: for Cilium's notifications to arrive.
+    /// After an answer that left by the side the flow came in on, or that the client went on with, or a drop: for
+    /// Cilium's notifications to arrive.
     pub settle_ns: u64,
-    /// After an answer that was not seen leaving, or a drop that only the kernel reports.
+    /// After a refusal that was not seen leaving, or a drop that only the kernel reports.
     pub answer_ns: u64,
-    /// After the first packet, when nothing tells what became of it.
+    /// After the first packet, when nothing tells what became of it; after an answer that was not seen leaving, for
+    /// either end to send again.
     pub grace_ns: u64,
 }
 
@@ -29,6 +33,8 @@ impl Default for Patience {
 const REMEMBERED_MAX: usize = 100_000;
 /// A decided flow is forgotten when none of its packets came for this long.
 const REMEMBERED_NS: u64 = 120_000_000_000;
+/// Later fragments that are kept until their first one comes.
+const WAITING_MAX: usize = 10_000;
 /// Sightings of undecided flows that are kept.
 const PENDING_MAX: usize = 200_000;
 
@@ -47,6 +53,9 @@ struct Decided {
 pub struct Tracker {
     patience: Patience,
     pending: Vec<Sighting>,
+    fragments: Fragments,
+    /// Later fragments whose first has not come yet.
+    waiting: Vec<Sighting>,
     decided: HashMap<LegKey, Decided>,
     later_packets: u64,
     retransmissions: u64,
@@ -62,6 +71,29 @@ impl Tracker {
 
     /// Takes one sighting.
     pub fn push(&mut self, sighting: Sighting) {
+        let is_first = self.fragments.learn(&sighting);
+        match self.fragments.complete(&sighting) {
+            Some(completed) => {
+                let completed = completed.into_owned();
+                self.take_in(completed);
+            }
+            None if self.waiting.len() < WAITING_MAX => self.waiting.push(sighting),
+            None => self.overflowed += 1,
+        }
+        if is_first {
+            for waiting in std::mem::take(&mut self.waiting) {
+                match self.fragments.complete(&waiting) {
+                    Some(completed) => {
+                        let completed = completed.into_owned();
+                        self.take_in(completed);
+                    }
+                    None => self.waiting.push(waiting),
+                }
+            }
+        }
+    }
+
+    fn take_in(&mut self, sighting: Sighting) {
         let Some(leg) = LegKey::of(&sighting.packet) else { return };
         if let Some(decided) = self.decided.get_mut(&leg) {
             decided.last_ns = decided.last_ns.max(sighting.ktime_ns);
@@ -156,6 +188,8 @@ impl Tracker {
     }
 
     fn forget(&mut self, now_ns: u64) {
+        self.fragments.forget(now_ns);
+        self.waiting.retain(|sighting| !fragments::is_overdue(sighting, now_ns));
         if self.decided.len() > REMEMBERED_MAX {
             let cutoff = now_ns.saturating_sub(REMEMBERED_NS);
             self.decided.retain(|_, decided| decided.last_ns >= cutoff);
@@ -189,7 +223,11 @@ fn is_news(decided: &Decided, sighting: &Sighting) -> bool {
 fn is_decided(path: &Path, patience: &Patience, now_ns: u64) -> bool {
     let since = |ktime_ns: u64| now_ns.saturating_sub(ktime_ns);
     match (path.outcome, path.answered_ns) {
-        (Outcome::Answered | Outcome::Refused { .. }, Some(answered_ns)) => {
+        (Outcome::Answered, Some(answered_ns)) => {
+            let is_settled = path.is_answer_complete() || path.is_acknowledged;
+            since(answered_ns) >= if is_settled { patience.settle_ns } else { patience.grace_ns }
+        }
+        (Outcome::Refused { .. }, Some(answered_ns)) => {
             let wait = if path.is_answer_complete() { patience.settle_ns } else { patience.answer_ns };
             since(answered_ns) >= wait
         }

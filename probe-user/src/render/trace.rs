@@ -434,7 +434,9 @@ mod tests {
             payload_hash: 0,
             ip_id: 7,
             ttl: 64,
-            later_fragment: false,
+            fragment: Fragment::Whole,
+            vlan: 0,
+            tunnel: None,
             icmp: None,
             quoted: None,
         }

@@ -12,7 +12,7 @@ use probe_model::cilium::events::{
 use probe_model::cilium::identity::Identity;
 use probe_model::cilium::policy::MatchType;
 use probe_model::cilium::{Direction, EndpointId};
-use probe_model::path::{Packet, Seen, Sighting, TcpFlags};
+use probe_model::path::{Fragment, Packet, Seen, Sighting, TcpFlags};
 use probe_model::tuple::{Protocol, Tuple};
 use probe_model::world::PolicyRef;
 
@@ -81,7 +81,9 @@ fn packet(flow: &Flow) -> Result<Option<Packet>> {
         payload_hash: 0,
         ip_id: 0,
         ttl: 0,
-        later_fragment: false,
+        fragment: Fragment::Whole,
+        vlan: 0,
+        tunnel: None,
         icmp: None,
         quoted: None,
     }))
