@@ -347,7 +347,9 @@ fn says_the_same(a: &Notification, b: &Notification) -> bool {
 fn kernel_drops(oriented: &[Oriented<'_>]) -> Vec<PathDrop> {
     let mut drops: Vec<PathDrop> = Vec::new();
     for oriented in oriented {
-        let Seen::KernelDrop { reason, location, ifindex, netns, .. } = oriented.sighting.seen else { continue };
+        let Seen::KernelDrop { reason, location, ifindex, netns, .. } = oriented.sighting.seen else {
+            continue;
+        };
         let (tuple, reply) = (oriented.packet().tuple, oriented.reply);
         let same = |drop: &&mut PathDrop| {
             (drop.reason, drop.location, drop.ifindex, drop.netns, drop.tuple)

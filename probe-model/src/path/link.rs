@@ -284,8 +284,8 @@ fn is_same_packet(identity: Identity, earlier: &Sighting, later: &Sighting) -> b
             let (a, b) = (earlier.packet.tuple, later.packet.tuple);
             let keeps_source = (a.saddr, a.sport) == (b.saddr, b.sport);
             // Several senders may send the same to one server: then the buffer must be the same as well.
-            let keeps_destination = (a.daddr, a.dport) == (b.daddr, b.dport)
-                && earlier.buffer() == later.buffer();
+            let keeps_destination =
+                (a.daddr, a.dport) == (b.daddr, b.dport) && earlier.buffer() == later.buffer();
             // An echo has no ports: its sequence number and payload stand for them.
             (ip_id != 0 && payload_hash != 0) || keeps_source || keeps_destination
         }
@@ -346,4 +346,3 @@ pub(super) fn opener(segment: &Segment<'_>) -> Option<(IpAddr, u16)> {
     };
     Some(source(if is_server { first.reversed() } else { first }))
 }
-

@@ -3,6 +3,7 @@
 //! Pure: times come with the sightings, and the order in which records arrive changes nothing.
 
 mod buffer;
+mod confirm;
 mod flow;
 mod fragments;
 mod gap;
@@ -16,6 +17,7 @@ mod tracker;
 #[cfg(test)]
 mod tests;
 
+pub use confirm::Confirmation;
 pub use flow::{CiliumEvent, Hop, Path, PathDrop, PathSocket, Rewrite};
 pub use gap::{Candidate, Gap, Watch, Ways};
 pub use kernel_drop::{DropCause, classify};

@@ -137,9 +137,7 @@ fn is_undelivered(dropped: &Oriented<'_>, is_acknowledged: bool) -> bool {
 /// Whether the client went on with the answer, or the pod's socket says so.
 fn is_acknowledged(packets: &[Oriented<'_>], answered_ns: u64) -> bool {
     packets.iter().any(|oriented| match oriented.sighting.seen {
-        Seen::Socket { event, namespace } => {
-            event == SocketEvent::Established && namespace == Namespace::Pod
-        }
+        Seen::Socket { event, namespace } => event == SocketEvent::Established && namespace == Namespace::Pod,
         _ => {
             let packet = oriented.packet();
             oriented.sighting.ktime_ns > answered_ns

@@ -268,9 +268,8 @@ impl Sighting {
 
     /// An order of any two sightings that does not depend on when they arrived.
     pub(super) fn order(&self, other: &Self) -> Ordering {
-        let key = |sighting: &Self| {
-            (sighting.ktime_ns, rank(&sighting.seen), sighting.packet, sighting.buffer())
-        };
+        let key =
+            |sighting: &Self| (sighting.ktime_ns, rank(&sighting.seen), sighting.packet, sighting.buffer());
         key(self).cmp(&key(other))
     }
 }

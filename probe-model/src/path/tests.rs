@@ -204,7 +204,10 @@ fn a_policy_drop_with_retransmissions() {
         sightings.push(freed(ms + 2, 40, syn(NAT_IP, POD, 9)));
     }
     let path = one_path(&sightings);
-    assert_eq!(path.outcome, Outcome::DroppedByCilium { reason: DropReason::POLICY, established: false, reply: false });
+    assert_eq!(
+        path.outcome,
+        Outcome::DroppedByCilium { reason: DropReason::POLICY, established: false, reply: false }
+    );
     assert_eq!(path.retransmissions, 2);
     assert_eq!(path.cilium.iter().map(|event| event.count).collect::<Vec<_>>(), [3, 3]);
     assert_eq!((path.drops.len(), path.drops[0].count, path.drops[0].reply), (1, 3, false));
@@ -563,7 +566,10 @@ fn hubble_s_word_behind_dnat_is_joined_by_the_sender_if_only_one_flow_fits() {
     let path = one_path(&[before.clone(), after.clone()]);
     assert_eq!(path.tuple, tuple(NAT_IP, FRONTEND, Protocol::TCP));
     assert_eq!(path.final_tuple(), tuple(NAT_IP, POD, Protocol::TCP));
-    assert_eq!(path.outcome, Outcome::DroppedByCilium { reason: DropReason(181), established: false, reply: false });
+    assert_eq!(
+        path.outcome,
+        Outcome::DroppedByCilium { reason: DropReason(181), established: false, reply: false }
+    );
     let other = at(0, HookPoint::UplinkIn, syn(NAT_IP, "10.224.0.7:81", 6));
     let late = hubble(9_000, &dropped(1, 181, syn(NAT_IP, POD, 5)));
     assert_eq!(assemble(&[before.clone(), other, after]).len(), 3, "two flows fit");

@@ -1,7 +1,9 @@
 //! Answers as text and JSON: pure, values in, bytes out.
 
+mod drop_cause;
 pub mod dump;
 pub mod explanation;
+mod gap;
 pub mod snapshot;
 pub mod trace;
 pub mod trace_json;

@@ -7,13 +7,15 @@ use probe_model::cilium::events::Notification;
 use probe_model::cilium::release::Release;
 use probe_model::explain::Verdict;
 use probe_model::path::{
-    CiliumEvent, HookPoint, Hop, Namespace, Outcome, Path, PathDrop, Place, Refusal, Rewrite,
+    CiliumEvent, DropCause, HookPoint, Hop, Namespace, Outcome, Path, PathDrop, Refusal, Rewrite, TunnelKind,
 };
 use probe_model::tuple::Tuple;
 use probe_model::world::World;
 
 use super::clean;
+use super::drop_cause;
 use super::explanation::{entry_text, near_miss_text, verdict_text};
+use super::gap::{self, place_text};
 use crate::attach::HookState;
 use crate::trace::Summary;
 use crate::trace::judge::{EventSource, Evidence, FlowVerdict, Judgement, Origin, hubble_policies};
@@ -55,43 +57,99 @@ fn head(judgement: &Judgement, names: &Names) -> String {
 
 fn outcome_text(judgement: &Judgement, names: &Names) -> String {
     let path = &judgement.path;
-    let by_the_maps = || format!("{} by the maps", verdict_text(&judgement.explanation.verdict));
     match path.outcome {
+        Outcome::Answered if path.is_open() => {
+            format!("allowed, answered {}, connection open", after(path, path.answered_ns))
+        }
         Outcome::Answered => format!("allowed, answered {}", after(path, path.answered_ns)),
+        Outcome::AnswerLost => lost_text(judgement, names),
         Outcome::Refused { refusal, from } => {
-            let how = match refusal {
-                Refusal::Reset => "a TCP reset".to_owned(),
-                Refusal::Icmp { icmp_type, code } => format!("ICMP type {icmp_type} code {code}"),
-            };
+            let how = refusal_text(path, refusal);
             let verdict = verdict_word(judgement.verdict);
             format!("{verdict}, refused {} by {from} ({how})", after(path, path.answered_ns))
         }
-        Outcome::DroppedByCilium { reason, established: false } => format!("dropped by Cilium, {reason}"),
-        Outcome::DroppedByCilium { reason, established: true } => {
+        Outcome::DroppedByCilium { reason, established: true, .. } => {
             format!("cut: an open connection is dropped by Cilium, {reason}")
         }
-        Outcome::DroppedByKernel { reason, reply } => {
-            let what = if reply { "its answer was dropped" } else { "dropped" };
-            let first = judgement.path.drops.iter().find(|drop| drop.reason == reason && drop.reply == reply);
-            let reason = first.map_or_else(|| names.drop_reason(reason), |drop| names.freed(drop));
-            match (&judgement.explanation.verdict, reason.starts_with("TC_")) {
-                // A tc program freed it, which on this node is Cilium: the maps say why.
-                (Verdict::Dropped(why), true) => {
-                    format!("{what} by a tc program ({reason}); by the maps, {why}")
-                }
-                _ => format!("{what} by the kernel, {reason}"),
-            }
+        Outcome::DroppedByCilium { reason, reply, .. } => {
+            format!("{} by Cilium, {reason}", dropped_text(reply))
         }
-        Outcome::NoAnswer => match judgement.verdict {
-            FlowVerdict::Allowed => "allowed, no answer".to_owned(),
-            FlowVerdict::Dropped => format!("no answer; {}", by_the_maps()),
-            FlowVerdict::Inconclusive => format!("inconclusive: no answer; {}", by_the_maps()),
-        },
-        Outcome::Silent => match judgement.verdict {
-            FlowVerdict::Dropped => format!("seen, then silence; {}", by_the_maps()),
-            _ => format!("inconclusive: seen, then silence; {}", by_the_maps()),
-        },
+        Outcome::DroppedByKernel { reason, reply } => freed_text(judgement, names, reason, reply),
+        Outcome::NoAnswer | Outcome::Silent => silence_text(judgement, names),
     }
+}
+
+fn dropped_text(reply: bool) -> &'static str {
+    if reply { "its answer was dropped" } else { "dropped" }
+}
+
+/// An answer that did not arrive.
+fn lost_text(judgement: &Judgement, names: &Names) -> String {
+    let path = &judgement.path;
+    let when = path.answered_ns.map_or_else(String::new, |_| format!(" {}", after(path, path.answered_ns)));
+    let last = judgement.gap.as_ref().and_then(|gap| gap.last);
+    let last = last.map_or_else(
+        || "seen by no hook of ours".to_owned(),
+        |hop| format!("last seen at {}", place_text(hop.place, names)),
+    );
+    match judgement.verdict {
+        FlowVerdict::Allowed => format!("allowed, answered{when}, the answer lost behind this node; {last}"),
+        _ => format!("inconclusive: answered{when}, the answer lost; {last}"),
+    }
+}
+
+fn refusal_text(path: &Path, refusal: Refusal) -> String {
+    match (refusal, path.reset_had_socket()) {
+        (Refusal::Reset, None) => "a TCP reset".to_owned(),
+        (Refusal::Reset, Some(true)) => "a TCP reset by the application's socket".to_owned(),
+        (Refusal::Reset, Some(false)) => "a TCP reset, nobody listens".to_owned(),
+        (Refusal::Icmp { icmp_type, code }, _) => format!("ICMP type {icmp_type} code {code}"),
+    }
+}
+
+/// The drop that a flow ended with.
+fn final_drop(path: &Path) -> Option<&PathDrop> {
+    let Outcome::DroppedByKernel { reason, reply } = path.outcome else { return None };
+    path.drops.iter().find(|drop| drop.reason == reason && drop.reply == reply)
+}
+
+fn freed_text(judgement: &Judgement, names: &Names, reason: u32, reply: bool) -> String {
+    let what = dropped_text(reply);
+    let drop = final_drop(&judgement.path);
+    let reason = drop.map_or_else(|| names.drop_reason(reason), |drop| names.freed(drop));
+    let cause = drop.and_then(|drop| names.drop_cause(drop));
+    let place = drop.and_then(|drop| names.freed_at(drop)).map_or_else(String::new, |at| format!(" {at}"));
+    match (&judgement.explanation.verdict, cause) {
+        // A tc program freed it, which on this node is Cilium: the maps say why.
+        (Verdict::Dropped(why), Some(DropCause::TcIngress | DropCause::TcEgress)) => {
+            format!("{what} by a tc program ({reason}); by the maps, {why}")
+        }
+        (_, Some(cause)) => format!("{what} {}{place} ({reason})", drop_cause::text(cause)),
+        (_, None) => format!("{what} by the kernel{place}, {reason}"),
+    }
+}
+
+fn silence_text(judgement: &Judgement, names: &Names) -> String {
+    let path = &judgement.path;
+    let last =
+        path.hops.last().map_or_else(String::new, |hop| format!(" at {}", place_text(hop.place, names)));
+    let what = if path.outcome == Outcome::Silent {
+        format!("seen{last}, then silence")
+    } else if path.hops.iter().any(|hop| is_at_pod(hop)) {
+        "delivered, no answer".to_owned()
+    } else {
+        "no answer".to_owned()
+    };
+    let by_the_maps = format!("{} by the maps", verdict_text(&judgement.explanation.verdict));
+    match judgement.verdict {
+        FlowVerdict::Allowed => format!("allowed, {what}"),
+        FlowVerdict::Dropped => format!("{what}; {by_the_maps}"),
+        FlowVerdict::Inconclusive => format!("inconclusive: {what}; {by_the_maps}"),
+    }
+}
+
+fn is_at_pod(hop: &Hop) -> bool {
+    hop.place.namespace == Namespace::Pod || hop.place.point == HookPoint::PodIn
 }
 
 /// One word for a verdict.
@@ -116,7 +174,7 @@ fn millis(ns: u64) -> String {
 fn short(world: &World, judgement: &Judgement, names: &Names, lines: &mut Vec<String>) {
     let path = &judgement.path;
     let mut way = vec![from_text(world, judgement)];
-    way.extend(path.rewrites.iter().map(rewrite_text));
+    way.extend(rewrites_text(judgement));
     way.push(hops_text(path, names, path.hops.iter().chain(&path.replies)));
     lines.push(labelled("from", &way.join("; ")));
     let explanation = &judgement.explanation;
@@ -132,14 +190,16 @@ fn short(world: &World, judgement: &Judgement, names: &Names, lines: &mut Vec<St
 fn long(world: &World, judgement: &Judgement, names: &Names, lines: &mut Vec<String>) {
     let (path, explanation) = (&judgement.path, &judgement.explanation);
     let mut line = |label: &str, text: &str| lines.push(labelled(label, text));
-    line("cause", &format!("{} [{}]", cause_sentence(judgement), explanation.cause.code));
+    line("cause", &format!("{} [{}]", cause_sentence(judgement, names), explanation.cause.code));
     line("from", &from_text(world, judgement));
-    if !path.rewrites.is_empty() {
-        let rewrites: Vec<_> = path.rewrites.iter().map(rewrite_text).collect();
-        line("rewrite", &rewrites.join(", then "));
+    if let Some(rewrites) = rewrites_text(judgement) {
+        line("rewrite", &rewrites);
     }
     line("hops", &hops_text(path, names, path.hops.iter()));
     line("answer", &answer_text(path, names));
+    if let Some(gap) = &judgement.gap {
+        line("gap", &gap::text(gap, names));
+    }
     line("verdict", &format!("{}{}", cilium_text(world, path), evidence_text(judgement)));
     if let Some(step) = explanation.policy() {
         line("entry", &entry_text(world, step));
@@ -162,26 +222,49 @@ fn long(world: &World, judgement: &Judgement, names: &Names, lines: &mut Vec<Str
 }
 
 /// The maps' cause where it fits what was seen; else what was seen.
-fn cause_sentence(judgement: &Judgement) -> String {
+fn cause_sentence(judgement: &Judgement, names: &Names) -> String {
     let sentence = &judgement.explanation.cause.sentence;
     if !judgement.findings.is_empty() {
         return format!("not known from the maps, which say: {sentence}");
     }
-    match judgement.path.outcome {
-        Outcome::Refused { from, .. } if judgement.verdict == FlowVerdict::Allowed => {
-            format!(
-                "{from} refused it: nobody listens on that port there, or a server turned it away; {sentence}"
-            )
+    let path = &judgement.path;
+    let by_the_maps = &judgement.explanation.verdict;
+    match path.outcome {
+        Outcome::Refused { refusal, from } if judgement.verdict == FlowVerdict::Allowed => {
+            let why = match path.reset_had_socket().filter(|_| refusal == Refusal::Reset) {
+                Some(true) => "its socket took the packet and answered with a reset",
+                Some(false) => "nobody listens on that port there",
+                None => "nobody listens on that port there, or a server turned it away",
+            };
+            format!("{from} refused it: {why}; {sentence}")
         }
         Outcome::NoAnswer if judgement.verdict == FlowVerdict::Allowed => {
             format!("Cilium let it through and the pod did not answer; {sentence}")
         }
-        Outcome::NoAnswer | Outcome::Silent if judgement.explanation.verdict == Verdict::Allowed => {
+        Outcome::NoAnswer | Outcome::Silent if *by_the_maps == Verdict::Allowed => {
             format!(
                 "nothing that plsprobe knows of on this node stops it, and no answer was seen; {sentence}"
             )
         }
+        Outcome::AnswerLost => format!("it was let in and answered; {sentence}"),
+        Outcome::DroppedByKernel { .. } => freed_sentence(judgement, names),
         _ => sentence.clone(),
+    }
+}
+
+/// The cause of a drop that the kernel reports: a rule from the maps and rules that were read is no observation.
+fn freed_sentence(judgement: &Judgement, names: &Names) -> String {
+    let sentence = &judgement.explanation.cause.sentence;
+    let cause = final_drop(&judgement.path).and_then(|drop| names.drop_cause(drop));
+    match (&judgement.explanation.verdict, cause) {
+        (Verdict::Filtered, Some(DropCause::Netfilter)) => {
+            format!("{sentence} (from the rules as they were read, which rule it was is not observed)")
+        }
+        (Verdict::Dropped(_), _) => sentence.clone(),
+        (_, Some(DropCause::TcIngress | DropCause::TcEgress)) if judgement.is_cilium_heard => {
+            format!("Cilium notified of no drop, so it was another tc program; {sentence}")
+        }
+        _ => format!("the kernel's own word, beside what the maps say: {sentence}"),
     }
 }
 
@@ -200,6 +283,14 @@ fn from_text(world: &World, judgement: &Judgement) -> String {
         Some(identity) => format!("{who}, identity {}", world.identity_text(identity)),
         None => who,
     }
+}
+
+/// Every rewriting in order, and whether Cilium's conntrack has both ends together; `None` without one.
+fn rewrites_text(judgement: &Judgement) -> Option<String> {
+    let rewrites: Vec<_> = judgement.path.rewrites.iter().map(rewrite_text).collect();
+    let confirmed = judgement.confirmation.as_ref();
+    let confirmed = confirmed.map_or_else(String::new, |by| format!(" (confirmed by {})", by.map));
+    (!rewrites.is_empty()).then(|| format!("{}{confirmed}", rewrites.join(", then ")))
 }
 
 fn rewrite_text(rewrite: &Rewrite) -> String {
@@ -226,51 +317,39 @@ fn rewrite_text(rewrite: &Rewrite) -> String {
 fn hops_text<'p>(path: &Path, names: &Names, hops: impl Iterator<Item = &'p Hop>) -> String {
     let hops: Vec<_> = hops
         .map(|hop| {
-            format!("{} {}", place_text(hop.place, names), millis(hop.ktime_ns.saturating_sub(path.first_ns)))
+            let at = millis(hop.ktime_ns.saturating_sub(path.first_ns));
+            format!("{}{} {at}", place_text(hop.place, names), headers_text(hop))
         })
         .collect();
     if hops.is_empty() { "none of ours saw it".to_owned() } else { format!("{} ms", hops.join(" > ")) }
 }
 
-/// A hook, as an operator would say it: `eth0 in`, `pod delivered`.
-fn place_text(place: Place, names: &Names) -> String {
-    // An interface's number in the pod's namespace is none of ours.
-    let whose = match (place.namespace, place.point) {
-        (Namespace::Pod, _) => "pod".to_owned(),
-        (Namespace::Node, HookPoint::IpReceive | HookPoint::IpForward | HookPoint::IpDeliver) => {
-            "stack".to_owned()
-        }
-        (Namespace::Node, _) => names.interface(place.ifindex),
-    };
-    format!("{whose} {}", point_text(place.point))
-}
-
-/// What happens to the packet at a hook.
-fn point_text(point: HookPoint) -> &'static str {
-    match point {
-        HookPoint::UplinkIn | HookPoint::VfIn | HookPoint::OverlayIn => "in",
-        HookPoint::UplinkOut | HookPoint::VfOut | HookPoint::OverlayOut => "out",
-        HookPoint::PodOut => "from pod",
-        HookPoint::PodIn => "to pod",
-        HookPoint::HostOut => "from host",
-        HookPoint::HostIn => "to host",
-        HookPoint::Received | HookPoint::IpReceive => "received",
-        HookPoint::Queued => "sent",
-        HookPoint::IpForward => "forwarded",
-        HookPoint::IpDeliver => "delivered",
-    }
+/// What was around the packet at a hook: ` (VLAN 100, VXLAN 16777218)`.
+fn headers_text(hop: &Hop) -> String {
+    let vlan = (hop.vlan != 0).then(|| format!("VLAN {}", hop.vlan));
+    let tunnel = hop.tunnel.map(|tunnel| match tunnel.kind {
+        TunnelKind::Vxlan => format!("VXLAN {}", tunnel.id),
+        TunnelKind::Geneve => format!("Geneve {}", tunnel.id),
+    });
+    let headers: Vec<_> = vlan.into_iter().chain(tunnel).collect();
+    if headers.is_empty() { String::new() } else { format!(" ({})", headers.join(", ")) }
 }
 
 fn answer_text(path: &Path, names: &Names) -> String {
-    let again = match path.retransmissions {
-        0 => String::new(),
-        1 => "; SYN sent again once".to_owned(),
-        times => format!("; SYN sent again {times} times"),
-    };
-    if path.replies.is_empty() {
-        return format!("none seen{again}");
+    let mut parts = Vec::new();
+    parts.push(if path.replies.is_empty() {
+        "none seen".to_owned()
+    } else {
+        hops_text(path, names, path.replies.iter())
+    });
+    for (what, times) in [("SYN", path.retransmissions), ("SYN-ACK", path.accepted_again())] {
+        match times {
+            0 => {}
+            1 => parts.push(format!("{what} sent again once")),
+            times => parts.push(format!("{what} sent again {times} times")),
+        }
     }
-    format!("{}{again}", hops_text(path, names, path.replies.iter()))
+    parts.join("; ")
 }
 
 /// What Cilium notified of, each once with its count.
@@ -346,7 +425,8 @@ fn policies_text(judgement: &Judgement) -> String {
 fn drop_text(drop: &PathDrop, names: &Names) -> String {
     let what = if drop.reply { "answer freed" } else { "freed" };
     let times = if drop.count > 1 { format!(" {} times", drop.count) } else { String::new() };
-    format!("{what} by the kernel, {}{times}", names.freed(drop))
+    let place = names.freed_at(drop).map_or_else(String::new, |at| format!(" {at}"));
+    format!("{what} by the kernel{place}, {}{times}", names.freed(drop))
 }
 
 /// Writes how the trace went.
@@ -409,7 +489,7 @@ mod tests {
     use probe_model::cilium::drop_reason::DropReason;
     use probe_model::cilium::events::{CaptureHeader, DropNotify};
     use probe_model::cilium::identity::Identity;
-    use probe_model::path::{Packet, Seen, Sighting, TcpFlags, Tracker};
+    use probe_model::path::{Fragment, Packet, Place, Seen, Sighting, TcpFlags, Tracker, Watch};
     use probe_model::tuple::Protocol;
 
     use super::*;
@@ -466,6 +546,13 @@ mod tests {
         Sighting { ktime_ns: us * 1000, packet, seen: Seen::Cilium { notification } }
     }
 
+    /// As where no kernel function may be probed: every classifier, the kernel's drops, Cilium's notifications.
+    fn watch() -> Watch {
+        let points = [HookPoint::UplinkIn, HookPoint::UplinkOut, HookPoint::PodIn, HookPoint::PodOut];
+        let points = points.map(|point| (Namespace::Node, point)).into();
+        Watch { points, drops: true, cilium: true, lost_records: false }
+    }
+
     /// The text of the one flow that `sightings` are of, judged by the maps of a recording.
     #[track_caller]
     fn check(recording: &str, sightings: &[Sighting], expected: &Expect) {
@@ -488,7 +575,7 @@ mod tests {
         );
         let nat_ips = ["10.224.0.8".parse().unwrap(), "10.224.0.9".parse().unwrap()];
         let path = paths.into_iter().next().unwrap();
-        let judgement = judge(&world, path, events, &nat_ips);
+        let judgement = judge(&world, path, events, &watch(), &nat_ips);
         let mut text = Vec::new();
         flow(&world, &judgement, &names, &mut text).unwrap();
         expected.assert_eq(&String::from_utf8(text).unwrap());

@@ -5,12 +5,17 @@ use std::io::{self, Write};
 use probe_common::Counter;
 use probe_model::cilium::events::Notification;
 use probe_model::cilium::release::Release;
-use probe_model::path::{CiliumEvent, Hop, Namespace, Outcome, PathDrop, Place, Refusal};
+use probe_model::path::{
+    Candidate, CiliumEvent, Confirmation, Gap, Hop, Namespace, Outcome, Path, PathDrop, PathSocket, Place,
+    Refusal, SocketEvent, Tunnel, TunnelKind,
+};
 use probe_model::tuple::Tuple;
 use probe_model::world::World;
 use serde_json::{Value, json};
 
+use super::drop_cause;
 use super::explanation;
+use super::gap::candidate_text;
 use super::trace::verdict_word;
 use crate::attach::{Hook, HookState};
 use crate::trace::Summary;
@@ -35,7 +40,8 @@ pub fn flow(world: &World, judgement: &Judgement, names: &Names, out: &mut impl 
         "tuple": tuple_value(&path.tuple),
         "verdict": verdict_word(judgement.verdict),
         "evidence": evidence_value(&judgement.evidence),
-        "outcome": outcome_value(&path.outcome, names),
+        "outcome": outcome_value(path, names),
+        "gap": judgement.gap.as_ref().map(|gap| gap_value(gap, names)),
         "origin": origin_value(&judgement.origin),
         "identity": judgement.identity.map(|identity| json!({
             "id": identity.0, "text": world.identity_text(identity),
@@ -44,11 +50,14 @@ pub fn flow(world: &World, judgement: &Judgement, names: &Names, out: &mut impl 
             "from": tuple_value(&rewrite.from), "to": tuple_value(&rewrite.to),
             "dnat": rewrite.is_dnat(), "snat": rewrite.is_snat(),
         })).collect::<Vec<_>>(),
+        "confirmed_by": judgement.confirmation.as_ref().map(confirmation_value),
         "hops": path.hops.iter().map(|hop| hop_value(hop, names)).collect::<Vec<_>>(),
         "replies": path.replies.iter().map(|hop| hop_value(hop, names)).collect::<Vec<_>>(),
         "cilium": path.cilium.iter().map(|event| event_value(event, agent)).collect::<Vec<_>>(),
         "kernel_drops": path.drops.iter().map(|drop| drop_value(drop, names)).collect::<Vec<_>>(),
-        "retransmissions": path.retransmissions,
+        "sockets": path.sockets.iter().map(socket_value).collect::<Vec<_>>(),
+        "retransmissions": path.retransmissions, "syn_acks_again": path.accepted_again(),
+        "acknowledged": path.is_acknowledged, "connection_open": path.is_open(),
         "first_ns": path.first_ns, "last_ns": path.last_ns, "answered_ns": path.answered_ns,
         "findings": judgement.findings,
         "explanation": explanation::value(world, &judgement.explanation),
@@ -92,26 +101,78 @@ fn source_value(source: &EventSource) -> Value {
     }
 }
 
-fn outcome_value(outcome: &Outcome, names: &Names) -> Value {
-    match outcome {
+fn outcome_value(path: &Path, names: &Names) -> Value {
+    match path.outcome {
         Outcome::Answered => json!({ "outcome": "answered" }),
+        Outcome::AnswerLost => json!({ "outcome": "answer-lost" }),
         Outcome::Refused { refusal, from } => {
             let by = match refusal {
                 Refusal::Reset => json!({ "tcp": "reset" }),
                 Refusal::Icmp { icmp_type, code } => json!({ "icmp_type": icmp_type, "icmp_code": code }),
             };
-            json!({ "outcome": "refused", "from": from.to_string(), "by": by })
+            let socket = path.reset_had_socket();
+            json!({ "outcome": "refused", "from": from.to_string(), "by": by, "had_socket": socket })
         }
-        Outcome::DroppedByCilium { reason, established } => json!({
+        Outcome::DroppedByCilium { reason, established, reply } => json!({
             "outcome": "dropped-by-cilium", "code": reason.0, "name": reason.name(), "text": reason.text(),
-            "established": established,
+            "established": established, "reply": reply,
         }),
-        Outcome::DroppedByKernel { reason, reply } => json!({
-            "outcome": "dropped-by-kernel", "code": reason, "name": names.drop_reason(*reason), "reply": reply,
-        }),
+        Outcome::DroppedByKernel { reason, reply } => {
+            let drop = path.drops.iter().find(|drop| drop.reason == reason && drop.reply == reply);
+            let cause = drop.and_then(|drop| names.drop_cause(drop)).map(drop_cause::code);
+            json!({
+                "outcome": "dropped-by-kernel", "code": reason, "name": names.drop_reason(reason),
+                "cause": cause, "reply": reply,
+            })
+        }
         Outcome::NoAnswer => json!({ "outcome": "no-answer" }),
         Outcome::Silent => json!({ "outcome": "silent" }),
     }
+}
+
+fn gap_value(gap: &Gap, names: &Names) -> Value {
+    let place = |candidate: &Candidate| match candidate {
+        Candidate::TcProgram { place, .. } | Candidate::Device { place } => Some(*place),
+        _ => None,
+    };
+    json!({
+        "last": gap.last.as_ref().map(|hop| hop_value(hop, names)),
+        "direction": if gap.reply { "reply" } else { "forward" },
+        "candidates": gap.candidates.iter().map(|candidate| json!({
+            "code": candidate.code(),
+            "interface": place(candidate).and_then(|place| interface(place, names)),
+            "text": candidate_text(*candidate, names),
+        })).collect::<Vec<_>>(),
+    })
+}
+
+fn confirmation_value(confirmation: &Confirmation) -> Value {
+    json!({ "map": confirmation.map, "entry": confirmation.entry.to_string() })
+}
+
+fn socket_value(socket: &PathSocket) -> Value {
+    json!({
+        "event": socket_code(socket.event), "namespace": namespace_text(socket.namespace),
+        "ktime_ns": socket.ktime_ns, "count": socket.count,
+    })
+}
+
+fn socket_code(event: SocketEvent) -> &'static str {
+    match event {
+        SocketEvent::Established => "established",
+        SocketEvent::Reset { had_socket: true } => "reset",
+        SocketEvent::Reset { had_socket: false } => "reset-without-socket",
+        SocketEvent::SentAgain => "sent-again",
+        SocketEvent::AcceptedAgain => "syn-ack-sent-again",
+    }
+}
+
+fn tunnel_value(tunnel: Tunnel) -> Value {
+    let kind = match tunnel.kind {
+        TunnelKind::Vxlan => "vxlan",
+        TunnelKind::Geneve => "geneve",
+    };
+    json!({ "kind": kind, "id": tunnel.id })
 }
 
 fn origin_value(origin: &Origin) -> Value {
@@ -130,6 +191,7 @@ fn hop_value(hop: &Hop, names: &Names) -> Value {
         "point": format!("{:?}", hop.place.point), "namespace": namespace_text(hop.place.namespace),
         "interface": interface(hop.place, names), "ifindex": hop.place.ifindex,
         "ktime_ns": hop.ktime_ns, "mark": hop.mark, "tuple": tuple_value(&hop.tuple),
+        "tunnel": hop.tunnel.map(tunnel_value), "vlan": (hop.vlan != 0).then_some(hop.vlan),
     })
 }
 
@@ -169,6 +231,7 @@ fn event_value(event: &CiliumEvent, agent: Option<Release>) -> Value {
 fn drop_value(drop: &PathDrop, names: &Names) -> Value {
     json!({
         "ktime_ns": drop.ktime_ns, "reason": drop.reason, "name": names.freed(drop),
+        "cause": names.drop_cause(drop).map(drop_cause::code), "at": names.freed_at(drop),
         "location": format!("{:#x}", drop.location), "ifindex": drop.ifindex, "netns": drop.netns,
         "reply": drop.reply, "count": drop.count, "tuple": tuple_value(&drop.tuple),
     })

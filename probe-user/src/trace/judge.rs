@@ -8,8 +8,8 @@ use probe_model::cilium::drop_reason::DropReason;
 use probe_model::cilium::events::Notification;
 use probe_model::cilium::identity::Identity;
 use probe_model::explain::{self, AZURE_PROBE, Explanation, Verdict};
-use probe_model::path::{CiliumEvent, Outcome, Path, Refusal};
-use probe_model::simulate::{Question, Step};
+use probe_model::path::{CiliumEvent, Confirmation, Gap, Outcome, Path, Refusal, Watch, Ways};
+use probe_model::simulate::{self, Question, Step, Unknown};
 use probe_model::tuple::Tuple;
 use probe_model::world::{AddressOwner, PolicyRef, World};
 
@@ -82,18 +82,56 @@ pub struct Judgement {
     pub identity: Option<Identity>,
     /// Where views disagree.
     pub findings: Vec<String>,
+    /// Where it was lost from sight, if it was.
+    pub gap: Option<Gap>,
+    /// What Cilium's conntrack says of the two destinations that were put together.
+    pub confirmation: Option<Confirmation>,
+    /// Whether Cilium's notifications were read: what it did not notify of, it did not do.
+    pub is_cilium_heard: bool,
 }
 
-/// Judges one flow.
-pub fn judge(world: &World, path: Path, events: &EventSource, pls_nat_ips: &[IpAddr]) -> Judgement {
+/// Judges one flow, as far as it was watched.
+pub fn judge(
+    world: &World,
+    mut path: Path,
+    events: &EventSource,
+    watch: &Watch,
+    pls_nat_ips: &[IpAddr],
+) -> Judgement {
     let explanation = explain(world, &path);
+    path.outcome = path.outcome_under(watch);
     let observed = observed(&path);
     let (verdict, evidence) = verdict(&path, &explanation, observed, events);
     let findings = disagreement(&path, &explanation, observed).into_iter();
     let findings = findings.chain(other_policies(&path, &explanation)).collect();
     let origin = origin(world, path.tuple.saddr, pls_nat_ips);
     let identity = observed_identity(&path).or_else(|| simulated_identity(&explanation));
-    Judgement { path, explanation, verdict, evidence, origin, identity, findings }
+    let gap = path.gap(watch, ways(world, &explanation));
+    let confirmation = path.confirmation(world);
+    Judgement {
+        path,
+        explanation,
+        verdict,
+        evidence,
+        origin,
+        identity,
+        findings,
+        gap,
+        confirmation,
+        is_cilium_heard: watch.cilium,
+    }
+}
+
+/// How packets like this one go through the node.
+fn ways(world: &World, explanation: &Explanation) -> Ways {
+    let to_other_node = explanation.trajectories.iter().any(|way| {
+        let is_unknown = matches!(
+            way.outcome,
+            simulate::Outcome::Unknown(Unknown::RemotePod { .. } | Unknown::Frontend { .. })
+        );
+        is_unknown || way.steps.iter().any(|step| matches!(step, Step::Forward { .. }))
+    });
+    Ways { through_stack: !world.config.node_port || world.config.host_legacy_routing, to_other_node }
 }
 
 /// Asks the maps about the packet as it came; where they leave the backend open, about the one that was observed.
@@ -122,7 +160,11 @@ fn observed(path: &Path) -> Option<Observed> {
     match path.outcome {
         Outcome::DroppedByCilium { reason, .. } => return Some(Observed::Dropped(reason)),
         Outcome::DroppedByKernel { .. } => return None,
-        Outcome::Answered | Outcome::Refused { .. } | Outcome::NoAnswer | Outcome::Silent => {}
+        Outcome::Answered
+        | Outcome::AnswerLost
+        | Outcome::Refused { .. }
+        | Outcome::NoAnswer
+        | Outcome::Silent => {}
     }
     let allows = |event: &CiliumEvent| match event.notification {
         Notification::PolicyVerdict(verdict) => verdict.drop_reason().is_none(),
@@ -132,7 +174,7 @@ fn observed(path: &Path) -> Option<Observed> {
         return Some(Observed::Allowed);
     }
     let answered = match path.outcome {
-        Outcome::Answered => true,
+        Outcome::Answered | Outcome::AnswerLost => true,
         // A rule of the node that rejects answers too: only the target's own address speaks for the pod.
         Outcome::Refused { refusal, from } => refusal == Refusal::Reset || from == path.final_tuple().daddr,
         _ => false,
@@ -146,6 +188,12 @@ fn verdict(
     observed: Option<Observed>,
     events: &EventSource,
 ) -> (FlowVerdict, Evidence) {
+    if path.outcome == Outcome::AnswerLost {
+        // It was let in; whether the answer was let out only its leaving can tell.
+        let has_left = path.is_answer_complete() && !path.replies.is_empty();
+        let verdict = if has_left { FlowVerdict::Allowed } else { FlowVerdict::Inconclusive };
+        return (verdict, Evidence::Packets);
+    }
     match observed {
         Some(Observed::Dropped(_)) => return (FlowVerdict::Dropped, Evidence::Cilium(events.clone())),
         Some(Observed::Allowed) => return (FlowVerdict::Allowed, Evidence::Cilium(events.clone())),

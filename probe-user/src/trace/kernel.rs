@@ -1,15 +1,18 @@
 //! What our programs must know of the running kernel.
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use anyhow::{Context as _, Result};
 use probe_common::{Config, KernelOffsets};
-use probe_model::path::{Namespace, Path, PathDrop};
+use probe_model::path::{DropCause, Namespace, Path, PathDrop, classify};
 
 use crate::sources::btf::Btf;
 use crate::sys;
 
 /// `SKB_CONSUMED` of `enum skb_drop_reason`: the packet was used up, not dropped.
 const SKB_CONSUMED: &str = "SKB_CONSUMED";
+
+/// The reason of a drop that has none yet.
+const NOT_SPECIFIED: &str = "NOT_SPECIFIED";
 
 /// Offsets of the fields our programs read, and whether drops have reasons. Cilium's map id is left 0.
 ///
@@ -71,6 +74,8 @@ pub struct Names {
     drop_reasons: BTreeMap<u32, String>,
     interfaces: BTreeMap<u32, String>,
     functions: BTreeMap<u64, String>,
+    netns: u32,
+    pod_namespaces: BTreeSet<u32>,
 }
 
 impl Names {
@@ -84,12 +89,19 @@ impl Names {
         Self { drop_reasons, interfaces, ..Self::default() }
     }
 
+    /// With the inode numbers of the node's network namespace and of the traced pods'.
+    #[must_use]
+    pub fn with_namespaces(self, netns: u32, pod_namespaces: BTreeSet<u32>) -> Self {
+        Self { netns, pod_namespaces, ..self }
+    }
+
     /// Asks the kernel for the names of a path's interfaces, while they exist.
     pub(crate) fn learn_interfaces(&mut self, path: &Path) {
-        for hop in path.hops.iter().chain(&path.replies) {
-            let ifindex = hop.place.ifindex;
-            if hop.place.namespace == Namespace::Node
-                && !self.interfaces.contains_key(&ifindex)
+        let places = path.hops.iter().chain(&path.replies).map(|hop| hop.place);
+        let places = places.filter(|place| place.namespace == Namespace::Node).map(|place| place.ifindex);
+        let drops = path.drops.iter().filter(|drop| drop.netns == self.netns).map(|drop| drop.ifindex);
+        for ifindex in places.chain(drops).collect::<Vec<_>>() {
+            if !self.interfaces.contains_key(&ifindex)
                 && let Some(name) = sys::interface_name(ifindex)
             {
                 self.interfaces.insert(ifindex, name);
@@ -97,9 +109,10 @@ impl Names {
         }
     }
 
-    /// Looks up the functions that freed a path's packets, where the kernel gives no reason: before 5.17.
+    /// Looks up the functions that freed a path's packets, where the kernel gives no reason: before 5.17, and where
+    /// later ones have none yet.
     pub(crate) fn learn_functions(&mut self, path: &Path) {
-        let unnamed = path.drops.iter().filter(|drop| drop.reason == 0).map(|drop| drop.location);
+        let unnamed = path.drops.iter().filter(|drop| !self.has_reason(drop)).map(|drop| drop.location);
         let unnamed: Vec<u64> = unnamed.filter(|location| !self.functions.contains_key(location)).collect();
         if unnamed.is_empty() {
             return;
@@ -112,10 +125,34 @@ impl Names {
         }
     }
 
-    /// Why the kernel freed a packet: the reason's name, and before 5.17 the function that did.
+    /// Whether the kernel says why it freed a packet.
+    fn has_reason(&self, drop: &PathDrop) -> bool {
+        drop.reason != 0 && self.drop_reasons.get(&drop.reason).is_none_or(|name| name != NOT_SPECIFIED)
+    }
+
+    /// What a drop means, if its reason or the function that freed the packet is certain.
+    pub fn drop_cause(&self, drop: &PathDrop) -> Option<DropCause> {
+        let name = if self.has_reason(drop) { self.drop_reasons.get(&drop.reason)?.as_str() } else { "" };
+        classify(name, self.functions.get(&drop.location).map(String::as_str))
+    }
+
+    /// Where the kernel freed a packet: `at eth0`, `in the pod`; `None` if that is not known.
+    pub fn freed_at(&self, drop: &PathDrop) -> Option<String> {
+        if self.pod_namespaces.contains(&drop.netns) {
+            return Some("in the pod".to_owned());
+        }
+        match (drop.netns, drop.ifindex) {
+            (0, _) => None,
+            (netns, 0) if netns == self.netns => None,
+            (netns, ifindex) if netns == self.netns => Some(format!("at {}", self.interface(ifindex))),
+            _ => Some("in another network namespace".to_owned()),
+        }
+    }
+
+    /// Why the kernel freed a packet: the reason's name, and where it gives none the function that did.
     pub fn freed(&self, drop: &PathDrop) -> String {
         match self.functions.get(&drop.location) {
-            Some(function) if drop.reason == 0 => format!("no reason given, in {function}"),
+            Some(function) if !self.has_reason(drop) => format!("no reason given, in {function}"),
             _ => self.drop_reason(drop.reason),
         }
     }

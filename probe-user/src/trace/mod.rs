@@ -6,6 +6,7 @@ pub(crate) mod neighbours;
 pub mod scope;
 mod session;
 mod verdicts;
+pub mod watch;
 
 use std::net::IpAddr;
 use std::time::Duration;

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 use probe_common::{Counter, PacketRecord, SocketRecord};
-use probe_model::path::{Namespace, Path, Patience, Seen, Sighting, Tracker};
+use probe_model::path::{Namespace, Path, Patience, Seen, Sighting, Tracker, Watch};
 use probe_model::world::World;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
@@ -15,6 +15,7 @@ use super::kernel::{self, Names};
 use super::neighbours;
 use super::scope::Scope;
 use super::verdicts::{Event, Sockets, Verdicts};
+use super::watch::watch;
 use crate::attach::{Attachment, Counters, Hook, HookKind, HookState, Probe, Record, Records, Settings};
 use crate::cli::{Outcome, Output};
 use crate::render::{trace as text, trace_json as json};
@@ -142,6 +143,8 @@ struct Session<'o> {
     flows: [u64; 3],
     refused: u64,
     was_lost: u64,
+    /// What is watched, by which a flow that is lost from sight is judged.
+    watch: Watch,
 }
 
 impl<'o> Session<'o> {
@@ -165,14 +168,16 @@ impl<'o> Session<'o> {
         let (attachment, records) = Attachment::start(&settings)?;
         let probe = probe_state(&attachment);
         let verdicts = Verdicts::open(probe, Sockets::new(&options.live, scope.watched())).await;
-        let session = Self {
+        let netns = sys::network_namespace().context("failed to read this network namespace's number")?;
+        let names = Names::new(&btf).with_namespaces(netns, scope.pod_namespaces.clone());
+        let mut session = Self {
             options,
             world,
             node,
             world_read: Instant::now(),
             scope,
-            names: Names::new(&btf),
-            netns: sys::network_namespace().context("failed to read this network namespace's number")?,
+            names,
+            netns,
             attachment,
             records,
             verdicts,
@@ -182,7 +187,9 @@ impl<'o> Session<'o> {
             flows: [0; 3],
             refused: 0,
             was_lost: 0,
+            watch: Watch::default(),
         };
+        session.refresh_watch();
         session.announce();
         Ok(session)
     }
@@ -331,6 +338,7 @@ impl<'o> Session<'o> {
             ));
             self.was_lost = lost;
         }
+        self.refresh_watch();
         Ok(())
     }
 
@@ -347,7 +355,8 @@ impl<'o> Session<'o> {
             }
             self.names.learn_interfaces(&path);
             self.names.learn_functions(&path);
-            let judgement = judge(&self.world, path, self.verdicts.source(), &self.options.pls_nat_ips);
+            let (events, nat_ips) = (self.verdicts.source(), &self.options.pls_nat_ips);
+            let judgement = judge(&self.world, path, events, &self.watch, nat_ips);
             self.count(&judgement);
             let mut out = std::io::stdout().lock();
             match self.options.output {
@@ -368,6 +377,14 @@ impl<'o> Session<'o> {
         self.flows[slot] += 1;
         let refused = matches!(judgement.path.outcome, probe_model::path::Outcome::Refused { .. });
         self.refused += u64::from(refused && judgement.verdict == FlowVerdict::Allowed);
+    }
+
+    /// Says anew what is watched.
+    fn refresh_watch(&mut self) {
+        let cilium = !matches!(self.verdicts.source(), EventSource::None(_));
+        let lost_records = self.was_lost > 0;
+        let watch = watch(self.attachment.hooks(), &self.scope.interfaces);
+        self.watch = Watch { cilium, lost_records, ..watch };
     }
 
     /// Reads the maps again, unless that was a moment ago. While the pod is gone from them, the last ones that had it
@@ -396,12 +413,14 @@ impl<'o> Session<'o> {
 
     /// Detaches before anything else, reports what is left undecided, and sums up.
     fn close(mut self, elapsed: Duration) -> Result<Summary> {
+        self.refresh_watch();
         let hooks: Vec<Hook> = self.attachment.hooks().cloned().collect();
         for failure in self.attachment.detach() {
             notice(&format!("{failure:#}"));
         }
         // No record is made any more: these count all of them, and what was not read yet is still in the ring.
         let counters = self.attachment.counters();
+        self.watch.lost_records |= counters.as_ref().is_ok_and(|counters| counters.lost() > 0);
         self.records.drain(&mut self.batch);
         self.take_batch();
         let left = self.tracker.finish();
