@@ -53,7 +53,7 @@ pub struct Packet {
     pub src_port: u16,
     /// Layer-4 destination port.
     pub dst_port: u16,
-    /// IPv4 identification.
+    /// IPv4 identification; of an IPv6 fragment the low 16 bits of its identification.
     pub ip_id: u16,
     /// TCP window, unscaled.
     pub window: u16,

@@ -166,6 +166,8 @@ fn ipv6(source: &impl Source, header: &[u8; IPV4_HEADER_LEN as usize], base: u32
         let extension_len = if network.proto == 44 {
             network.fragment =
                 FRAGMENT | fragment_bits(u16::from_be_bytes([extension[2], extension[3]]), 0, 0xfff8);
+            // The low half of the identification is enough to know a packet's fragments by.
+            network.ip_id = u16::from_be_bytes(source.bytes(network.offset + 6)?);
             8
         } else {
             u32::from(extension[1]) * 8 + 8

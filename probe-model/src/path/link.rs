@@ -149,9 +149,9 @@ fn split_idle<'a>(leg: LegKey, sightings: &[&'a Sighting]) -> Vec<Segment<'a>> {
 /// What NAT leaves as it was: by this a packet is known again under another tuple.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 enum Identity {
+    /// A SYN or the SYN-ACK to it: either tells the connection.
     Opening {
         isn: u32,
-        accepts: bool,
     },
     Tcp {
         seq: u32,
@@ -179,7 +179,7 @@ fn identity(sighting: &Sighting) -> Option<Identity> {
     if packet.tuple.protocol == Protocol::TCP {
         let (flags, payload_len) = (packet.flags, packet.payload_len);
         return Some(match opening(sighting) {
-            Some(isn) => Identity::Opening { isn, accepts: flags.accepts() },
+            Some(isn) => Identity::Opening { isn },
             None => Identity::Tcp { seq: packet.seq, ack: packet.ack, flags, payload_len },
         });
     }
@@ -283,9 +283,11 @@ fn is_same_packet(identity: Identity, earlier: &Sighting, later: &Sighting) -> b
         Identity::Datagram { ip_id, payload_hash, .. } => {
             let (a, b) = (earlier.packet.tuple, later.packet.tuple);
             let keeps_source = (a.saddr, a.sport) == (b.saddr, b.sport);
-            // Several senders may send the same to one server: then the buffer must be the same as well.
-            let keeps_destination =
-                (a.daddr, a.dport) == (b.daddr, b.dport) && earlier.buffer() == later.buffer();
+            // Several senders may send the same to one server: that the destination stays says little, and nothing
+            // where the buffers tell more.
+            let keeps_destination = (a.daddr, a.dport) == (b.daddr, b.dport)
+                && earlier.buffer().is_none()
+                && later.buffer().is_none();
             // An echo has no ports: its sequence number and payload stand for them.
             (ip_id != 0 && payload_hash != 0) || keeps_source || keeps_destination
         }

@@ -1,5 +1,8 @@
 //! Made-up sightings in the shapes that matter, and what path they must give in whatever order they arrive.
 
+mod buffers;
+mod outcomes;
+
 use probe_common::{EVENT_META_MAX, EVENT_PACKET_MAX, EventRecord, RecordHeader};
 
 use super::flow::assemble;

@@ -262,9 +262,13 @@ fn freed_sentence(judgement: &Judgement, names: &Names) -> String {
         }
         (Verdict::Dropped(_), _) => sentence.clone(),
         (_, Some(DropCause::TcIngress | DropCause::TcEgress)) if judgement.is_cilium_heard => {
-            format!("Cilium notified of no drop, so it was another tc program; {sentence}")
+            format!("another tc program dropped it, for Cilium notified of no drop; {sentence}")
         }
-        _ => format!("the kernel's own word, beside what the maps say: {sentence}"),
+        (_, Some(DropCause::TcIngress | DropCause::TcEgress)) => {
+            format!("a tc program dropped it, Cilium's or another; {sentence}")
+        }
+        (_, Some(_)) => format!("the kernel dropped it, not Cilium; {sentence}"),
+        (_, None) => format!("the kernel dropped it; {sentence}"),
     }
 }
 
@@ -481,6 +485,9 @@ fn hooks_text(summary: &Summary) -> String {
 }
 
 #[cfg(test)]
+mod outcomes;
+
+#[cfg(test)]
 mod tests {
     use std::collections::BTreeMap;
 
@@ -496,12 +503,12 @@ mod tests {
     use crate::sources::{self, From, LiveOptions};
     use crate::trace::judge::judge;
 
-    const FRONTEND: &str = "10.224.0.7:80";
-    const POD: &str = "10.0.0.143:80";
-    const UPLINK: u32 = 2;
-    const VETH: u32 = 7;
+    pub(super) const FRONTEND: &str = "10.224.0.7:80";
+    pub(super) const POD: &str = "10.0.0.143:80";
+    pub(super) const UPLINK: u32 = 2;
+    pub(super) const VETH: u32 = 7;
 
-    fn packet(from: &str, to: &str, flags: u8, seq: u32, ack: u32) -> Packet {
+    pub(super) fn packet(from: &str, to: &str, flags: u8, seq: u32, ack: u32) -> Packet {
         let end = |text: &str| text.parse::<std::net::SocketAddr>().unwrap();
         let ((saddr, sport), (daddr, dport)) =
             ((end(from).ip(), end(from).port()), (end(to).ip(), end(to).port()));
@@ -522,7 +529,7 @@ mod tests {
         }
     }
 
-    fn at(us: u64, point: HookPoint, ifindex: u32, packet: Packet) -> Sighting {
+    pub(super) fn at(us: u64, point: HookPoint, ifindex: u32, packet: Packet) -> Sighting {
         let place = Place { point, ifindex, namespace: Namespace::Node };
         Sighting { ktime_ns: us * 1000, packet, seen: Seen::Hook { place, mark: 0, buffer: 0 } }
     }
@@ -547,7 +554,7 @@ mod tests {
     }
 
     /// As where no kernel function may be probed: every classifier, the kernel's drops, Cilium's notifications.
-    fn watch() -> Watch {
+    pub(super) fn watch() -> Watch {
         let points = [HookPoint::UplinkIn, HookPoint::UplinkOut, HookPoint::PodIn, HookPoint::PodOut];
         let points = points.map(|point| (Namespace::Node, point)).into();
         Watch { points, drops: true, cilium: true, lost_records: false }
@@ -561,7 +568,19 @@ mod tests {
 
     #[track_caller]
     fn check_from(recording: &str, events: &EventSource, sightings: &[Sighting], expected: &Expect) {
-        let folder = fixtures::recording("cilium-1.14").join(recording);
+        check_given(&Given { recording, events, watch: &watch() }, sightings, expected);
+    }
+
+    /// What a flow is judged by.
+    pub(super) struct Given<'g> {
+        pub(super) recording: &'g str,
+        pub(super) events: &'g EventSource,
+        pub(super) watch: &'g Watch,
+    }
+
+    #[track_caller]
+    pub(super) fn check_given(given: &Given<'_>, sightings: &[Sighting], expected: &Expect) {
+        let folder = fixtures::recording("cilium-1.14").join(given.recording);
         let world = sources::world(&From::Path(folder), &LiveOptions::default()).unwrap();
         let mut tracker = Tracker::default();
         for sighting in sightings {
@@ -570,12 +589,15 @@ mod tests {
         let paths = tracker.finish();
         assert_eq!(paths.len(), 1, "{paths:#?}");
         let names = Names::from_parts(
-            BTreeMap::from([(5, "TC_INGRESS".to_owned())]),
+            [(5, "TC_INGRESS"), (6, "NETFILTER_DROP"), (7, "TCP_LISTEN_OVERFLOW")]
+                .map(|(reason, name)| (reason, name.to_owned()))
+                .into(),
             BTreeMap::from([(UPLINK, "eth0".to_owned()), (VETH, "lxc1".to_owned())]),
-        );
+        )
+        .with_namespaces(1, [2].into());
         let nat_ips = ["10.224.0.8".parse().unwrap(), "10.224.0.9".parse().unwrap()];
         let path = paths.into_iter().next().unwrap();
-        let judgement = judge(&world, path, events, &watch(), &nat_ips);
+        let judgement = judge(&world, path, given.events, given.watch, &nat_ips);
         let mut text = Vec::new();
         flow(&world, &judgement, &names, &mut text).unwrap();
         expected.assert_eq(&String::from_utf8(text).unwrap());
