@@ -122,6 +122,8 @@ pub struct Path {
     pub outcome: Outcome,
     /// How often the opening SYN was sent again.
     pub retransmissions: u32,
+    /// How often the SYN-ACK was.
+    pub accepted_again: u32,
     /// Time of the first sighting.
     pub first_ns: u64,
     /// Time of the last sighting.
@@ -157,13 +159,10 @@ impl Path {
 
     /// Whether a socket of the traced pod says that the connection is open.
     pub fn is_open(&self) -> bool {
-        self.pod_did(|event| event == SocketEvent::Established)
-    }
-
-    /// How often the traced pod sent its SYN-ACK again.
-    pub fn accepted_again(&self) -> u32 {
-        let of_pod = self.sockets.iter().filter(|socket| socket.namespace == Namespace::Pod);
-        of_pod.filter(|socket| socket.event == SocketEvent::AcceptedAgain).map(|socket| socket.count).sum()
+        let is_open = |socket: &PathSocket| {
+            (socket.namespace, socket.event) == (Namespace::Pod, SocketEvent::Established)
+        };
+        self.sockets.iter().any(is_open)
     }
 
     /// Whether the reset came from a socket of the traced pod; `Some(false)`: nobody listens there. `None` if the
@@ -171,10 +170,6 @@ impl Path {
     pub fn reset_had_socket(&self) -> Option<bool> {
         let of_pod = self.sockets.iter().filter(|socket| socket.namespace == Namespace::Pod);
         of_pod.filter_map(|socket| socket.event.had_socket()).next()
-    }
-
-    fn pod_did(&self, what: impl Fn(SocketEvent) -> bool) -> bool {
-        self.sockets.iter().any(|socket| socket.namespace == Namespace::Pod && what(socket.event))
     }
 }
 
@@ -248,7 +243,9 @@ fn path(group: &[&Segment<'_>]) -> Option<Path> {
         drops: kernel_drops(&oriented),
         sockets: socket_events(&oriented),
         outcome: judged.outcome,
-        retransmissions: retransmissions(&oriented),
+        retransmissions: sent_again(&oriented, |packet| !packet.reply && packet.packet().flags.opens()),
+        accepted_again: sent_again(&oriented, |packet| packet.reply && packet.packet().flags.accepts())
+            .max(told_again(&oriented)),
         first_ns: first.sighting.ktime_ns,
         last_ns: last.sighting.ktime_ns,
         answered_ns: judged.answered_ns,
@@ -387,13 +384,18 @@ fn socket_events(oriented: &[Oriented<'_>]) -> Vec<PathSocket> {
     events
 }
 
-/// Opening SYNs at the place that saw most of them, less the first.
-fn retransmissions(oriented: &[Oriented<'_>]) -> u32 {
-    let mut openings: HashMap<Place, u32> = HashMap::new();
-    for oriented in oriented.iter().filter(|oriented| !oriented.reply && oriented.packet().flags.opens()) {
+/// Packets at the place that saw most of them, less the first.
+fn sent_again(oriented: &[Oriented<'_>], wanted: impl Fn(&Oriented<'_>) -> bool) -> u32 {
+    let mut seen: HashMap<Place, u32> = HashMap::new();
+    for oriented in oriented.iter().filter(|oriented| wanted(oriented)) {
         if let Seen::Hook { place, .. } = oriented.sighting.seen {
-            *openings.entry(place).or_default() += 1;
+            *seen.entry(place).or_default() += 1;
         }
     }
-    openings.into_values().max().map_or(0, |most| most - 1)
+    seen.into_values().max().map_or(0, |most| most - 1)
+}
+
+/// How often the pod's socket says that it sent its SYN-ACK again.
+fn told_again(oriented: &[Oriented<'_>]) -> u32 {
+    oriented.iter().filter(|oriented| outcome::is_accepted_again(oriented)).count() as u32
 }

@@ -205,7 +205,7 @@ fn refusal(oriented: &Oriented<'_>) -> Option<Outcome> {
 }
 
 /// Whether the pod's socket sent its SYN-ACK again.
-fn is_accepted_again(oriented: &Oriented<'_>) -> bool {
+pub(super) fn is_accepted_again(oriented: &Oriented<'_>) -> bool {
     let Seen::Socket { event, namespace } = oriented.sighting.seen else { return false };
     namespace == Namespace::Pod && event == SocketEvent::AcceptedAgain
 }

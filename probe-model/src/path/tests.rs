@@ -1,6 +1,7 @@
 //! Made-up sightings in the shapes that matter, and what path they must give in whatever order they arrive.
 
 mod buffers;
+mod confirm;
 mod outcomes;
 
 use probe_common::{EVENT_META_MAX, EVENT_PACKET_MAX, EventRecord, RecordHeader};

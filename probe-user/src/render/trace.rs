@@ -124,7 +124,7 @@ fn freed_text(judgement: &Judgement, names: &Names, reason: u32, reply: bool) ->
         (Verdict::Dropped(why), Some(DropCause::TcIngress | DropCause::TcEgress)) => {
             format!("{what} by a tc program ({reason}); by the maps, {why}")
         }
-        (_, Some(cause)) => format!("{what} {}{place} ({reason})", drop_cause::text(cause)),
+        (_, Some(cause)) => format!("{what}{place} {} ({reason})", drop_cause::text(cause)),
         (_, None) => format!("{what} by the kernel{place}, {reason}"),
     }
 }
@@ -346,7 +346,7 @@ fn answer_text(path: &Path, names: &Names) -> String {
     } else {
         hops_text(path, names, path.replies.iter())
     });
-    for (what, times) in [("SYN", path.retransmissions), ("SYN-ACK", path.accepted_again())] {
+    for (what, times) in [("SYN", path.retransmissions), ("SYN-ACK", path.accepted_again)] {
         match times {
             0 => {}
             1 => parts.push(format!("{what} sent again once")),
@@ -578,8 +578,8 @@ mod tests {
         pub(super) watch: &'g Watch,
     }
 
-    #[track_caller]
-    pub(super) fn check_given(given: &Given<'_>, sightings: &[Sighting], expected: &Expect) {
+    /// The one flow that `sightings` are of, judged by the maps of a recording.
+    pub(super) fn judged(given: &Given<'_>, sightings: &[Sighting]) -> (World, Judgement, Names) {
         let folder = fixtures::recording("cilium-1.14").join(given.recording);
         let world = sources::world(&From::Path(folder), &LiveOptions::default()).unwrap();
         let mut tracker = Tracker::default();
@@ -598,6 +598,12 @@ mod tests {
         let nat_ips = ["10.224.0.8".parse().unwrap(), "10.224.0.9".parse().unwrap()];
         let path = paths.into_iter().next().unwrap();
         let judgement = judge(&world, path, given.events, given.watch, &nat_ips);
+        (world, judgement, names)
+    }
+
+    #[track_caller]
+    pub(super) fn check_given(given: &Given<'_>, sightings: &[Sighting], expected: &Expect) {
+        let (world, judgement, names) = judged(given, sightings);
         let mut text = Vec::new();
         flow(&world, &judgement, &names, &mut text).unwrap();
         expected.assert_eq(&String::from_utf8(text).unwrap());
@@ -718,11 +724,12 @@ mod tests {
             "cidr-pls8-80",
             &[at(0, HookPoint::UplinkIn, UPLINK, packet(client, FRONTEND, 0x02, 9, 0))],
             &expect![[r#"
-                10.224.0.8:40000 -> 10.224.0.7:80 TCP: inconclusive: seen, then silence; allowed by the maps
+                10.224.0.8:40000 -> 10.224.0.7:80 TCP: inconclusive: seen at eth0 in, then silence; allowed by the maps
                   cause    nothing that plsprobe knows of on this node stops it, and no answer was seen; NetworkPolicy default/allow-pls-nat admits 16777218 (cidr:10.224.0.8/32) to default/pls-app-7d9c5bd5f4-x2v8q on TCP/80 [ALLOWED]
                   from     PLS NAT IP 10.224.0.8, identity 16777218 (cidr:10.224.0.8/32)
                   hops     eth0 in 0.000 ms
                   answer   none seen
+                  gap      nothing after eth0 in; perhaps a tc program behind ours at eth0 redirected or kept it, or it went on where no hook of ours is attached
                   verdict  by the maps alone, nothing observed decides
                   entry    cilium_policy_02686: ingress 16777218 (cidr:10.224.0.8/32), 80/TCP allow (match L3-L4, 12 packets so far)
                   policy   NetworkPolicy default/allow-pls-nat

@@ -56,7 +56,7 @@ pub fn flow(world: &World, judgement: &Judgement, names: &Names, out: &mut impl 
         "cilium": path.cilium.iter().map(|event| event_value(event, agent)).collect::<Vec<_>>(),
         "kernel_drops": path.drops.iter().map(|drop| drop_value(drop, names)).collect::<Vec<_>>(),
         "sockets": path.sockets.iter().map(socket_value).collect::<Vec<_>>(),
-        "retransmissions": path.retransmissions, "syn_acks_again": path.accepted_again(),
+        "retransmissions": path.retransmissions, "syn_acks_again": path.accepted_again,
         "acknowledged": path.is_acknowledged, "connection_open": path.is_open(),
         "first_ns": path.first_ns, "last_ns": path.last_ns, "answered_ns": path.answered_ns,
         "findings": judgement.findings,

@@ -156,7 +156,7 @@ fn an_answer_that_left_and_is_sent_again_is_lost_behind_the_node() {
     sightings.push(socket(1002, SocketEvent::AcceptedAgain, ends()));
     sightings.push(at(1500, HookPoint::UplinkIn, tcp(NAT_IP, FRONTEND, 0x10, 10, 777_001)));
     let path = one_path(&sightings);
-    assert_eq!((path.outcome, path.accepted_again()), (Outcome::Answered, 1));
+    assert_eq!((path.outcome, path.accepted_again), (Outcome::Answered, 1));
 }
 
 #[test]

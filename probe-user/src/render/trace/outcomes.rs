@@ -7,7 +7,7 @@ use probe_model::path::{
     Fragment, HookPoint, Namespace, Packet, Place, Seen, Sighting, SocketEvent, Tunnel, TunnelKind, Watch,
 };
 
-use super::tests::{FRONTEND, Given, POD, UPLINK, VETH, at, check_given, packet, watch};
+use super::tests::{FRONTEND, Given, POD, UPLINK, VETH, at, check_given, judged, packet, watch};
 use crate::trace::judge::EventSource;
 
 const CLIENT: &str = "10.224.0.8:40000";
@@ -49,7 +49,22 @@ fn netfilter_drops_it() {
         syn_at(1_000_000, HookPoint::UplinkIn, UPLINK, FRONTEND),
         freed(1_000_012, 6, 1, packet(CLIENT, POD, 0x02, 9, 0)),
     ];
-    check(&sightings, &watch(), &expect![[""]]);
+    check(
+        &sightings,
+        &watch(),
+        &expect![[r#"
+            10.224.0.8:40000 -> 10.224.0.7:80 TCP: dropped at eth0 by netfilter (NETFILTER_DROP)
+              cause    the kernel dropped it, not Cilium; NetworkPolicy default/allow-pls-nat admits 16777218 (cidr:10.224.0.8/32) to default/pls-app-7d9c5bd5f4-x2v8q on TCP/80 [ALLOWED]
+              from     PLS NAT IP 10.224.0.8, identity 16777218 (cidr:10.224.0.8/32)
+              rewrite  DNAT 10.224.0.7:80 to 10.0.0.143:80
+              hops     eth0 in 0.000 ms
+              answer   none seen; SYN sent again once
+              verdict  by the packets seen
+              entry    cilium_policy_02686: ingress 16777218 (cidr:10.224.0.8/32), 80/TCP allow (match L3-L4, 12 packets so far)
+              policy   NetworkPolicy default/allow-pls-nat
+              kernel   freed by the kernel at eth0, NETFILTER_DROP 2 times
+        "#]],
+    );
 }
 
 #[test]
@@ -58,7 +73,21 @@ fn another_tc_program_drops_it() {
         syn_at(0, HookPoint::UplinkIn, UPLINK, FRONTEND),
         freed(2, 5, 1, packet(CLIENT, FRONTEND, 0x02, 9, 0)),
     ];
-    check(&sightings, &watch(), &expect![[""]]);
+    check(
+        &sightings,
+        &watch(),
+        &expect![[r#"
+            10.224.0.8:40000 -> 10.224.0.7:80 TCP: dropped at eth0 by a tc program (TC_INGRESS)
+              cause    another tc program dropped it, for Cilium notified of no drop; NetworkPolicy default/allow-pls-nat admits 16777218 (cidr:10.224.0.8/32) to default/pls-app-7d9c5bd5f4-x2v8q on TCP/80 [ALLOWED]
+              from     PLS NAT IP 10.224.0.8, identity 16777218 (cidr:10.224.0.8/32)
+              hops     eth0 in 0.000 ms
+              answer   none seen
+              verdict  by the packets seen
+              entry    cilium_policy_02686: ingress 16777218 (cidr:10.224.0.8/32), 80/TCP allow (match L3-L4, 12 packets so far)
+              policy   NetworkPolicy default/allow-pls-nat
+              kernel   freed by the kernel at eth0, TC_INGRESS
+        "#]],
+    );
 }
 
 #[test]
@@ -68,7 +97,22 @@ fn the_pod_drops_it() {
         syn_at(20, HookPoint::PodIn, VETH, POD),
         freed(31, 7, 2, packet(CLIENT, POD, 0x02, 9, 0)),
     ];
-    check(&sightings, &watch(), &expect![[""]]);
+    check(
+        &sightings,
+        &watch(),
+        &expect![[r#"
+            10.224.0.8:40000 -> 10.224.0.7:80 TCP: dropped in the pod by a listener whose queue of connections is full (TCP_LISTEN_OVERFLOW)
+              cause    the kernel dropped it, not Cilium; NetworkPolicy default/allow-pls-nat admits 16777218 (cidr:10.224.0.8/32) to default/pls-app-7d9c5bd5f4-x2v8q on TCP/80 [ALLOWED]
+              from     PLS NAT IP 10.224.0.8, identity 16777218 (cidr:10.224.0.8/32)
+              rewrite  DNAT 10.224.0.7:80 to 10.0.0.143:80
+              hops     eth0 in 0.000 > lxc1 to pod 0.020 ms
+              answer   none seen
+              verdict  by the packets seen
+              entry    cilium_policy_02686: ingress 16777218 (cidr:10.224.0.8/32), 80/TCP allow (match L3-L4, 12 packets so far)
+              policy   NetworkPolicy default/allow-pls-nat
+              kernel   freed by the kernel in the pod, TCP_LISTEN_OVERFLOW
+        "#]],
+    );
 }
 
 #[test]
@@ -80,7 +124,21 @@ fn nobody_listens_in_the_pod() {
         at(41, HookPoint::PodOut, VETH, packet(POD, CLIENT, 0x14, 0, 10)),
         at(52, HookPoint::UplinkOut, UPLINK, packet(FRONTEND, CLIENT, 0x14, 0, 10)),
     ];
-    check(&sightings, &watch(), &expect![[""]]);
+    check(
+        &sightings,
+        &watch(),
+        &expect![[r#"
+        10.224.0.8:40000 -> 10.224.0.7:80 TCP: allowed, refused after 0.041 ms by 10.0.0.143 (a TCP reset, nobody listens)
+          cause    10.0.0.143 refused it: nobody listens on that port there; NetworkPolicy default/allow-pls-nat admits 16777218 (cidr:10.224.0.8/32) to default/pls-app-7d9c5bd5f4-x2v8q on TCP/80 [ALLOWED]
+          from     PLS NAT IP 10.224.0.8, identity 16777218 (cidr:10.224.0.8/32)
+          rewrite  DNAT 10.224.0.7:80 to 10.0.0.143:80
+          hops     eth0 in 0.000 > lxc1 to pod 0.020 ms
+          answer   lxc1 from pod 0.041 > eth0 out 0.052 ms
+          verdict  by the packets seen
+          entry    cilium_policy_02686: ingress 16777218 (cidr:10.224.0.8/32), 80/TCP allow (match L3-L4, 12 packets so far)
+          policy   NetworkPolicy default/allow-pls-nat
+    "#]],
+    );
 }
 
 #[test]
@@ -95,7 +153,22 @@ fn the_pod_does_not_answer() {
         in_pod(32, HookPoint::IpDeliver, packet(CLIENT, POD, 0x02, 9, 0)),
         syn_at(1_000_000, HookPoint::UplinkIn, UPLINK, FRONTEND),
     ];
-    check(&sightings, &watch, &expect![[""]]);
+    check(
+        &sightings,
+        &watch,
+        &expect![[r#"
+        10.224.0.8:40000 -> 10.224.0.7:80 TCP: inconclusive: delivered, no answer; allowed by the maps
+          cause    nothing that plsprobe knows of on this node stops it, and no answer was seen; NetworkPolicy default/allow-pls-nat admits 16777218 (cidr:10.224.0.8/32) to default/pls-app-7d9c5bd5f4-x2v8q on TCP/80 [ALLOWED]
+          from     PLS NAT IP 10.224.0.8, identity 16777218 (cidr:10.224.0.8/32)
+          rewrite  DNAT 10.224.0.7:80 to 10.0.0.143:80
+          hops     eth0 in 0.000 > lxc1 to pod 0.020 > pod received 0.031 > pod delivered 0.032 ms
+          answer   none seen; SYN sent again once
+          gap      nothing after pod delivered; perhaps the application's queue of new connections is full
+          verdict  by the maps alone, nothing observed decides
+          entry    cilium_policy_02686: ingress 16777218 (cidr:10.224.0.8/32), 80/TCP allow (match L3-L4, 12 packets so far)
+          policy   NetworkPolicy default/allow-pls-nat
+    "#]],
+    );
 }
 
 #[test]
@@ -107,7 +180,22 @@ fn the_answer_is_lost_on_the_node() {
         at(1_000_041, HookPoint::PodOut, VETH, packet(POD, CLIENT, 0x12, 50, 10)),
     ];
     let deaf = Watch { drops: false, ..watch() };
-    check(&sightings, &deaf, &expect![[""]]);
+    check(
+        &sightings,
+        &deaf,
+        &expect![[r#"
+            10.224.0.8:40000 -> 10.224.0.7:80 TCP: inconclusive: answered after 0.041 ms, the answer lost; last seen at lxc1 from pod
+              cause    it was let in and answered; NetworkPolicy default/allow-pls-nat admits 16777218 (cidr:10.224.0.8/32) to default/pls-app-7d9c5bd5f4-x2v8q on TCP/80 [ALLOWED]
+              from     PLS NAT IP 10.224.0.8, identity 16777218 (cidr:10.224.0.8/32)
+              rewrite  DNAT 10.224.0.7:80 to 10.0.0.143:80
+              hops     eth0 in 0.000 > lxc1 to pod 0.020 ms
+              answer   lxc1 from pod 0.041 ms; SYN-ACK sent again once
+              gap      nothing of the answer after lxc1 from pod; perhaps a tc program behind ours at lxc1 dropped, redirected or kept it, or it left by another interface
+              verdict  by the packets seen
+              entry    cilium_policy_02686: ingress 16777218 (cidr:10.224.0.8/32), 80/TCP allow (match L3-L4, 12 packets so far)
+              policy   NetworkPolicy default/allow-pls-nat
+        "#]],
+    );
 }
 
 #[test]
@@ -122,7 +210,22 @@ fn the_answer_is_lost_behind_the_node() {
         socket(3_000_040, SocketEvent::AcceptedAgain, ends),
         syn_at(1_000_000, HookPoint::UplinkIn, UPLINK, FRONTEND),
     ];
-    check(&sightings, &watch(), &expect![[""]]);
+    check(
+        &sightings,
+        &watch(),
+        &expect![[r#"
+        10.224.0.8:40000 -> 10.224.0.7:80 TCP: allowed, answered after 0.041 ms, the answer lost behind this node; last seen at eth0 out
+          cause    it was let in and answered; NetworkPolicy default/allow-pls-nat admits 16777218 (cidr:10.224.0.8/32) to default/pls-app-7d9c5bd5f4-x2v8q on TCP/80 [ALLOWED]
+          from     PLS NAT IP 10.224.0.8, identity 16777218 (cidr:10.224.0.8/32)
+          rewrite  DNAT 10.224.0.7:80 to 10.0.0.143:80
+          hops     eth0 in 0.000 > lxc1 to pod 0.020 ms
+          answer   lxc1 from pod 0.041 > eth0 out 0.052 ms; SYN sent again once; SYN-ACK sent again 2 times
+          gap      nothing of the answer after eth0 out; perhaps eth0 did not send it, or it was lost behind this node
+          verdict  by the packets seen
+          entry    cilium_policy_02686: ingress 16777218 (cidr:10.224.0.8/32), 80/TCP allow (match L3-L4, 12 packets so far)
+          policy   NetworkPolicy default/allow-pls-nat
+    "#]],
+    );
 }
 
 #[test]
@@ -131,7 +234,21 @@ fn silence_where_little_is_watched() {
     let blind = Watch { points, drops: false, cilium: false, lost_records: true };
     let events = EventSource::None("nothing tells".to_owned());
     let given = Given { recording: ALLOWED, events: &events, watch: &blind };
-    check_given(&given, &[syn_at(0, HookPoint::UplinkIn, UPLINK, FRONTEND)], &expect![[""]]);
+    check_given(
+        &given,
+        &[syn_at(0, HookPoint::UplinkIn, UPLINK, FRONTEND)],
+        &expect![[r#"
+        10.224.0.8:40000 -> 10.224.0.7:80 TCP: inconclusive: seen at eth0 in, then silence; allowed by the maps
+          cause    nothing that plsprobe knows of on this node stops it, and no answer was seen; NetworkPolicy default/allow-pls-nat admits 16777218 (cidr:10.224.0.8/32) to default/pls-app-7d9c5bd5f4-x2v8q on TCP/80 [ALLOWED]
+          from     PLS NAT IP 10.224.0.8, identity 16777218 (cidr:10.224.0.8/32)
+          hops     eth0 in 0.000 ms
+          answer   none seen
+          gap      nothing after eth0 in; perhaps Cilium dropped it (its notifications are not read here), or a tc program behind ours at eth0 dropped, redirected or kept it, or it went on where no hook of ours is attached, or our own record of it was lost
+          verdict  by the maps alone, nothing observed decides
+          entry    cilium_policy_02686: ingress 16777218 (cidr:10.224.0.8/32), 80/TCP allow (match L3-L4, 12 packets so far)
+          policy   NetworkPolicy default/allow-pls-nat
+    "#]],
+    );
 }
 
 #[test]
@@ -151,5 +268,46 @@ fn every_hop_of_an_open_connection() {
         at(52, HookPoint::UplinkOut, UPLINK, packet(FRONTEND, CLIENT, 0x12, 50, 10)),
         socket(400, SocketEvent::Established, ends),
     ];
-    check(&sightings, &watch(), &expect![[""]]);
+    check(
+        &sightings,
+        &watch(),
+        &expect![[r#"
+        10.224.0.8:40000 -> 10.224.0.7:80 TCP: allowed, answered after 0.041 ms, connection open
+          from     PLS NAT IP 10.224.0.8, identity 16777218 (cidr:10.224.0.8/32); DNAT 10.224.0.7:80 to 10.0.0.143:80; eth0 in (VLAN 100, VXLAN 2) 0.000 > stack received 0.011 > stack forwarded 0.014 > lxc1 to pod 0.020 > pod received 0.031 > pod delivered 0.032 > lxc1 from pod 0.041 > eth0 out 0.052 ms
+          why      NetworkPolicy default/allow-pls-nat admits 16777218 (cidr:10.224.0.8/32) to default/pls-app-7d9c5bd5f4-x2v8q on TCP/80; cilium_policy_02686: ingress 16777218 (cidr:10.224.0.8/32), 80/TCP allow (match L3-L4, 12 packets so far); by the packets seen
+    "#]],
+    );
+}
+
+/// The codes that scripts rely on.
+#[test]
+fn json_has_the_gap_and_its_candidates_by_code() {
+    let given = Given { recording: ALLOWED, events: &EventSource::MonitorSocket, watch: &watch() };
+    let json = |sightings: &[Sighting]| -> serde_json::Value {
+        let (world, judgement, names) = judged(&given, sightings);
+        let mut out = Vec::new();
+        crate::render::trace_json::flow(&world, &judgement, &names, &mut out).unwrap();
+        serde_json::from_slice(&out).unwrap()
+    };
+    let silent = json(&[syn_at(0, HookPoint::UplinkIn, UPLINK, FRONTEND)]);
+    assert_eq!(silent["schema"], "plsprobe.trace.flow/1");
+    assert_eq!(silent["outcome"]["outcome"], "silent");
+    assert_eq!(silent["gap"]["last"]["point"], "UplinkIn");
+    assert_eq!(silent["gap"]["direction"], "forward");
+    let candidates = silent["gap"]["candidates"].as_array().unwrap();
+    let codes: Vec<_> = candidates.iter().map(|one| (&one["code"], &one["interface"])).collect();
+    assert_eq!(
+        codes,
+        [(&"tc-program".into(), &"eth0".into()), (&"unwatched".into(), &serde_json::Value::Null)]
+    );
+    let dropped = json(&[
+        syn_at(0, HookPoint::UplinkIn, UPLINK, FRONTEND),
+        freed(12, 6, 1, packet(CLIENT, POD, 0x02, 9, 0)),
+    ]);
+    assert_eq!(dropped["outcome"]["outcome"], "dropped-by-kernel");
+    assert_eq!(
+        (&dropped["outcome"]["cause"], &dropped["gap"]),
+        (&"netfilter".into(), &serde_json::Value::Null)
+    );
+    assert_eq!(dropped["kernel_drops"][0]["at"], "at eth0");
 }
