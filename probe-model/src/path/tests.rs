@@ -515,6 +515,7 @@ mod tracking {
         assert!(matches!(first[0].outcome, Outcome::DroppedByCilium { .. }));
         tracker.push(at(270, HookPoint::PodOut, syn_ack(POD, NAT_IP, 50_000)));
         tracker.push(at(271, HookPoint::UplinkOut, syn_ack(FRONTEND, NAT_IP, 50_000)));
+        tracker.push(at(272, HookPoint::UplinkIn, tcp(NAT_IP, FRONTEND, 0x10, 50_001, 777_001)));
         let second = tracker.poll(600 * MS);
         assert_eq!((second.len(), second[0].outcome), (1, Outcome::Answered));
     }
@@ -585,6 +586,7 @@ fn hubble_s_late_word_does_not_begin_a_flow() {
     let mut tracker = Tracker::new(Patience::default());
     tracker.push(at(0, HookPoint::UplinkIn, syn(NAT_IP, POD, 5)));
     tracker.push(at(1, HookPoint::UplinkOut, syn_ack(POD, NAT_IP, 5)));
+    tracker.push(at(2, HookPoint::UplinkIn, tcp(NAT_IP, POD, 0x10, 6, 777_001)));
     assert_eq!(tracker.poll(1_000 * MS).len(), 1);
     tracker.push(hubble(1_500, &verdict(1_500, 0, syn(NAT_IP, POD, 5))));
     assert_eq!((tracker.finish().len(), tracker.later_packets()), (0, 1));

@@ -9,17 +9,18 @@ use super::outcome::{self, Outcome};
 use super::packet::TcpFlags;
 use super::sighting::{Place, Seen, Sighting};
 use crate::cilium::events::Notification;
+use crate::tuple::Protocol;
 
 /// How long to wait before a flow is decided, in nanoseconds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Patience {
-    /// After an answer that left by the side the flow came in on, or that the client went on with, or a drop: for
-    /// Cilium's notifications to arrive.
+    /// After an answer that the client went on with, or without TCP one that left by the side the flow came in on, or
+    /// a drop: for Cilium's notifications to arrive.
     pub settle_ns: u64,
     /// After a refusal that was not seen leaving, or a drop that only the kernel reports.
     pub answer_ns: u64,
-    /// After the first packet, when nothing tells what became of it; after an answer that was not seen leaving, for
-    /// either end to send again.
+    /// After the first packet, when nothing tells what became of it; after another answer, for either end to send
+    /// again.
     pub grace_ns: u64,
 }
 
@@ -224,7 +225,9 @@ fn is_decided(path: &Path, patience: &Patience, now_ns: u64) -> bool {
     let since = |ktime_ns: u64| now_ns.saturating_sub(ktime_ns);
     match (path.outcome, path.answered_ns) {
         (Outcome::Answered, Some(answered_ns)) => {
-            let is_settled = path.is_answer_complete() || path.is_acknowledged;
+            // A SYN-ACK that got lost behind the node is known by being sent again.
+            let is_tcp = path.tuple.protocol == Protocol::TCP;
+            let is_settled = path.is_acknowledged || (path.is_answer_complete() && !is_tcp);
             since(answered_ns) >= if is_settled { patience.settle_ns } else { patience.grace_ns }
         }
         (Outcome::Refused { .. }, Some(answered_ns)) => {
