@@ -169,7 +169,8 @@ impl Path {
     /// pod's stack was not seen to send one.
     pub fn reset_had_socket(&self) -> Option<bool> {
         let of_pod = self.sockets.iter().filter(|socket| socket.namespace == Namespace::Pod);
-        of_pod.filter_map(|socket| socket.event.had_socket()).next()
+        let mut of_pod = of_pod.map(|socket| socket.event);
+        of_pod.find_map(SocketEvent::had_socket)
     }
 }
 

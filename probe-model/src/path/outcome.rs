@@ -136,17 +136,17 @@ fn is_undelivered(dropped: &Oriented<'_>, is_acknowledged: bool) -> bool {
 
 /// Whether the client went on with the answer, or the pod's socket says so.
 fn is_acknowledged(packets: &[Oriented<'_>], answered_ns: u64) -> bool {
-    packets.iter().any(|oriented| match oriented.sighting.seen {
-        Seen::Socket { event, namespace } => event == SocketEvent::Established && namespace == Namespace::Pod,
-        _ => {
-            let packet = oriented.packet();
-            oriented.sighting.ktime_ns > answered_ns
-                && !oriented.reply
-                && packet.tuple.protocol == Protocol::TCP
-                && oriented.sighting.has_numbers()
-                && !packet.flags.contains(TcpFlags::SYN)
-                && packet.fragment != Fragment::Later
+    packets.iter().any(|oriented| {
+        if let Seen::Socket { event, namespace } = oriented.sighting.seen {
+            return (event, namespace) == (SocketEvent::Established, Namespace::Pod);
         }
+        let packet = oriented.packet();
+        oriented.sighting.ktime_ns > answered_ns
+            && !oriented.reply
+            && packet.tuple.protocol == Protocol::TCP
+            && oriented.sighting.has_numbers()
+            && !packet.flags.contains(TcpFlags::SYN)
+            && packet.fragment != Fragment::Later
     })
 }
 

@@ -255,9 +255,11 @@ fn cause_sentence(judgement: &Judgement, names: &Names) -> String {
 /// The cause of a drop that the kernel reports: a rule from the maps and rules that were read is no observation.
 fn freed_sentence(judgement: &Judgement, names: &Names) -> String {
     let sentence = &judgement.explanation.cause.sentence;
-    let cause = final_drop(&judgement.path).and_then(|drop| names.drop_cause(drop));
+    let drop = final_drop(&judgement.path);
+    let cause = drop.and_then(|drop| names.drop_cause(drop));
+    let is_nodes = drop.is_some_and(|drop| names.is_nodes(drop));
     match (&judgement.explanation.verdict, cause) {
-        (Verdict::Filtered, Some(DropCause::Netfilter)) => {
+        (Verdict::Filtered, Some(DropCause::Netfilter)) if is_nodes => {
             format!("{sentence} (from the rules as they were read, which rule it was is not observed)")
         }
         (Verdict::Dropped(_), _) => sentence.clone(),

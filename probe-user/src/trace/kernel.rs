@@ -99,7 +99,7 @@ impl Names {
     pub(crate) fn learn_interfaces(&mut self, path: &Path) {
         let places = path.hops.iter().chain(&path.replies).map(|hop| hop.place);
         let places = places.filter(|place| place.namespace == Namespace::Node).map(|place| place.ifindex);
-        let drops = path.drops.iter().filter(|drop| drop.netns == self.netns).map(|drop| drop.ifindex);
+        let drops = path.drops.iter().filter(|drop| self.is_nodes(drop)).map(|drop| drop.ifindex);
         for ifindex in places.chain(drops).collect::<Vec<_>>() {
             if !self.interfaces.contains_key(&ifindex)
                 && let Some(name) = sys::interface_name(ifindex)
@@ -136,6 +136,11 @@ impl Names {
         classify(name, self.functions.get(&drop.location).map(String::as_str))
     }
 
+    /// Whether the kernel freed a packet in the node's own network namespace.
+    pub fn is_nodes(&self, drop: &PathDrop) -> bool {
+        drop.netns != 0 && drop.netns == self.netns
+    }
+
     /// Where the kernel freed a packet: `at eth0`, `in the pod`; `None` if that is not known.
     pub fn freed_at(&self, drop: &PathDrop) -> Option<String> {
         if self.pod_namespaces.contains(&drop.netns) {
@@ -143,8 +148,8 @@ impl Names {
         }
         match (drop.netns, drop.ifindex) {
             (0, _) => None,
-            (netns, 0) if netns == self.netns => None,
-            (netns, ifindex) if netns == self.netns => Some(format!("at {}", self.interface(ifindex))),
+            (_, 0) if self.is_nodes(drop) => None,
+            (_, ifindex) if self.is_nodes(drop) => Some(format!("at {}", self.interface(ifindex))),
             _ => Some("in another network namespace".to_owned()),
         }
     }
