@@ -1,5 +1,6 @@
 //! Paths as they become known: sightings in, each flow out once when it is decided.
 
+use std::borrow::Cow;
 use std::collections::HashMap;
 
 use super::flow::{self, Path};
@@ -73,24 +74,24 @@ impl Tracker {
     /// Takes one sighting.
     pub fn push(&mut self, sighting: Sighting) {
         let is_first = self.fragments.learn(&sighting);
-        match self.fragments.complete(&sighting) {
-            Some(completed) => {
-                let completed = completed.into_owned();
-                self.take_in(completed);
-            }
-            None if self.waiting.len() < WAITING_MAX => self.waiting.push(sighting),
-            None => self.overflowed += 1,
-        }
+        self.complete(sighting);
         if is_first {
             for waiting in std::mem::take(&mut self.waiting) {
-                match self.fragments.complete(&waiting) {
-                    Some(completed) => {
-                        let completed = completed.into_owned();
-                        self.take_in(completed);
-                    }
-                    None => self.waiting.push(waiting),
-                }
+                self.complete(waiting);
             }
+        }
+    }
+
+    /// Takes a sighting in, a later fragment's once its first one is known.
+    fn complete(&mut self, sighting: Sighting) {
+        if !fragments::is_incomplete(&sighting.packet) {
+            self.take_in(sighting);
+            return;
+        }
+        match self.fragments.complete(&sighting).map(Cow::into_owned) {
+            Some(completed) => self.take_in(completed),
+            None if self.waiting.len() < WAITING_MAX => self.waiting.push(sighting),
+            None => self.overflowed += 1,
         }
     }
 

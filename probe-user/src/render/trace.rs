@@ -135,7 +135,7 @@ fn silence_text(judgement: &Judgement, names: &Names) -> String {
         path.hops.last().map_or_else(String::new, |hop| format!(" at {}", place_text(hop.place, names)));
     let what = if path.outcome == Outcome::Silent {
         format!("seen{last}, then silence")
-    } else if path.hops.iter().any(|hop| is_at_pod(hop)) {
+    } else if path.hops.iter().any(is_at_pod) {
         "delivered, no answer".to_owned()
     } else {
         "no answer".to_owned()
