@@ -4,6 +4,8 @@
 
 mod alone;
 mod classifiers;
+#[cfg(test)]
+mod every_program;
 mod filter;
 mod object;
 mod program_log;

@@ -7,7 +7,7 @@ use probe_common::{Config, WIRE_VERSION};
 use super::{Settings, filter, records};
 use crate::sys::Wire;
 
-static PROBE: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/probe"));
+pub(super) static PROBE: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/probe"));
 
 /// The symbol that an object exports [`WIRE_VERSION`] under.
 const WIRE_VERSION_SYMBOL: &str = "PLSPROBE_WIRE_VERSION";
