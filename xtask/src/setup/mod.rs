@@ -9,6 +9,7 @@ mod cargo_fuzz;
 mod cargo_install;
 mod kernel;
 mod packages;
+mod private_apt;
 mod std_source;
 mod toolchain;
 
@@ -21,7 +22,8 @@ use crate::sh;
 
 pub(crate) use cargo_fuzz::ensure as ensure_cargo_fuzz;
 pub(crate) use kernel::missing as missing_in_kernel;
-pub(crate) use packages::{VM, ensure as ensure_packages, refresh_lists};
+pub(crate) use packages::{VM, ensure as ensure_packages};
+pub(crate) use private_apt::PrivateApt;
 pub(crate) use toolchain::ensure_components;
 
 /// Arguments of `cargo xtask setup`.

@@ -2,20 +2,18 @@
 //!
 //! From rustup, or where it cannot reach its server, from the Debian package of exactly rustc's version.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 
-use super::apt_sources::{self, Archive};
+use super::private_apt::PrivateApt;
 use crate::project::{Project, Rustc};
 use crate::sh;
 
 /// The Debian suite that carries `rust-src` of the releases we build with.
 const SUITE: &str = "trixie-backports";
-/// Debian's keys, where apt's configuration names none.
-const DEBIAN_KEYS: &str = "/usr/share/keyrings/debian-archive-keyring.gpg";
 /// Rustup's download takes seconds; a server that cannot be reached must not cost minutes.
 const RUSTUP_PATIENCE: Duration = Duration::from_secs(90);
 
@@ -74,28 +72,17 @@ fn rustup(project: &Project, lock: &Path) -> Result<()> {
 }
 
 fn debian(project: &Project, rustc: &Rustc, library: &Path) -> Result<()> {
-    ensure!(sh::find("apt-get").is_some(), "there is no apt");
-    let apt = PrivateApt::new(project, &debian_archive(Path::new("/etc/apt"))?)?;
-    apt.run("apt-get", &["--quiet", "update"])?;
+    let apt = PrivateApt::new(project, SUITE)?;
     let known = apt.run("apt-cache", &["madison", "rust-src"])?;
     let version = matching_version(&known, &rustc.release)
         .with_context(|| format!("{SUITE} has no `rust-src` {}", rustc.release))?;
-    apt.run("apt-get", &["--quiet", "download", &format!("rust-src={version}")])?;
-    let unpacked = apt.unpack("rust-src")?;
+    let unpacked = project.tools.join("rust-src");
+    apt.unpack(&format!("rust-src={version}"), &unpacked)?;
     let source = unpacked.join(format!("usr/src/rustc-{}", rustc.release));
     copy_library(&source, library)?;
-    std::fs::remove_dir_all(&apt.dir).with_context(|| format!("failed to remove `{}`", apt.dir.display()))
-}
-
-/// The machine's own Debian archive; the suite we want is beside its main suite there.
-fn debian_archive(etc_apt: &Path) -> Result<Archive> {
-    let os = sh::read(Path::new("/etc/os-release"))?;
-    let field = |key: &str| os.lines().find_map(|line| line.strip_prefix(key)).map(|v| v.trim_matches('"'));
-    let (id, codename) = (field("ID="), field("VERSION_CODENAME="));
-    ensure!(id == Some("debian"), "this machine is no Debian but `{}`", id.unwrap_or("unknown"));
-    let codename = codename.context("`/etc/os-release` has no VERSION_CODENAME")?;
-    apt_sources::main_archive(etc_apt, codename)?
-        .with_context(|| format!("apt has no source for `{codename}`"))
+    std::fs::remove_dir_all(&unpacked)
+        .with_context(|| format!("failed to remove `{}`", unpacked.display()))?;
+    apt.remove()
 }
 
 /// Copies `library` and, where the package keeps it one level up, its `Cargo.lock`.
@@ -122,60 +109,6 @@ fn matching_version<'a>(madison: &'a str, release: &str) -> Option<&'a str> {
         let upstream = version.split(['+', '-', '~']).next();
         upstream == Some(release)
     })
-}
-
-/// apt with sources, lists and cache of its own: signatures are checked as ever, the machine's state is not touched,
-/// and root is not needed.
-struct PrivateApt {
-    dir: PathBuf,
-    options: Vec<String>,
-}
-
-impl PrivateApt {
-    fn new(project: &Project, archive: &Archive) -> Result<Self> {
-        let dir = project.tools.join("apt");
-        for part in ["lists/partial", "cache/archives/partial"] {
-            std::fs::create_dir_all(dir.join(part))
-                .with_context(|| format!("failed to make `{}`", dir.display()))?;
-        }
-        let keys = archive.signed_by.as_deref().unwrap_or(Path::new(DEBIAN_KEYS));
-        let list = dir.join("sources.list");
-        std::fs::write(&list, format!("deb [signed-by={}] {} {SUITE} main\n", keys.display(), archive.uri))?;
-        let options = [
-            format!("Dir::Etc::sourcelist={}", list.display()),
-            "Dir::Etc::sourceparts=/dev/null".to_owned(),
-            format!("Dir::State::lists={}", dir.join("lists").display()),
-            format!("Dir::Cache={}", dir.join("cache").display()),
-            // Its unprivileged helper may not reach a folder below the user's home.
-            "APT::Sandbox::User=root".to_owned(),
-        ];
-        Ok(Self { dir, options: options.into() })
-    }
-
-    fn run(&self, program: &str, args: &[&str]) -> Result<String> {
-        let mut cmd = Command::new(program);
-        for option in &self.options {
-            cmd.args(["-o", option]);
-        }
-        sh::output(cmd.args(args).current_dir(&self.dir))
-    }
-
-    /// Unpacks the one downloaded file of `package`.
-    fn unpack(&self, package: &str) -> Result<PathBuf> {
-        let is_ours = |path: &PathBuf| {
-            let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
-            name.starts_with(&format!("{package}_")) && path.extension().is_some_and(|ext| ext == "deb")
-        };
-        let files = std::fs::read_dir(&self.dir)?.map(|entry| entry.map(|e| e.path()));
-        let files = files.collect::<Result<Vec<_>, _>>()?;
-        let deb = files
-            .iter()
-            .find(|path| is_ours(path))
-            .with_context(|| format!("apt downloaded no `{package}`"))?;
-        let unpacked = self.dir.join("unpacked");
-        sh::output(Command::new("dpkg-deb").arg("-x").arg(deb).arg(&unpacked))?;
-        Ok(unpacked)
-    }
 }
 
 #[cfg(test)]
