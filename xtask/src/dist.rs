@@ -1,11 +1,12 @@
 //! `cargo xtask dist`: the one static binary that is shipped.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context, Result, bail, ensure};
 
-use crate::{cargo, setup, sh};
+use crate::setup::{self, Ready};
+use crate::{cargo, sh};
 
 /// The size the design allows it, in MiB.
 const BUDGET: u64 = 6;
@@ -16,9 +17,17 @@ const BUDGET: u64 = 6;
 ///
 /// If one of these is not so.
 pub(crate) fn run() -> Result<()> {
-    let ready = setup::ensure()?;
+    check(&build(&setup::ensure()?)?)
+}
+
+/// Builds `target/dist/plsprobe` and returns its path.
+///
+/// # Errors
+///
+/// If the build fails.
+pub(crate) fn build(ready: &Ready) -> Result<PathBuf> {
     sh::say("building the static binary, with link-time optimisation");
-    let mut build = cargo::host(&ready, "rustc");
+    let mut build = cargo::host(ready, "rustc");
     build.args(["--release", "--package", "probe-user", "--bin", "plsprobe"]);
     // The profile's `strip` leaves the symbols in, a sixth of the file: rustc only passes `--strip-debug`.
     sh::run(build.args(["--", "-C", "link-arg=-Wl,--strip-all"]))?;
@@ -27,7 +36,7 @@ pub(crate) fn run() -> Result<()> {
     let built = ready.project.target.join(&ready.rustc.host).join("release/plsprobe");
     let binary = dist.join("plsprobe");
     std::fs::copy(&built, &binary).with_context(|| format!("failed to copy `{}`", built.display()))?;
-    check(&binary)
+    Ok(binary)
 }
 
 fn check(binary: &Path) -> Result<()> {

@@ -38,7 +38,7 @@ enum Command {
     Lab(lab::Args),
     /// Feed the decoders mutated recordings until they break, or the time is over.
     Fuzz(fuzz::Args),
-    /// Boot one distribution kernel in QEMU and run the kernel tests in it.
+    /// Boot Debian's kernels in QEMU, run the kernel tests in each, and compare its answers with this machine's.
     VmTest(vm::Args),
     /// Run what a release needs: every test, none of them skipped for want of QEMU, then `dist`.
     Ci,

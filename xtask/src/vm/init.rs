@@ -104,7 +104,7 @@ mod tests {
 
     #[test]
     fn pid_1_loads_modules_in_order_runs_payloads_and_finishes() {
-        let payload = Payload { name: "a", args: &["--x", "y"], bytes: Vec::new() };
+        let payload = Payload { name: "a", args: vec!["--x".into(), "y".into()], bytes: Vec::new() };
         let script = script(&["one", "two"], &[payload]);
         assert!(script.ends_with("load one\nload two\npayload a --x y\nfinish\n"), "{script}");
     }

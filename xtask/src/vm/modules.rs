@@ -16,16 +16,19 @@ pub(crate) struct Module {
     pub(crate) bytes: Vec<u8>,
 }
 
-/// `wanted` and all they depend on, dependencies first. What is built into the kernel is left out.
+/// `wanted` and all they depend on, dependencies first; then those of `merged` that this kernel has.
+///
+/// What is built into the kernel is left out.
 ///
 /// # Errors
 ///
 /// If one is neither a module of this kernel nor built in.
-pub(crate) fn in_load_order(kernel: &Kernel, wanted: &[&str]) -> Result<Vec<Module>> {
+pub(crate) fn in_load_order(kernel: &Kernel, wanted: &[&str], merged: &[&str]) -> Result<Vec<Module>> {
     let files = object_files(&kernel.modules)?;
     let builtin = sh::read(&kernel.modules.join("modules.builtin"))?;
     let mut order = Vec::new();
-    for name in wanted {
+    let has = |name: &&&str| files.iter().any(|file| module_name(file) == **name);
+    for name in wanted.iter().chain(merged.iter().filter(has)) {
         add(name, &files, &builtin, &mut order)?;
     }
     Ok(order)

@@ -25,10 +25,10 @@ struct Line {
     args: &'static [&'static str],
 }
 
-/// All payloads, in the order in which they run.
+/// All payloads, in the order in which they run; after them come [`ANSWERS`].
 ///
-/// Of the tests only a few: to verify our programs takes the emulated machine a minute. Their output is shown, as a
-/// test that skips itself must be seen: in the guest there is everything, so that it counts as a failure.
+/// Their output is shown, as a test that skips itself must be seen: in the guest there is everything, so that it counts
+/// as a failure.
 const PAYLOADS: &[Line] = &[
     Line { name: "guest", source: Source::Script(include_str!("guest.sh")), args: &[] },
     Line {
@@ -36,9 +36,16 @@ const PAYLOADS: &[Line] = &[
         source: Source::UnitTests("probe_user"),
         args: &["the_kernels_offsets_are_all_there", "--nocapture"],
     },
+    Line {
+        name: "programs",
+        source: Source::UnitTests("probe_user"),
+        args: &["every_program_loads", "--nocapture"],
+    },
     Line { name: "kernel-events", source: Source::Test("kernel_events"), args: &["--nocapture"] },
-    Line { name: "trace", source: Source::Script(include_str!("trace.sh")), args: &["aks"] },
 ];
+
+/// The payload that traces scenarios and sends what plsprobe answers; the host runs the same script.
+pub(crate) const ANSWERS: &str = "answers";
 
 /// Binaries of the workspace that are in the guest's `/bin`.
 const PROGRAMS: [&str; 2] = ["plsprobe", "plsprobe-lab"];
@@ -56,7 +63,7 @@ pub(crate) struct Payload {
     /// Its name in reports.
     pub(crate) name: &'static str,
     /// Its arguments.
-    pub(crate) args: &'static [&'static str],
+    pub(crate) args: Vec<String>,
     /// The executable.
     pub(crate) bytes: Vec<u8>,
 }
@@ -68,25 +75,56 @@ impl Payload {
     }
 }
 
+/// Everything that goes into a guest, built.
+pub(crate) struct Built {
+    /// What is in its `/bin`.
+    pub(crate) programs: Vec<Program>,
+    /// What it runs.
+    pub(crate) payloads: Vec<Payload>,
+}
+
 /// Builds the programs, and all payloads whose name contains `filter`.
+///
+/// `shipped` is the `plsprobe` to put there instead of the one for tests, `worlds` what the answers are about.
 ///
 /// # Errors
 ///
 /// If one cannot be built.
-pub(crate) fn build(ready: &Ready, filter: Option<&str>) -> Result<(Vec<Program>, Vec<Payload>)> {
+pub(crate) fn build(
+    ready: &Ready,
+    filter: Option<&str>,
+    shipped: Option<&Path>,
+    worlds: &[&str],
+) -> Result<Built> {
     let messages = build_tests(ready)?;
-    let program = |name| Ok(Program { name, bytes: executable(ready, &messages, "bin", name)? });
-    let programs = PROGRAMS.into_iter().map(program).collect::<Result<_>>()?;
-    let chosen = PAYLOADS.iter().filter(|line| filter.is_none_or(|part| line.name.contains(part)));
+    let program = |name: &'static str| {
+        let bytes = match shipped {
+            Some(path) if name == "plsprobe" => super::bytes(path)?,
+            _ => executable(ready, &messages, "bin", name)?,
+        };
+        Ok(Program { name, bytes })
+    };
+    let is_chosen = |name: &str| filter.is_none_or(|part| name.contains(part));
     let payload = |line: &Line| {
         let bytes = match line.source {
             Source::Script(text) => text.as_bytes().to_vec(),
             Source::UnitTests(library) => executable(ready, &messages, "lib", library)?,
             Source::Test(file) => executable(ready, &messages, "test", file)?,
         };
-        Ok(Payload { name: line.name, args: line.args, bytes })
+        Ok(Payload { name: line.name, args: words(line.args), bytes })
     };
-    Ok((programs, chosen.map(payload).collect::<Result<_>>()?))
+    let chosen = PAYLOADS.iter().filter(|line| is_chosen(line.name));
+    let mut payloads = chosen.map(payload).collect::<Result<Vec<_>>>()?;
+    if is_chosen(ANSWERS) {
+        let args = [vec![super::answers::IN_GUEST.to_owned()], words(worlds)].concat();
+        payloads.push(Payload { name: ANSWERS, args, bytes: super::answers::SCRIPT.as_bytes().to_vec() });
+    }
+    let programs = PROGRAMS.into_iter().map(program).collect::<Result<_>>()?;
+    Ok(Built { programs, payloads })
+}
+
+fn words(words: &[&str]) -> Vec<String> {
+    words.iter().map(|word| (*word).to_owned()).collect()
 }
 
 /// Builds all tests and the binaries they run, as `cargo test` does: fewer at once would be another build, with other features of dependencies.
@@ -150,7 +188,8 @@ mod tests {
     fn names_are_unique_and_fit_the_report() {
         for (idx, line) in PAYLOADS.iter().enumerate() {
             assert!(line.name.chars().all(|c| c.is_ascii_alphanumeric() || c == '-'), "{}", line.name);
-            assert!(PAYLOADS[..idx].iter().all(|other| other.name != line.name), "{} twice", line.name);
+            let others = PAYLOADS[..idx].iter().map(|other| other.name).chain([ANSWERS]);
+            assert!(others.into_iter().all(|other| other != line.name), "{} twice", line.name);
         }
     }
 }

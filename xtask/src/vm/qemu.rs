@@ -16,6 +16,10 @@ use super::init::MARK;
 pub(crate) struct Report {
     /// Exit code of each payload that ended.
     pub(crate) exits: BTreeMap<String, i32>,
+    /// Our programs, and whether the kernel took each: `Ok`, or what it said.
+    pub(crate) programs: BTreeMap<String, Result<(), String>>,
+    /// Whether pid 1 was ever heard of.
+    pub(crate) started: bool,
     /// Whether pid 1 came to its end.
     finished: bool,
     /// Whether the guest was killed because its time was over.
@@ -44,8 +48,12 @@ impl Report {
         if line == "running 0 tests" {
             self.complaints.push("a payload had no test to run".to_owned());
         }
+        if let Some((name, said)) = program(line) {
+            self.programs.insert(name.to_owned(), said);
+        }
         // The kernel's own lines may stand before ours on the same line.
         let Some((_, words)) = line.split_once(MARK) else { return };
+        self.started = true;
         match words.split_whitespace().collect::<Vec<_>>()[..] {
             ["exit", name, code] => {
                 // A code we cannot read is a failure as well.
@@ -58,13 +66,23 @@ impl Report {
     }
 }
 
+/// `` eBPF program `NAME`: loaded ``, or what the kernel said, as `every_program_loads` in probe-user prints it.
+fn program(line: &str) -> Option<(&str, Result<(), String>)> {
+    let (_, rest) = line.split_once("eBPF program `")?;
+    let (name, said) = rest.split_once("`: ")?;
+    Some((name, if said == "loaded" { Ok(()) } else { Err(said.to_owned()) }))
+}
+
 /// Boots `kernel` with `initramfs`, prints its console, and returns what it reported.
+///
+/// What the guest writes to its second serial line is in the file `sent` afterwards.
 ///
 /// # Errors
 ///
 /// If QEMU cannot be run. A guest that hangs is killed after `limit`, and the report says so.
-pub(crate) fn boot(kernel: &Path, initramfs: &Path, limit: Duration) -> Result<Report> {
-    let mut guest = Guest(command(kernel, initramfs).spawn().context("failed to run `qemu-system-x86_64`")?);
+pub(crate) fn boot(kernel: &Path, initramfs: &Path, sent: &Path, limit: Duration) -> Result<Report> {
+    let mut guest =
+        Guest(command(kernel, initramfs, sent).spawn().context("failed to run `qemu-system-x86_64`")?);
     let console = guest.0.stdout.take().context("qemu has no stdout")?;
     let (sender, lines) = mpsc::channel();
     std::thread::spawn(move || {
@@ -120,11 +138,12 @@ impl Drop for Guest {
     }
 }
 
-fn command(kernel: &Path, initramfs: &Path) -> Command {
+fn command(kernel: &Path, initramfs: &Path, sent: &Path) -> Command {
     let mut qemu = Command::new("qemu-system-x86_64");
     // `-cx16`: with it, QEMU 7.2's emulation makes Linux 6.12 and later panic.
     qemu.args(["-accel", "tcg,thread=multi", "-cpu", "max,-cx16", "-smp", "2", "-m", "2048"]);
-    qemu.args(["-nic", "none", "-nographic", "-no-reboot"]);
+    qemu.args(["-nic", "none", "-display", "none", "-monitor", "none", "-no-reboot"]);
+    qemu.args(["-serial", "stdio", "-serial"]).arg(format!("file:{}", sent.display()));
     qemu.arg("-kernel").arg(kernel).arg("-initrd").arg(initramfs);
     qemu.args(["-append", "console=ttyS0 panic=-1 quiet"]);
     qemu.stdin(Stdio::null()).stdout(Stdio::piped());
@@ -145,10 +164,13 @@ mod tests {
     fn the_console_is_understood() {
         let report = report(
             "[    1.2] x\nPLSPROBE-VM: start a\nPLSPROBE-VM: exit a 0\n[ 3.1] noisePLSPROBE-VM: exit b 101\n\
-             PLSPROBE-VM: trouble module veth was refused\ntest x ... skipped (1 so far): not root\nok\nPLSPROBE-VM: finished\n",
+             PLSPROBE-VM: trouble module veth was refused\n\
+             eBPF program `p`: loaded\neBPF program `q`: the kernel refused to load it: EINVAL\ntest x ... skipped (1 so far): not root\nok\nPLSPROBE-VM: finished\n",
         );
         assert_eq!(report.exits, BTreeMap::from([("a".to_owned(), 0), ("b".to_owned(), 101)]));
-        assert!(report.finished);
+        let refused = Err("the kernel refused to load it: EINVAL".to_owned());
+        assert_eq!(report.programs, BTreeMap::from([("p".to_owned(), Ok(())), ("q".to_owned(), refused)]));
+        assert!(report.started && report.finished);
         assert_eq!(report.trouble(), ["module veth was refused", "a test skipped itself: not root"]);
     }
 
@@ -159,10 +181,9 @@ mod tests {
 
     #[test]
     fn a_guest_that_dies_or_hangs_is_trouble() {
-        assert_eq!(
-            report("Kernel panic - not syncing\n").trouble(),
-            ["the guest ended before its pid 1 did"]
-        );
+        let dead = report("Kernel panic - not syncing\n");
+        assert_eq!(dead.trouble(), ["the guest ended before its pid 1 did"]);
+        assert!(!dead.started);
         let hung = Report { timed_out: true, ..Report::default() };
         assert_eq!(hung.trouble(), ["the guest was killed as it took too long"]);
     }
