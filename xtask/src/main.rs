@@ -3,6 +3,7 @@
 //! One file per subcommand. Nothing here is shipped, and nothing here knows what plsprobe does.
 #![forbid(unsafe_code)]
 
+mod bench;
 mod cargo;
 mod demo;
 mod dist;
@@ -42,6 +43,8 @@ enum Command {
     VmTest(vm::Args),
     /// Run what a release needs: every test, none of them skipped for want of QEMU, then `dist`.
     Ci,
+    /// Measure what plsprobe costs, side by side with the plain way.
+    Bench(bench::Args),
     /// Build the static binary that is shipped, and check that it runs.
     Dist,
     /// Check the rules of the house that no compiler checks.
@@ -56,6 +59,7 @@ fn main() -> ExitCode {
         Command::Lab(args) => lab::run(&args),
         Command::Fuzz(args) => fuzz::run(&args),
         Command::VmTest(args) => vm::run(&args),
+        Command::Bench(args) => bench::run(&args),
         Command::Ci => test::run(&test::Args::for_release()).and_then(|()| dist::run()),
         Command::Dist => dist::run(),
         Command::Tidy => tidy::run(),

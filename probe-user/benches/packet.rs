@@ -1,0 +1,258 @@
+//! What a packet costs at each of our programs, beside an empty program at the same place. Needs root.
+//!
+//! Classifiers run by the kernel's test run, millions of times over one frame. Tracepoints cannot be run so: they see
+//! real datagrams through a veth, timed by the kernel's own statistics (`BPF_ENABLE_STATS`), an empty one among them.
+//! Figures are medians; a line's difference to its empty program is what plsprobe adds.
+
+use std::collections::BTreeMap;
+use std::net::{IpAddr, Ipv4Addr, UdpSocket};
+use std::os::fd::{AsRawFd as _, FromRawFd as _, OwnedFd};
+use std::process::Command;
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+
+use libbpf_rs::query::ProgInfoIter;
+use probe_user::attach::{Attachment, Filter, Interface, Probe, RING_BYTES, Records, Role, Settings, Target};
+use probe_user::sources::btf::Btf;
+use probe_user::trace::kernel;
+use rustix::thread::{UnshareFlags, unshare_unsafe};
+
+/// Runs of each measurement: the figures are their medians.
+const RUNS: usize = 9;
+/// Packets of a run that makes no record.
+const PACKETS: u32 = 1_000_000;
+/// Packets of a run that makes records: as many as the ring holds without a reader.
+const RECORDS: u32 = 40_000;
+/// Datagrams that tracepoints see in a run.
+const DATAGRAMS: u32 = 20_000;
+const NODE: Ipv4Addr = Ipv4Addr::new(10, 99, 0, 1);
+const STRANGER: Ipv4Addr = Ipv4Addr::new(10, 1, 2, 3);
+const PORT: u16 = 4040;
+
+fn main() {
+    if let Err(why) = own_namespace() {
+        println!("skipped: no network namespace of its own: {why}");
+        return;
+    }
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+    let _inside = runtime.enter();
+    let peer = connect_peer();
+    println!("| program | empty | turned away | matched |\n|---|---|---|---|");
+    classifier();
+    tracepoints(&peer);
+}
+
+fn classifier() {
+    let empty = empty(libbpf_sys::BPF_PROG_TYPE_SCHED_CLS);
+    let empty_ns = median(|| test_run(&empty, PACKETS));
+    let away_ns = {
+        let _attached = attached(STRANGER, false);
+        let program = last_classifier();
+        median(|| test_run(&program, PACKETS))
+    };
+    let (attachment, mut records) = attached(NODE, false);
+    let program = last_classifier();
+    let matched_ns = median(|| {
+        let spent = test_run(&program, RECORDS);
+        records.drain(&mut Vec::new());
+        spent
+    });
+    assert_eq!(attachment.counters().expect("counters").lost(), 0, "the ring holds a run");
+    line("a classifier, by test run", empty_ns, away_ns, matched_ns);
+}
+
+/// With the kernel's clock read around every run, which the empty program pays too.
+fn tracepoints(peer: &Peer) {
+    // SAFETY: the call takes a number and gives a descriptor, which is checked and owned from here on.
+    let _stats = unsafe {
+        let stats = libbpf_sys::bpf_enable_stats(libbpf_sys::BPF_STATS_RUN_TIME);
+        assert!(stats >= 0, "the kernel keeps statistics");
+        OwnedFd::from_raw_fd(stats)
+    };
+    let away = tracepoint_costs(peer, STRANGER);
+    let matched = tracepoint_costs(peer, NODE);
+    for (what, name) in [
+        ("net:netif_receive_skb", "plsprobe_receiv"),
+        ("net:net_dev_queue", "plsprobe_queued"),
+        ("skb:kfree_skb", "plsprobe_kfree"),
+    ] {
+        line(what, away[EMPTY], away[name], matched[name]);
+    }
+}
+
+/// Nanoseconds a run of each program, while datagrams come that nobody listens for: each is received, dropped with a
+/// reason, and answered by an ICMP error.
+fn tracepoint_costs(peer: &Peer, target: Ipv4Addr) -> BTreeMap<String, u32> {
+    let (_attachment, mut records) = attached(target, true);
+    let _empty = empty_tracepoint();
+    let mut runs: BTreeMap<String, Vec<u32>> = BTreeMap::new();
+    for _ in 0..RUNS {
+        let before = times();
+        peer.send_datagrams();
+        records.drain(&mut Vec::new());
+        for (name, (time, count)) in times() {
+            let (time_before, count_before) = before.get(&name).copied().unwrap_or_default();
+            if count > count_before {
+                runs.entry(name).or_default().push(((time - time_before) / (count - count_before)) as u32);
+            }
+        }
+    }
+    runs.into_iter().map(|(name, mut runs)| (name, middle(&mut runs))).collect()
+}
+
+fn line(what: &str, empty: u32, away: u32, matched: u32) {
+    println!(
+        "| {what} | {empty} ns | {away} ns (+{}) | {matched} ns (+{}) |",
+        away.saturating_sub(empty),
+        matched.saturating_sub(empty)
+    );
+}
+
+fn median(measure: impl FnMut() -> u32) -> u32 {
+    let mut runs: Vec<u32> = std::iter::repeat_with(measure).take(RUNS).collect();
+    middle(&mut runs)
+}
+
+fn middle(runs: &mut [u32]) -> u32 {
+    runs.sort_unstable();
+    runs[runs.len() / 2]
+}
+
+/// Our programs, looking for packets of `target`.
+fn attached(target: Ipv4Addr, no_tc: bool) -> (Attachment, Records) {
+    let targets = vec![Target { addr: IpAddr::V4(target), port: None }];
+    let config = Btf::load().and_then(|btf| kernel::config(&btf)).expect("the kernel's types");
+    let interfaces = vec![Interface { name: "v0".into(), role: Role::Uplink }];
+    let filter = Filter { targets, sources: vec![] };
+    let settings = Settings { filter, config, ring_bytes: RING_BYTES, interfaces, no_tc, probe: Probe::Any };
+    Attachment::start(&settings).expect("attached")
+}
+
+/// The classifier that was loaded last, of ours.
+fn last_classifier() -> OwnedFd {
+    let ours =
+        |info: &libbpf_rs::query::ProgramInfo| info.name.to_string_lossy().starts_with("plsprobe_uplink");
+    let id = ProgInfoIter::default().filter(ours).map(|info| info.id).max().expect("a classifier of ours");
+    // SAFETY: the call takes a number and gives a descriptor, which is checked and owned from here on.
+    unsafe {
+        let program = libbpf_sys::bpf_prog_get_fd_by_id(id);
+        assert!(program >= 0, "a program with this id");
+        OwnedFd::from_raw_fd(program)
+    }
+}
+
+/// Nanoseconds a packet.
+fn test_run(program: &OwnedFd, repeat: u32) -> u32 {
+    // A TCP SYN from 10.99.0.2 to 10.99.0.1:80.
+    let mut frame = vec![0u8; 12];
+    frame.extend([0x08, 0, 0x45, 0, 0, 40, 0, 1, 0x40, 0, 64, 6, 0, 0, 10, 99, 0, 2, 10, 99, 0, 1]);
+    frame.extend([0x9c, 0x40, 0, 80, 0, 0, 0, 9, 0, 0, 0, 0, 0x50, 2, 0xff, 0xff, 0, 0, 0, 0]);
+    let mut opts = libbpf_sys::bpf_test_run_opts {
+        sz: size_of::<libbpf_sys::bpf_test_run_opts>() as libbpf_sys::size_t,
+        data_in: frame.as_ptr().cast(),
+        data_size_in: frame.len() as u32,
+        repeat: repeat.cast_signed(),
+        ..Default::default()
+    };
+    // SAFETY: the options point to the frame, which outlives the call; nothing else is written to.
+    let done = unsafe { libbpf_sys::bpf_prog_test_run_opts(program.as_raw_fd(), &raw mut opts) };
+    assert_eq!(done, 0, "the kernel runs it");
+    opts.duration
+}
+
+const EMPTY: &str = "bench_empty";
+
+/// A program that does nothing.
+fn empty(kind: libbpf_sys::bpf_prog_type) -> OwnedFd {
+    let instruction = |code: u32, imm| libbpf_sys::bpf_insn { code: code as u8, imm, ..Default::default() };
+    let moves = libbpf_sys::BPF_ALU64 | libbpf_sys::BPF_MOV | libbpf_sys::BPF_K;
+    let program = [instruction(moves, 0), instruction(libbpf_sys::BPF_JMP | libbpf_sys::BPF_EXIT, 0)];
+    let name = std::ffi::CString::new(EMPTY).expect("no zero byte");
+    // SAFETY: name, license and instructions are valid for the call, which gives a descriptor that is checked.
+    unsafe {
+        let fd = libbpf_sys::bpf_prog_load(
+            kind,
+            name.as_ptr(),
+            c"GPL".as_ptr(),
+            program.as_ptr(),
+            program.len() as libbpf_sys::size_t,
+            std::ptr::null_mut(),
+        );
+        assert!(fd >= 0, "the kernel loads an empty program");
+        OwnedFd::from_raw_fd(fd)
+    }
+}
+
+/// An empty program at `net:netif_receive_skb`, until dropped.
+fn empty_tracepoint() -> (OwnedFd, OwnedFd) {
+    let program = empty(libbpf_sys::BPF_PROG_TYPE_RAW_TRACEPOINT);
+    // SAFETY: a valid name and descriptor; the call gives a descriptor, which is checked.
+    let link = unsafe {
+        let fd = libbpf_sys::bpf_raw_tracepoint_open(c"netif_receive_skb".as_ptr(), program.as_raw_fd());
+        assert!(fd >= 0, "the tracepoint takes a program");
+        OwnedFd::from_raw_fd(fd)
+    };
+    (program, link)
+}
+
+/// Nanoseconds and runs of each program so far.
+fn times() -> BTreeMap<String, (u64, u64)> {
+    let time = |info: libbpf_rs::query::ProgramInfo| {
+        (info.name.to_string_lossy().into_owned(), (info.run_time_ns, info.run_cnt))
+    };
+    ProgInfoIter::default().map(time).collect()
+}
+
+fn own_namespace() -> Result<(), rustix::io::Errno> {
+    // SAFETY: changes only this thread's network namespace.
+    unsafe { unshare_unsafe(UnshareFlags::NEWNET) }
+}
+
+/// A thread at the far end of a veth.
+struct Peer {
+    orders: SyncSender<()>,
+    done: Receiver<()>,
+}
+
+impl Peer {
+    fn send_datagrams(&self) {
+        self.orders.send(()).expect("the peer lives");
+        self.done.recv().expect("the peer sends");
+    }
+}
+
+fn connect_peer() -> Peer {
+    let (orders, queue) = sync_channel(0);
+    let (finished, done) = sync_channel(1);
+    std::thread::spawn(move || {
+        own_namespace().expect("a second namespace");
+        finished.send(()).expect("the bench waits");
+        queue.recv().expect("the veth is there");
+        ip("addr add 10.99.0.2/24 dev v1");
+        ip("link set v1 up");
+        finished.send(()).expect("the bench waits");
+        let socket = UdpSocket::bind("10.99.0.2:5050").expect("a socket");
+        for () in queue {
+            for _ in 0..DATAGRAMS {
+                // An ICMP error for an earlier one may stand in its place.
+                let _ = socket.send_to(&[7; 32], (NODE, PORT));
+            }
+            finished.send(()).expect("the bench waits");
+        }
+    });
+    let peer = Peer { orders, done };
+    peer.done.recv().expect("the peer lives");
+    ip("link set lo up");
+    let thread = std::fs::read_dir("/proc/self/task").expect("threads");
+    let threads = thread.flatten().map(|entry| entry.file_name().to_string_lossy().into_owned());
+    let peers = threads.max_by_key(|id| id.parse::<u32>().unwrap_or(0)).expect("the peer's thread");
+    ip(&format!("link add v0 type veth peer name v1 netns {peers}"));
+    ip("addr add 10.99.0.1/24 dev v0");
+    ip("link set v0 up");
+    peer.send_datagrams();
+    peer
+}
+
+fn ip(arguments: &str) {
+    let status = Command::new("ip").args(arguments.split(' ')).status().expect("iproute2");
+    assert!(status.success(), "`ip {arguments}`");
+}

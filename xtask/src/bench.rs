@@ -1,0 +1,36 @@
+//! `cargo xtask bench`: what plsprobe costs, side by side with the plain way, in one run.
+
+use anyhow::Result;
+
+use crate::setup;
+use crate::{cargo, sh};
+
+/// The benchmarks of probe-user, `benches/NAME.rs`, cheapest first.
+const BENCHES: [&str; 4] = ["packet", "load", "live", "model"];
+
+/// Arguments of `cargo xtask bench`.
+#[derive(clap::Args)]
+pub(crate) struct Args {
+    /// Only these: `packet`, what one packet costs at each program; `load`, throughput and latency of bystanders,
+    /// records, start, end and memory in the lab; `live`, reading maps; `model`, judging
+    #[arg(value_name = "NAME", value_parser = BENCHES)]
+    names: Vec<String>,
+}
+
+/// Runs the benchmarks that were named, else all of them. Nothing else should run on the machine meanwhile.
+///
+/// # Errors
+///
+/// If one cannot be built, or fails.
+pub(crate) fn run(args: &Args) -> Result<()> {
+    let ready = setup::ensure()?;
+    let chosen = BENCHES.into_iter().filter(|name| args.names.is_empty() || args.names.iter().any(|n| n == name));
+    for name in chosen {
+        sh::say(&format!("benchmark {name}"));
+        let mut cmd = cargo::host(&ready, "bench");
+        cmd.args(["--package", "probe-user", "--bench", name]);
+        cargo::run_tests_as_root(&ready, &mut cmd, "run the benchmarks that make namespaces and load eBPF")?;
+        sh::run(&mut cmd)?;
+    }
+    Ok(())
+}
