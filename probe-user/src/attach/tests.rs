@@ -6,7 +6,7 @@ use std::process::Command;
 use std::sync::mpsc;
 use std::time::Duration;
 
-use probe_common::{Config, Counter, HookPoint, Packet};
+use probe_common::{Config, Counter, FRAGMENT, FRAGMENT_LATER, HookPoint, Packet};
 
 use super::*;
 use crate::sources::btf::Btf;
@@ -310,6 +310,24 @@ fn ipv6_and_the_error_that_quotes_it() {
         assert_eq!((error.quoted_src_port, error.quoted_dst_port), (5050, PORT));
         assert_eq!(error.quoted_dst, udp.dst);
     });
+}
+
+#[test]
+fn fragments_of_one_packet_have_one_identification() {
+    for to in [NODE, NODE_V6] {
+        scratch(move |peer| {
+            let (records, _) = observe(&settings(about(to)), || send_udp(peer, to, 2, 4000));
+            let seen = packets(&records, HookPoint::UplinkIn).into_iter().filter(|packet| packet.proto == 17);
+            let seen: Vec<_> = seen.map(|packet| (packet.ip_id, packet.fragment)).collect();
+            let (first, later) = (FRAGMENT, FRAGMENT | FRAGMENT_LATER);
+            let fragments: Vec<_> = seen.iter().map(|(_, fragment)| *fragment).collect();
+            assert_eq!(fragments, [first, later, later, first, later, later], "{to}");
+            let ids = [seen[0].0, seen[3].0];
+            assert!(seen[..3].iter().all(|(id, _)| *id == ids[0]), "{to}: {seen:?}");
+            assert!(seen[3..].iter().all(|(id, _)| *id == ids[1]), "{to}: {seen:?}");
+            assert_ne!(ids, [0, 0], "{to}");
+        });
+    }
 }
 
 #[test]
