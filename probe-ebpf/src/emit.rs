@@ -6,6 +6,9 @@ use probe_common::{Counter, RecordHeader, RecordKind};
 
 use crate::maps::{RECORDS, count, setting};
 
+/// The kernel's own header before each record (`BPF_RINGBUF_HDR_SZ`).
+const RECORD_OVERHEAD: usize = 8;
+
 /// Writes one record, built in place: the largest does not fit a program's stack.
 ///
 /// It takes its number whether or not there is room, so that user space sees which are missing. `fill` is given the
@@ -34,14 +37,18 @@ pub(crate) fn emit<T: 'static>(
         &mut *record
     };
     fill(record);
-    entry.submit(wakeup());
+    entry.submit(wakeup::<T>());
 }
 
-/// The reader comes by itself every few milliseconds; only a buffer that fills up faster calls it.
+/// The reader comes by itself every few milliseconds; only a buffer that fills up faster calls it, once, as it passes
+/// the mark.
 ///
-/// To wake it for every record that it has waited for costs the CPU that forwards packets most of all.
+/// To wake the reader costs microseconds, and the CPU that forwards packets pays. Two CPUs that pass the mark together
+/// may both miss it or both call: neither matters, as the reader comes anyway.
 #[inline(always)]
-fn wakeup() -> u64 {
-    let is_filling = RECORDS.query(BPF_RB_AVAIL_DATA.into()) >= u64::from(setting!(wake_bytes));
-    u64::from(if is_filling { BPF_RB_FORCE_WAKEUP } else { BPF_RB_NO_WAKEUP })
+fn wakeup<T>() -> u64 {
+    let waiting = RECORDS.query(BPF_RB_AVAIL_DATA.into());
+    let mark = u64::from(setting!(wake_bytes));
+    let passes = waiting >= mark && waiting < mark + (size_of::<T>() + RECORD_OVERHEAD) as u64;
+    u64::from(if passes { BPF_RB_FORCE_WAKEUP } else { BPF_RB_NO_WAKEUP })
 }

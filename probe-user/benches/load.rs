@@ -54,7 +54,9 @@ fn bystanders(lab: &mut Lab) {
             measured.push(measure(lab, mode));
         }
     }
-    println!("| beside a load of UDP and TCP | packets/s | of untraced | request p50 | p99 |\n|---|---|---|---|---|");
+    println!(
+        "| beside a load of UDP and TCP | packets/s | of untraced | request p50 | p99 |\n|---|---|---|---|---|"
+    );
     let rate = |of: &[Measured]| median(of.iter().map(|one| one.packets_per_second));
     let untraced = rate(&measured[0]);
     for (mode, measured) in MODES.iter().zip(&measured) {
@@ -79,7 +81,11 @@ fn measure(lab: &mut Lab, mode: &Mode) -> Measured {
         trace.stop();
     }
     let latency = report.persistent.round_trip_us;
-    Measured { packets_per_second: report.packets_per_second as f64, p50_us: latency.p50, p99_us: latency.p99 }
+    Measured {
+        packets_per_second: report.packets_per_second as f64,
+        p50_us: latency.p50,
+        p99_us: latency.p99,
+    }
 }
 
 fn process(lab: &mut Lab) {
@@ -89,10 +95,14 @@ fn process(lab: &mut Lab) {
             (trace.attached_after, trace.peak_kib(), trace.stop())
         })
         .collect();
-    let millis = |times: &mut dyn Iterator<Item = Duration>| median(times.map(|time| time.as_secs_f64() * 1000.0));
+    let millis =
+        |times: &mut dyn Iterator<Item = Duration>| median(times.map(|time| time.as_secs_f64() * 1000.0));
     println!("\n| process | median |\n|---|---|");
     println!("| from its start to attached | {:.0} ms |", millis(&mut runs.iter().map(|run| run.0)));
-    println!("| from SIGINT to its end, all detached | {:.0} ms |", millis(&mut runs.iter().map(|run| run.2)));
+    println!(
+        "| from SIGINT to its end, all detached | {:.0} ms |",
+        millis(&mut runs.iter().map(|run| run.2))
+    );
     println!("| memory at its most | {:.0} KiB |", median(runs.iter().map(|run| run.1)));
 }
 
@@ -114,7 +124,11 @@ impl Trace {
         let mut line = String::new();
         while !line.contains("tracing `") {
             line.clear();
-            assert_ne!(stderr.read_line(&mut line).expect("text"), 0, "plsprobe ended before it was attached");
+            assert_ne!(
+                stderr.read_line(&mut line).expect("text"),
+                0,
+                "plsprobe ended before it was attached"
+            );
         }
         let attached_after = began.elapsed();
         std::thread::spawn(move || stderr.read_to_end(&mut Vec::new()));

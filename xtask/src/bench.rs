@@ -24,7 +24,8 @@ pub(crate) struct Args {
 /// If one cannot be built, or fails.
 pub(crate) fn run(args: &Args) -> Result<()> {
     let ready = setup::ensure()?;
-    let chosen = BENCHES.into_iter().filter(|name| args.names.is_empty() || args.names.iter().any(|n| n == name));
+    let chosen =
+        BENCHES.into_iter().filter(|name| args.names.is_empty() || args.names.iter().any(|n| n == name));
     for name in chosen {
         sh::say(&format!("benchmark {name}"));
         let mut cmd = cargo::host(&ready, "bench");
