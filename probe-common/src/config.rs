@@ -1,40 +1,14 @@
 //! What user space tells the programs: the filter, and where the kernel keeps the fields they read.
 use core::mem::{offset_of, size_of};
 
-/// Port or protocol number in a [`TargetKey`] that stands for the address alone.
-pub const PORT_ANY: u16 = 0;
+/// Value of the filter's target trie for a prefix all of whose packets match; any other is a set of ports.
+pub const PORTS_ANY: u32 = 0;
 
-/// Key of the filter's target map: an address, or an address with port and protocol.
-///
-/// Every address has an entry with port [`PORT_ANY`] and protocol 0, whose value says whether any port matches.
+/// Data of a key of the filter's tries of addresses, after the prefix length (which counts `version` and the padding).
 #[repr(C)]
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct TargetKey {
-    /// Address as in [`crate::Packet::src`].
-    pub addr: [u8; 16],
-    /// Port, host order; [`PORT_ANY`] in an address's own entry.
-    pub port: u16,
-    /// IP protocol number; 0 in an address's own entry.
-    pub proto: u8,
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PrefixKey {
     /// 4 or 6: the bytes 10.0.0.0 also begin an IPv6 address.
-    pub version: u8,
-}
-
-/// Value of the filter's target map.
-#[repr(u32)]
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum TargetMatch {
-    /// The entry matches as it stands.
-    Matches = 1,
-    /// The address's own entry: only the ports that have an entry of their own match.
-    SomePorts = 2,
-}
-
-/// Data of a key of the filter's source trie, after its prefix length (which counts `version` and the padding).
-#[repr(C)]
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct SourceKey {
-    /// 4 or 6.
     pub version: u8,
     /// 0.
     pub pad: [u8; 3],
@@ -42,47 +16,99 @@ pub struct SourceKey {
     pub addr: [u8; 16],
 }
 
-impl SourceKey {
+impl PrefixKey {
     /// Bits of a key before the address begins.
     pub const HEAD_BITS: u32 = 32;
+    /// Bits of a key that is one IPv6 address; an IPv4 address is followed by zeros.
+    pub const BITS: u32 = Self::HEAD_BITS + 128;
 }
 
-/// Which addresses may have an entry in the target map: a set without false negatives, a few instructions to ask.
+/// Data of a key of the filter's trie of ports, after the prefix length (which counts all before the port).
 ///
-/// Most packets on a node concern none of the targets; this spares them two lookups in a hash map.
+/// A range of ports is as many prefixes as it takes, a protocol alone the one of no bits.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct PortKey {
+    /// Which set of ports: a value of the target trie, from 1 on.
+    pub set: u32,
+    /// IP protocol number.
+    pub proto: u8,
+    /// 0.
+    pub pad: u8,
+    /// Port, network order.
+    pub port_be: [u8; 2],
+}
+
+impl PortKey {
+    /// Bits of a key before the port begins.
+    pub const HEAD_BITS: u32 = 48;
+    /// Bits of a key that is one port.
+    pub const BITS: u32 = Self::HEAD_BITS + 16;
+}
+
+/// Which addresses may be in the target trie: a set without false negatives, a few instructions to ask.
+///
+/// Most packets on a node concern none of the targets; this spares them two lookups. Of an address it takes as many
+/// bits as the shortest prefix of the family has.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct AddressSet {
     /// 256 bits, one for each hash.
     pub words: [u64; 4],
+    /// The bits that count, of an IPv4 and of an IPv6 address: two halves as they lie in memory.
+    pub masks: [[u64; 2]; 2],
 }
 
 impl AddressSet {
+    /// An empty set for prefixes of at least so many bits, IPv4 and IPv6.
+    pub const fn new(bits_v4: u8, bits_v6: u8) -> Self {
+        Self { words: [0; 4], masks: [mask(bits_v4), mask(bits_v6)] }
+    }
+
+    /// Where a version's mask is in `masks`.
+    #[inline(always)]
+    #[expect(clippy::inline_always, reason = "an eBPF program has no room for calls")]
+    pub const fn mask_of(version: u8) -> usize {
+        (version == 6) as usize
+    }
+
     /// Where the bit of an address is: word and bit in it.
     #[inline(always)]
     #[expect(clippy::inline_always, reason = "an eBPF program has no room for calls")]
-    pub const fn place(addr: &[u8; 16]) -> (usize, u32) {
-        let low =
-            u64::from_ne_bytes([addr[0], addr[1], addr[2], addr[3], addr[4], addr[5], addr[6], addr[7]]);
-        let high = u64::from_ne_bytes([
-            addr[8], addr[9], addr[10], addr[11], addr[12], addr[13], addr[14], addr[15],
-        ]);
+    pub const fn place(addr: &[u8; 16], mask: [u64; 2]) -> (usize, u32) {
+        let [low, high] = halves(addr);
+        let key = (low & mask[0]) ^ (high & mask[1]);
         // Fibonacci hashing: the top eight bits of the product.
-        let hash = ((low ^ high).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 56) as u32;
+        let hash = (key.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 56) as u32;
         ((hash >> 6) as usize & 3, hash & 63)
     }
 
-    /// Adds an address.
-    pub const fn insert(&mut self, addr: &[u8; 16]) {
-        let (word, bit) = Self::place(addr);
+    /// Adds a prefix by its address.
+    pub const fn insert(&mut self, addr: &[u8; 16], version: u8) {
+        let (word, bit) = Self::place(addr, self.masks[Self::mask_of(version)]);
         self.words[word] |= 1 << bit;
     }
 
     /// Whether an address may be in it; `true` for each that is.
-    pub const fn may_contain(&self, addr: &[u8; 16]) -> bool {
-        let (word, bit) = Self::place(addr);
+    pub const fn may_contain(&self, addr: &[u8; 16], version: u8) -> bool {
+        let (word, bit) = Self::place(addr, self.masks[Self::mask_of(version)]);
         self.words[word] & 1 << bit != 0
     }
+}
+
+#[inline(always)]
+#[expect(clippy::inline_always, reason = "an eBPF program has no room for calls")]
+const fn halves(addr: &[u8; 16]) -> [u64; 2] {
+    [
+        u64::from_ne_bytes([addr[0], addr[1], addr[2], addr[3], addr[4], addr[5], addr[6], addr[7]]),
+        u64::from_ne_bytes([addr[8], addr[9], addr[10], addr[11], addr[12], addr[13], addr[14], addr[15]]),
+    ]
+}
+
+/// The first `bits` bits of an address.
+const fn mask(bits: u8) -> [u64; 2] {
+    let mask = if bits == 0 { 0 } else { u128::MAX << (128 - bits as u32) };
+    halves(&mask.to_be_bytes())
 }
 
 /// Byte offsets of kernel fields, from the running kernel's BTF.
@@ -155,20 +181,20 @@ pub struct Config {
     pub wake_bytes: u32,
     /// 0.
     pub pad: u32,
-    /// Addresses of the target map.
+    /// Addresses of the target trie.
     pub addresses: AddressSet,
 }
 
 const _: () = {
-    assert!(size_of::<TargetKey>() == 20);
-    assert!(offset_of!(TargetKey, port) == 16);
-    assert!(offset_of!(TargetKey, proto) == 18);
-    assert!(offset_of!(TargetKey, version) == 19);
-    assert!(size_of::<SourceKey>() == 20);
-    assert!(offset_of!(SourceKey, addr) == 4);
+    assert!(size_of::<PrefixKey>() == 20);
+    assert!(offset_of!(PrefixKey, addr) == 4);
+    assert!(size_of::<PortKey>() == 8);
+    assert!(offset_of!(PortKey, proto) == 4);
+    assert!(offset_of!(PortKey, port_be) == 6);
     assert!(size_of::<KernelOffsets>() == 84);
-    assert!(size_of::<AddressSet>() == 32);
-    assert!(size_of::<Config>() == 144);
+    assert!(size_of::<AddressSet>() == 64);
+    assert!(offset_of!(AddressSet, masks) == 32);
+    assert!(size_of::<Config>() == 176);
     assert!(offset_of!(Config, events_map_id) == 84);
     assert!(offset_of!(Config, filter_sources) == 88);
     assert!(offset_of!(Config, has_drop_reason) == 92);
@@ -183,19 +209,32 @@ const _: () = {
 mod tests {
     use super::*;
 
+    fn address(number: u32) -> [u8; 16] {
+        let mut addr = [0; 16];
+        addr[..4].copy_from_slice(&number.to_be_bytes());
+        addr
+    }
+
     #[test]
     fn what_was_added_is_found_and_most_others_are_not() {
-        let address = |number: u32| {
-            let mut addr = [0; 16];
-            addr[..4].copy_from_slice(&number.to_be_bytes());
-            addr
-        };
-        let mut set = AddressSet::default();
+        let mut set = AddressSet::new(32, 128);
         let inside = || (0..8).map(|n| address(0x0ae0_0001 + n * 7));
-        inside().for_each(|addr| set.insert(&addr));
-        assert!(inside().all(|addr| set.may_contain(&addr)));
-        let wrong = (0..10_000).filter(|n| set.may_contain(&address(0xc0a8_0000 + n))).count();
+        inside().for_each(|addr| set.insert(&addr, 4));
+        assert!(inside().all(|addr| set.may_contain(&addr, 4)));
+        let wrong = (0..10_000).filter(|n| set.may_contain(&address(0xc0a8_0000 + n), 4)).count();
         assert!(wrong < 1_000, "{wrong} of 10,000 other addresses seem to be in a set of eight");
-        assert!(!AddressSet::default().may_contain(&address(1)));
+        assert!(!AddressSet::default().may_contain(&address(1), 4));
+    }
+
+    #[test]
+    fn every_address_of_a_prefix_is_found() {
+        let mut set = AddressSet::new(22, 128);
+        set.insert(&address(0x0af4_0400), 4);
+        assert!((0x0af4_0400..0x0af4_0800).all(|number| set.may_contain(&address(number), 4)));
+        let wrong = (0..10_000).filter(|n| set.may_contain(&address(0xc0a8_0000 + (n << 10)), 4)).count();
+        assert!(wrong < 200, "{wrong} of 10,000 other prefixes seem to be in a set of one");
+        let mut all = AddressSet::new(0, 0);
+        all.insert(&[0; 16], 6);
+        assert!(all.may_contain(&[0xfd; 16], 6));
     }
 }

@@ -9,7 +9,7 @@ mod config;
 mod packet;
 mod record;
 
-pub use config::{AddressSet, Config, KernelOffsets, PORT_ANY, SourceKey, TargetKey, TargetMatch};
+pub use config::{AddressSet, Config, KernelOffsets, PORTS_ANY, PortKey, PrefixKey};
 pub use packet::{FRAGMENT, FRAGMENT_LATER, Packet, PacketFamily, Tunnel};
 pub use record::{
     Counter, DropRecord, EVENT_META_MAX, EVENT_PACKET_MAX, EventRecord, HookPoint, PacketRecord,
@@ -18,4 +18,4 @@ pub use record::{
 
 /// Version of the layouts in this crate. The eBPF object exports it as `PLSPROBE_WIRE_VERSION`;
 /// user space refuses an object that exports another, before anything is attached.
-pub const WIRE_VERSION: u32 = 4;
+pub const WIRE_VERSION: u32 = 5;

@@ -1,7 +1,7 @@
 //! The maps and constants that user space fills or reads.
 use aya_ebpf::macros::map;
-use aya_ebpf::maps::{HashMap, LpmTrie, PerCpuArray, ProgramArray, RingBuf};
-use probe_common::{AddressSet, Config, Counter, KernelOffsets, Packet, RecordKind, SourceKey, TargetKey};
+use aya_ebpf::maps::{LpmTrie, PerCpuArray, ProgramArray, RingBuf};
+use probe_common::{AddressSet, Config, Counter, KernelOffsets, Packet, PortKey, PrefixKey, RecordKind};
 
 /// Records for user space. The loader sets the size.
 #[map]
@@ -15,14 +15,20 @@ static COUNTERS: PerCpuArray<u64> = PerCpuArray::with_max_entries(Counter::COUNT
 #[map]
 static SCRATCH: PerCpuArray<Packet> = PerCpuArray::with_max_entries(RecordKind::COUNT as u32, 0);
 
-/// Addresses and ports that a packet is matched against, on either side. Values are `TargetMatch`.
+const BPF_F_NO_PREALLOC: u32 = 1;
+
+/// Prefixes that a packet is matched against, on either side. Values are sets of ports, 0 for every packet.
+/// The loader sets the size of this and of the next two.
 #[map]
-pub(crate) static TARGETS: HashMap<TargetKey, u32> = HashMap::with_max_entries(4096, 0);
+pub(crate) static TARGETS: LpmTrie<PrefixKey, u32> = LpmTrie::with_max_entries(1, BPF_F_NO_PREALLOC);
+
+/// The sets of ports.
+#[map]
+pub(crate) static PORTS: LpmTrie<PortKey, u32> = LpmTrie::with_max_entries(1, BPF_F_NO_PREALLOC);
 
 /// Where a matched packet's peer must be, if `Config::filter_sources` says so.
 #[map]
-pub(crate) static SOURCES: LpmTrie<SourceKey, u32> =
-    LpmTrie::with_max_entries(1024, 1 /* BPF_F_NO_PREALLOC */);
+pub(crate) static SOURCES: LpmTrie<PrefixKey, u32> = LpmTrie::with_max_entries(1, BPF_F_NO_PREALLOC);
 
 /// The programs that look, by [`HookPoint`](probe_common::HookPoint).
 ///
@@ -65,7 +71,7 @@ static CONFIG: Config = Config {
     geneve_port: 0,
     wake_bytes: 0,
     pad: 0,
-    addresses: AddressSet { words: [0; 4] },
+    addresses: AddressSet { words: [0; 4], masks: [[0; 2]; 2] },
 };
 
 /// Where [`setting!`] reads.
@@ -75,11 +81,11 @@ pub(crate) const fn config() -> *const Config {
 
 /// One field of the loader's settings.
 macro_rules! setting {
-    ($($field:ident).+) => {{
+    ($($field:ident).+ $([$idx:literal])?) => {{
         let config = $crate::maps::config();
         // SAFETY: `config` points to a plain static; the volatile read keeps the compiler from folding in the zeros
         // it was declared with, which the loader replaces in .rodata.
-        unsafe { core::ptr::read_volatile(&raw const (*config).$($field).+) }
+        unsafe { core::ptr::read_volatile(&raw const (*config).$($field).+ $([$idx])?) }
     }};
 }
 pub(crate) use setting;

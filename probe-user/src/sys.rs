@@ -4,7 +4,7 @@ use std::io;
 use std::time::Duration;
 
 use aya::maps::{MapData, RingBuf};
-use probe_common::{Config, DropRecord, EventRecord, PacketRecord, SocketRecord, SourceKey, TargetKey};
+use probe_common::{Config, DropRecord, EventRecord, PacketRecord, PortKey, PrefixKey, SocketRecord};
 use tokio::io::unix::AsyncFd;
 
 /// A type of probe-common as a map key, a map value or a global of an eBPF object.
@@ -15,9 +15,9 @@ pub(crate) struct Wire<T>(pub(crate) T);
 // SAFETY: `#[repr(C)]`, plain integers, padding written out and asserted in probe-common: no uninitialized byte.
 unsafe impl aya::Pod for Wire<Config> {}
 // SAFETY: as above.
-unsafe impl aya::Pod for Wire<TargetKey> {}
+unsafe impl aya::Pod for Wire<PrefixKey> {}
 // SAFETY: as above.
-unsafe impl aya::Pod for Wire<SourceKey> {}
+unsafe impl aya::Pod for Wire<PortKey> {}
 
 mod sealed {
     pub(crate) trait Record {}

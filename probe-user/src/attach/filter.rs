@@ -1,24 +1,65 @@
 //! What the operator asked about, as the programs' maps.
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use anyhow::{Context as _, Result};
 use aya::Ebpf;
+use aya::maps::MapData;
 use aya::maps::lpm_trie::{Key, LpmTrie};
-use aya::maps::{HashMap, MapData};
 use ipnet::IpNet;
-use probe_common::{PORT_ANY, SourceKey, TargetKey, TargetMatch};
+use probe_common::{AddressSet, PORTS_ANY, PortKey, PrefixKey};
 
 use super::borrow;
 use crate::sys::Wire;
 
-/// An address that packets are matched against on either side.
+/// Ports of one protocol. All of them is the protocol alone, whether or not it has ports.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct PortRange {
+    /// IP protocol number.
+    pub protocol: u8,
+    /// The first port.
+    pub first: u16,
+    /// The last port, which belongs to it.
+    pub last: u16,
+}
+
+impl PortRange {
+    /// A single port.
+    pub fn one(port: u16, protocol: u8) -> Self {
+        Self { protocol, first: port, last: port }
+    }
+
+    /// Every packet of a protocol.
+    pub fn all(protocol: u8) -> Self {
+        Self { protocol, first: 0, last: u16::MAX }
+    }
+
+    /// Whether a port is one of them.
+    pub fn contains(&self, port: u16, protocol: u8) -> bool {
+        self.protocol == protocol && (self.first..=self.last).contains(&port)
+    }
+
+    /// The fewest prefixes that make up the range: port and number of bits.
+    fn prefixes(self) -> Vec<(u16, u32)> {
+        let mut prefixes = Vec::new();
+        let (mut next, end) = (u32::from(self.first), u32::from(self.last) + 1);
+        while next < end {
+            // As large as alignment and what is left allow.
+            let size_bits = next.trailing_zeros().min((end - next).ilog2()).min(16);
+            prefixes.push((next as u16, 16 - size_bits));
+            next += 1 << size_bits;
+        }
+        prefixes
+    }
+}
+
+/// Addresses that packets are matched against on either side.
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Target {
-    /// The address: a pod's, a frontend's, a node's for its node ports.
-    pub addr: IpAddr,
-    /// Only this port and IP protocol; `None` is every packet.
-    pub port: Option<(u16, u8)>,
+    /// A pod's address, a frontend's, a node's for its node ports; or a prefix.
+    pub net: IpNet,
+    /// Only these ports; empty is every packet.
+    pub ports: Vec<PortRange>,
 }
 
 /// Which packets become records.
@@ -31,8 +72,137 @@ pub struct Filter {
     pub sources: Vec<IpNet>,
 }
 
+/// What is asked of the ports at a target.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Ports {
+    Some(BTreeSet<PortRange>),
+    Any,
+}
+
+impl Ports {
+    fn of(target: &Target) -> Self {
+        if target.ports.is_empty() { Self::Any } else { Self::Some(target.ports.iter().copied().collect()) }
+    }
+
+    fn or(self, other: &Self) -> Self {
+        match (self, other) {
+            (Self::Some(mut ports), Self::Some(more)) => {
+                ports.extend(more);
+                Self::Some(ports)
+            }
+            _ => Self::Any,
+        }
+    }
+}
+
+/// The filter's maps as they are to be, before the kernel has them.
+#[derive(Debug, Default)]
+pub(super) struct Compiled {
+    targets: BTreeMap<IpNet, u32>,
+    /// Keys with their number of bits.
+    ports: BTreeSet<(u32, PortKey)>,
+    sources: BTreeSet<IpNet>,
+}
+
+impl Compiled {
+    pub(super) fn new(filter: &Filter) -> Self {
+        let mut sets: BTreeMap<BTreeSet<PortRange>, u32> = BTreeMap::new();
+        let mut number = |ports: Ports| match ports {
+            Ports::Any => PORTS_ANY,
+            Ports::Some(ports) => {
+                let next = sets.len() as u32 + 1;
+                *sets.entry(ports).or_insert(next)
+            }
+        };
+        let targets = effective(&filter.targets).into_iter().map(|(net, ports)| (net, number(ports)));
+        let targets = targets.collect();
+        let keys = sets.iter().flat_map(|(ports, set)| ports.iter().flat_map(|range| port_keys(*range, *set)));
+        Self { targets, ports: keys.collect(), sources: filter.sources.iter().map(IpNet::trunc).collect() }
+    }
+
+    /// Map names with the entries that they must have room for.
+    pub(super) fn sizes(&self) -> [(&'static str, u32); 3] {
+        let sizes =
+            [("TARGETS", self.targets.len()), ("PORTS", self.ports.len()), ("SOURCES", self.sources.len())];
+        // The kernel makes no map without room.
+        sizes.map(|(name, len)| (name, len.max(1) as u32))
+    }
+
+    /// What the programs ask before they look up a target.
+    pub(super) fn addresses(&self) -> AddressSet {
+        let shortest = |is_ipv4| {
+            let family = self.targets.keys().filter(|net| net.addr().is_ipv4() == is_ipv4);
+            family.map(IpNet::prefix_len).min()
+        };
+        let mut set = AddressSet::new(shortest(true).unwrap_or(32), shortest(false).unwrap_or(128));
+        for net in self.targets.keys() {
+            let (addr, version) = address_bytes(net.network());
+            set.insert(&addr, version);
+        }
+        set
+    }
+
+    pub(super) fn fill(&self, ebpf: &mut Ebpf) -> Result<()> {
+        // Borrowed, not taken: programs that are loaded later refer to these maps by their open descriptors.
+        let mut targets: LpmTrie<&mut MapData, Wire<PrefixKey>, u32> = borrow(ebpf, "TARGETS")?;
+        for (net, set) in &self.targets {
+            let added = targets.insert(&prefix_key(*net), set, 0);
+            added.with_context(|| format!("failed to add `{net}` to the filter's targets"))?;
+        }
+        let mut ports: LpmTrie<&mut MapData, Wire<PortKey>, u32> = borrow(ebpf, "PORTS")?;
+        for (bits, key) in &self.ports {
+            ports.insert(&Key::new(*bits, Wire(*key)), 1, 0).context("failed to add to the filter's ports")?;
+        }
+        let mut sources: LpmTrie<&mut MapData, Wire<PrefixKey>, u32> = borrow(ebpf, "SOURCES")?;
+        for net in &self.sources {
+            let added = sources.insert(&prefix_key(*net), 1, 0);
+            added.with_context(|| format!("failed to add `{net}` to the filter's sources"))?;
+        }
+        Ok(())
+    }
+}
+
+/// Each prefix with the ports that match there. A trie finds the longest prefix only: it has what holds for those
+/// around it as well.
+fn effective(targets: &[Target]) -> BTreeMap<IpNet, Ports> {
+    let mut own: BTreeMap<IpNet, Ports> = BTreeMap::new();
+    for target in targets {
+        let (net, mut ports) = (target.net.trunc(), Ports::of(target));
+        if let Some(known) = own.remove(&net) {
+            ports = ports.or(&known);
+        }
+        own.insert(net, ports);
+    }
+    let mut all = BTreeMap::new();
+    // In this order a prefix comes after those that contain it, and between them comes nothing outside of them.
+    let mut around: Vec<(IpNet, Ports)> = Vec::new();
+    for (net, mut ports) in own {
+        while around.last().is_some_and(|(outer, _)| !outer.contains(&net)) {
+            around.pop();
+        }
+        if let Some((_, outer)) = around.last() {
+            ports = ports.or(outer);
+        }
+        around.push((net, ports.clone()));
+        all.insert(net, ports);
+    }
+    all
+}
+
+fn port_keys(range: PortRange, set: u32) -> impl Iterator<Item = (u32, PortKey)> {
+    range.prefixes().into_iter().map(move |(port, bits)| {
+        (PortKey::HEAD_BITS + bits, PortKey { set, proto: range.protocol, pad: 0, port_be: port.to_be_bytes() })
+    })
+}
+
+fn prefix_key(net: IpNet) -> Key<Wire<PrefixKey>> {
+    let (addr, version) = address_bytes(net.network());
+    let bits = PrefixKey::HEAD_BITS + u32::from(net.prefix_len());
+    Key::new(bits, Wire(PrefixKey { version, pad: [0; 3], addr }))
+}
+
 /// The bytes of an address as [`probe_common::Packet`] has them, and the version.
-pub(crate) fn address_bytes(addr: IpAddr) -> ([u8; 16], u8) {
+fn address_bytes(addr: IpAddr) -> ([u8; 16], u8) {
     match addr {
         IpAddr::V4(v4) => {
             let mut bytes = [0; 16];
@@ -43,66 +213,85 @@ pub(crate) fn address_bytes(addr: IpAddr) -> ([u8; 16], u8) {
     }
 }
 
-/// The entries of the target map: each address has one of its own, which says whether ports matter.
-fn target_entries(targets: &[Target]) -> BTreeMap<TargetKey, TargetMatch> {
-    let mut entries = BTreeMap::new();
-    for target in targets {
-        let (addr, version) = address_bytes(target.addr);
-        let own = TargetKey { addr, port: PORT_ANY, proto: 0, version };
-        if let Some((port, proto)) = target.port {
-            entries.insert(TargetKey { port, proto, ..own }, TargetMatch::Matches);
-            entries.entry(own).or_insert(TargetMatch::SomePorts);
-        } else {
-            entries.insert(own, TargetMatch::Matches);
-        }
-    }
-    entries
-}
-
-pub(super) fn fill(ebpf: &mut Ebpf, filter: &Filter) -> Result<()> {
-    // Borrowed, not taken: programs that are loaded later refer to these maps by their open descriptors.
-    let mut targets: HashMap<&mut MapData, Wire<TargetKey>, u32> = borrow(ebpf, "TARGETS")?;
-    for (key, value) in target_entries(&filter.targets) {
-        targets.insert(Wire(key), value as u32, 0).context("failed to fill the filter's targets")?;
-    }
-    let mut sources: LpmTrie<&mut MapData, Wire<SourceKey>, u32> = borrow(ebpf, "SOURCES")?;
-    for source in &filter.sources {
-        let (addr, version) = address_bytes(source.network());
-        let key = Key::new(
-            SourceKey::HEAD_BITS + u32::from(source.prefix_len()),
-            Wire(SourceKey { version, pad: [0; 3], addr }),
-        );
-        sources
-            .insert(&key, 1, 0)
-            .with_context(|| format!("failed to add `{source}` to the filter's sources"))?;
-    }
-    Ok(())
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn own(addr: &str) -> TargetKey {
-        let (addr, version) = address_bytes(addr.parse().unwrap());
-        TargetKey { addr, port: PORT_ANY, proto: 0, version }
+    fn target(net: &str, ports: &[PortRange]) -> Target {
+        let net = net.parse().unwrap_or_else(|_| net.parse::<IpAddr>().unwrap().into());
+        Target { net, ports: ports.to_vec() }
+    }
+
+    fn ports_at<'a>(all: &'a BTreeMap<IpNet, Ports>, net: &str) -> &'a Ports {
+        &all[&net.parse().unwrap()]
+    }
+
+    fn some(ports: &[PortRange]) -> Ports {
+        Ports::Some(ports.iter().copied().collect())
     }
 
     #[test]
     fn an_address_without_a_port_wins_over_its_ports() {
-        let addr = "10.0.0.143".parse().unwrap();
-        let with_port = Target { addr, port: Some((80, 6)) };
-        let bare = Target { addr, port: None };
-        let both = target_entries(&[bare, with_port]);
-        assert_eq!(both, target_entries(&[with_port, bare]));
-        assert_eq!(both[&own("10.0.0.143")], TargetMatch::Matches);
-        let only_port = target_entries(&[with_port]);
-        assert_eq!(only_port[&own("10.0.0.143")], TargetMatch::SomePorts);
-        assert_eq!(only_port[&TargetKey { port: 80, proto: 6, ..own("10.0.0.143") }], TargetMatch::Matches);
+        let with_port = target("10.0.0.143", &[PortRange::one(80, 6)]);
+        let bare = target("10.0.0.143", &[]);
+        let both = effective(&[bare.clone(), with_port.clone()]);
+        assert_eq!(both, effective(&[with_port.clone(), bare]));
+        assert_eq!(*ports_at(&both, "10.0.0.143/32"), Ports::Any);
+        let more = target("10.0.0.143", &[PortRange::all(17)]);
+        let joined = effective(&[with_port, more]);
+        assert_eq!(
+            *ports_at(&joined, "10.0.0.143/32"),
+            some(&[PortRange::one(80, 6), PortRange::all(17)])
+        );
+    }
+
+    #[test]
+    fn a_longer_prefix_has_what_holds_around_it() {
+        let (web, dns) = (PortRange::one(80, 6), PortRange::one(53, 17));
+        let all = effective(&[
+            target("10.0.1.7", &[]),
+            target("10.0.0.0/8", &[web]),
+            target("10.0.0.9/16", &[dns]),
+            target("10.1.0.1", &[dns]),
+            target("11.0.0.1", &[dns]),
+            target("::/0", &[web]),
+        ]);
+        assert_eq!(*ports_at(&all, "10.0.0.0/8"), some(&[web]));
+        assert_eq!(*ports_at(&all, "10.0.0.0/16"), some(&[web, dns]));
+        assert_eq!(*ports_at(&all, "10.0.1.7/32"), Ports::Any);
+        assert_eq!(*ports_at(&all, "10.1.0.1/32"), some(&[web, dns]));
+        assert_eq!(*ports_at(&all, "11.0.0.1/32"), some(&[dns]));
+    }
+
+    #[test]
+    fn a_range_is_exactly_its_prefixes() {
+        for (first, last) in [(80, 80), (8000, 8100), (1, 65535), (0, 65535), (1, 65534), (65535, 65535), (7, 9)] {
+            let prefixes = PortRange { protocol: 6, first, last }.prefixes();
+            let inside = |port: u16| {
+                let covers = |(base, bits): &(u16, u32)| u32::from(port ^ base) >> (16 - bits) == 0;
+                prefixes.iter().filter(|prefix| covers(prefix)).count()
+            };
+            for port in 0..=u16::MAX {
+                let expected = usize::from((first..=last).contains(&port));
+                assert_eq!(inside(port), expected, "{port} in {first}-{last}: {prefixes:?}");
+            }
+            assert!(prefixes.len() <= 30, "{prefixes:?}");
+        }
+        assert_eq!(PortRange::all(17).prefixes(), [(0, 0)]);
+    }
+
+    #[test]
+    fn equal_sets_of_ports_are_one() {
+        let web = [PortRange::one(80, 6)];
+        let targets = vec![target("10.0.0.1", &web), target("10.0.0.2", &web), target("fd00::1", &[])];
+        let compiled = Compiled::new(&Filter { targets, sources: vec![] });
+        assert_eq!(compiled.targets.values().copied().collect::<Vec<_>>(), [1, 1, PORTS_ANY]);
+        assert_eq!(compiled.sizes(), [("TARGETS", 3), ("PORTS", 1), ("SOURCES", 1)]);
     }
 
     #[test]
     fn an_ipv4_address_is_not_the_beginning_of_an_ipv6_one() {
-        assert_ne!(own("10.0.0.0"), own("a00::"));
+        let key = |net: &str| prefix_key(net.parse().unwrap()).data().0;
+        assert_ne!(key("10.0.0.0/32"), key("a00::/128"));
     }
 }

@@ -21,7 +21,7 @@ use aya::maps::{Map, MapData, MapError, PerCpuArray};
 use probe_common::{Config, Counter};
 
 pub use classifiers::{Interface, Leftover, Role};
-pub use filter::{Filter, Target};
+pub use filter::{Filter, PortRange, Target};
 pub use object::is_built_in;
 pub use records::{Record, Records};
 
@@ -157,7 +157,6 @@ impl Attachment {
         let _ = sys::lift_memlock_limit();
         let mut ebpf = object::load(settings)?;
         let log = program_log::ProgramLog::open(&mut ebpf)?;
-        filter::fill(&mut ebpf, &settings.filter)?;
         let records = Records::new(take(&mut ebpf, "RECORDS")?)?;
         let counters = take(&mut ebpf, "COUNTERS")?;
         let tracing = tracing::attach(&mut ebpf, settings);

@@ -4,7 +4,8 @@ use aya::{Ebpf, EbpfLoader};
 use object::{Object as _, ObjectSection as _, ObjectSymbol as _};
 use probe_common::{Config, WIRE_VERSION};
 
-use super::{Settings, filter, records};
+use super::filter::Compiled;
+use super::{Settings, records};
 use crate::sys::Wire;
 
 pub(super) static PROBE: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/probe"));
@@ -17,25 +18,26 @@ pub fn is_built_in() -> bool {
     !PROBE.is_empty()
 }
 
-/// Loads the maps and parses the programs; the programs themselves are loaded when they are attached.
+/// Loads the maps, fills the filter's, and parses the programs; the programs themselves are loaded when they are attached.
 pub(super) fn load(settings: &Settings) -> Result<Ebpf> {
     ensure!(is_built_in(), "built without its eBPF object; run `cargo xtask setup` and build with it");
     check_wire_version(PROBE)?;
-    let mut config = Config {
+    let filter = Compiled::new(&settings.filter);
+    let config = Wire(Config {
         filter_sources: (!settings.filter.sources.is_empty()).into(),
         wake_bytes: records::wake_bytes(settings.ring_bytes),
+        addresses: filter.addresses(),
         ..settings.config
-    };
-    for target in &settings.filter.targets {
-        config.addresses.insert(&filter::address_bytes(target.addr).0);
+    });
+    let mut loader = EbpfLoader::new();
+    // Our programs have no relocations against the kernel's types; parsing those takes longest of all.
+    loader.btf(None).override_global("CONFIG", &config, true).map_max_entries("RECORDS", settings.ring_bytes);
+    for (map, entries) in filter.sizes() {
+        loader.map_max_entries(map, entries);
     }
-    EbpfLoader::new()
-        // Our programs have no relocations against the kernel's types; parsing those takes longest of all.
-        .btf(None)
-        .override_global("CONFIG", &Wire(config), true)
-        .map_max_entries("RECORDS", settings.ring_bytes)
-        .load(PROBE)
-        .context("failed to load our eBPF object; CAP_BPF, CAP_PERFMON and CAP_NET_ADMIN are needed, and Linux 5.10 or later")
+    let mut ebpf = loader.load(PROBE).context("failed to load our eBPF object; CAP_BPF, CAP_PERFMON and CAP_NET_ADMIN are needed, and Linux 5.10 or later")?;
+    filter.fill(&mut ebpf)?;
+    Ok(ebpf)
 }
 
 fn check_wire_version(elf: &[u8]) -> Result<()> {

@@ -113,7 +113,13 @@ pub(crate) fn settings(filter: Filter) -> Settings {
 
 /// Packets to or from `addr`.
 pub(crate) fn about(addr: &str) -> Filter {
-    Filter { targets: vec![Target { addr: addr.parse().unwrap(), port: None }], sources: vec![] }
+    Filter { targets: vec![target(addr, &[])], sources: vec![] }
+}
+
+/// Packets of these ports to or from an address or prefix.
+fn target(net: &str, ports: &[PortRange]) -> Target {
+    let net = net.parse().unwrap_or_else(|_| net.parse::<IpAddr>().unwrap().into());
+    Target { net, ports: ports.to_vec() }
 }
 
 /// Attaches, runs `traffic`, detaches, and gives what was recorded and counted.
@@ -254,7 +260,7 @@ fn where_there_was_no_qdisc_none_stays() {
 fn only_the_ports_and_sources_asked_for() {
     scratch(|peer| {
         let _receiver = UdpSocket::bind((NODE, PORT)).unwrap();
-        let target = |port| Target { addr: NODE.parse().unwrap(), port: Some((port, 17)) };
+        let target = |port| target(NODE, &[PortRange::one(port, 17)]);
         let matched = |filter| {
             let (_, counters) = observe(&settings(filter), || send_udp(peer, NODE, 10, 8));
             counters.get(Counter::PacketMatched)
@@ -271,10 +277,37 @@ fn only_the_ports_and_sources_asked_for() {
 }
 
 #[test]
+fn prefixes_ranges_and_protocols() {
+    scratch(|peer| {
+        let _receivers = [NODE, NODE_V6].map(|addr| UdpSocket::bind((addr, PORT)).unwrap());
+        let matched = |to: &'static str, targets: &[Target]| {
+            let filter = Filter { targets: targets.to_vec(), sources: vec![] };
+            let (_, counters) = observe(&settings(filter), || send_udp(peer, to, 10, 8));
+            counters.get(Counter::PacketMatched)
+        };
+        let range = |protocol, first, last| [PortRange { protocol, first, last }];
+        // Neighbour discovery would count at a whole prefix of IPv6: its addresses are in it.
+        let udp = [PortRange::all(17)];
+        for (to, near, far) in
+            [(NODE, "10.99.0.0/24", "10.98.0.0/16"), (NODE_V6, "fd99::/16", "fd98::/16")]
+        {
+            assert_eq!(matched(to, &[target(near, &udp)]), 10);
+            assert_eq!(matched(to, &[target(far, &udp)]), 0);
+            assert_eq!(matched(to, &[target(near, &[PortRange::all(6)])]), 0);
+            assert_eq!(matched(to, &[target(near, &range(17, PORT - 100, PORT + 3))]), 10);
+            assert_eq!(matched(to, &[target(near, &range(17, PORT + 1, u16::MAX))]), 0);
+            assert_eq!(matched(to, &[target(near, &range(6, 0, u16::MAX)), target(to, &udp)]), 10);
+            // The longer prefix does not hide what holds around it.
+            assert_eq!(matched(to, &[target(near, &udp), target(to, &range(6, 80, 80))]), 10);
+        }
+    });
+}
+
+#[test]
 fn a_record_that_is_not_wanted_does_not_hold_up_the_next() {
     scratch(|peer| {
         let _receiver = UdpSocket::bind((NODE, PORT)).unwrap();
-        let target = Target { addr: NODE.parse().unwrap(), port: Some((PORT, 17)) };
+        let target = target(NODE, &[PortRange::one(PORT, 17)]);
         let settings = settings(Filter { targets: vec![target], sources: vec![] });
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         runtime.block_on(async {

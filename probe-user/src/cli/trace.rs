@@ -3,25 +3,28 @@
 use std::net::IpAddr;
 use std::time::Duration;
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result, bail, ensure};
 use probe_model::tuple::Protocol;
 
 use super::{Global, Outcome};
-use crate::attach::RING_BYTES;
+use crate::attach::{PortRange, RING_BYTES};
 use crate::trace::{self, Options};
 
 /// `plsprobe trace`'s flags.
 #[derive(clap::Args)]
 pub(super) struct Args {
-    /// To whom: pod, namespace/pod, svc/NAME, key=value, an address, ep/ID
+    /// To whom: pod, namespace/pod, svc/NAME, key=value, an address or CIDR, ep/ID
     #[arg(long, value_name = "TARGET")]
     dst: String,
     /// From whom: `pls` (the NAT IPs), `probe` (168.63.129.16), `any`, an address or CIDR; may be repeated
     #[arg(long, value_name = "SRC")]
     src: Vec<String>,
-    /// Only this port, of the target or of its service
-    #[arg(long, value_name = "N[/PROTO]", value_parser = parse_port)]
-    port: Option<(u16, Protocol)>,
+    /// Only this port or range, of the target or of its service, TCP if no protocol is said; may be repeated
+    #[arg(long, value_name = "N[-M][/PROTO]", value_parser = parse_ports)]
+    port: Vec<Ports>,
+    /// Only this protocol: tcp, udp, sctp, icmp (of both families) or a number; may be repeated
+    #[arg(long, value_name = "PROTO", value_parser = parse_protocol)]
+    proto: Vec<Protocol>,
     /// How long to trace
     #[arg(long, value_name = "TIME", default_value = "30s", value_parser = parse_duration)]
     duration: Duration,
@@ -46,7 +49,7 @@ pub(super) fn run(args: Args, global: &Global) -> Result<Outcome> {
     trace::run(&Options {
         dst: args.dst,
         src: args.src,
-        port: args.port,
+        ports: port_ranges(&args.port, &args.proto)?,
         duration: args.duration,
         count: args.count,
         pls_nat_ips: args.pls_nat_ip,
@@ -58,13 +61,65 @@ pub(super) fn run(args: Args, global: &Global) -> Result<Outcome> {
     })
 }
 
-fn parse_port(text: &str) -> Result<(u16, Protocol)> {
-    let (port, protocol) = text.split_once('/').unwrap_or((text, "tcp"));
-    let port = port.parse().ok().filter(|port| *port != 0).context("expected a port from 1 to 65535")?;
-    match Protocol::parse(protocol) {
-        Some(protocol) if protocol.has_ports() => Ok((port, protocol)),
-        _ => bail!("found protocol `{protocol}`, expected tcp, udp or sctp"),
+/// A `--port`, as it was given.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Ports {
+    first: u16,
+    last: u16,
+    protocol: Option<Protocol>,
+}
+
+/// `80`, `53/udp`, `8000-8100`, `8000-8100/tcp`.
+fn parse_ports(text: &str) -> Result<Ports> {
+    let (ports, protocol) = match text.split_once('/') {
+        Some((ports, protocol)) => (ports, Some(protocol)),
+        None => (text, None),
+    };
+    let number = |port: &str| match port.parse::<u16>() {
+        Ok(port) if port != 0 => Ok(port),
+        _ => bail!("found port `{port}`, expected a number from 1 to 65535, or a range as in `8000-8100/tcp`"),
+    };
+    let (first, last) = ports.split_once('-').unwrap_or((ports, ports));
+    let (first, last) = (number(first)?, number(last)?);
+    ensure!(first <= last, "found the range `{ports}`, expected the lower port first");
+    let protocol = match protocol.map(|name| (name, Protocol::parse(name))) {
+        None => None,
+        Some((_, Some(protocol))) if protocol.has_ports() => Some(protocol),
+        Some((name, _)) => bail!("found protocol `{name}`, expected tcp, udp or sctp"),
+    };
+    Ok(Ports { first, last, protocol })
+}
+
+fn parse_protocol(text: &str) -> Result<Protocol> {
+    match Protocol::parse(text) {
+        Some(protocol) if protocol != Protocol::ANY => Ok(protocol),
+        _ => bail!("found protocol `{text}`, expected tcp, udp, sctp, icmp or a number from 1 to 255"),
     }
+}
+
+/// What `--port` and `--proto` say together.
+fn port_ranges(ports: &[Ports], protocols: &[Protocol]) -> Result<Vec<PortRange>> {
+    if ports.is_empty() {
+        let with_both_icmps = protocols.iter().flat_map(|protocol| match *protocol {
+            Protocol::ICMP => vec![Protocol::ICMP, Protocol::ICMPV6],
+            other => vec![other],
+        });
+        return Ok(with_both_icmps.map(|protocol| PortRange::all(protocol.0)).collect());
+    }
+    if let Some(protocol) = protocols.iter().find(|protocol| !protocol.has_ports()) {
+        bail!("found `--port` beside `--proto {protocol}`, which has no ports; leave one of them out");
+    }
+    let mut ranges = Vec::new();
+    for Ports { first, last, protocol } in ports.iter().copied() {
+        ensure!(
+            protocol.is_none() || protocols.is_empty(),
+            "found a protocol in `--port` and in `--proto`; say it in one of them"
+        );
+        let spoken = protocol.or(protocols.is_empty().then_some(Protocol::TCP));
+        let all = spoken.as_slice().iter().chain(protocols);
+        ranges.extend(all.map(|protocol| PortRange { protocol: protocol.0, first, last }));
+    }
+    Ok(ranges)
 }
 
 /// `30s`, `500ms`, `5m`, `1h`; a number alone is seconds.
@@ -94,16 +149,57 @@ mod tests {
     use super::*;
 
     #[test]
-    fn times_and_ports_as_people_write_them() {
+    fn times_as_people_write_them() {
         assert_eq!(parse_duration("30s").unwrap(), Duration::from_secs(30));
         assert_eq!(parse_duration("500ms").unwrap(), Duration::from_millis(500));
         assert_eq!(parse_duration("90m").unwrap(), parse_duration("5400s").unwrap());
         assert_eq!(parse_duration("7").unwrap(), Duration::from_secs(7));
         assert!(parse_duration("s").is_err() && parse_duration("3d").is_err());
-        assert_eq!(parse_port("80").unwrap(), (80, Protocol::TCP));
-        assert_eq!(parse_port("53/udp").unwrap(), (53, Protocol::UDP));
-        assert!(parse_port("0").is_err() && parse_port("80/icmp").is_err() && parse_port("http").is_err());
         assert_eq!(parse_ring_bytes("4096").unwrap(), 4096);
         assert!(parse_ring_bytes("5000").is_err());
+    }
+
+    /// What `--port` and `--proto` mean, as `protocol:first-last`, or what is wrong with them.
+    fn check(ports: &[&str], protocols: &[&str], expected: &str) {
+        let ranges = || {
+            let ports = ports.iter().map(|text| parse_ports(text)).collect::<Result<Vec<_>>>()?;
+            let protocols = protocols.iter().map(|text| parse_protocol(text)).collect::<Result<Vec<_>>>()?;
+            port_ranges(&ports, &protocols)
+        };
+        let text = |range: PortRange| format!("{}:{}-{}", range.protocol, range.first, range.last);
+        let found = match ranges() {
+            Ok(ranges) => ranges.into_iter().map(text).collect::<Vec<_>>().join(" "),
+            Err(error) => format!("{error:#}"),
+        };
+        assert_eq!(found, expected, "--port {ports:?} --proto {protocols:?}");
+    }
+
+    #[test]
+    fn ports_as_people_write_them() {
+        check(&[], &[], "");
+        check(&["80"], &[], "6:80-80");
+        check(&["53/udp", "8000-8100/tcp", "1-65535"], &[], "17:53-53 6:8000-8100 6:1-65535");
+        check(&[], &["udp", "132"], "17:0-65535 132:0-65535");
+        check(&[], &["icmp"], "1:0-65535 58:0-65535");
+        check(&["53", "80-81"], &["tcp", "udp"], "6:53-53 17:53-53 6:80-81 17:80-81");
+    }
+
+    #[test]
+    fn ports_that_cannot_be_meant() {
+        let number = "expected a number from 1 to 65535, or a range as in `8000-8100/tcp`";
+        check(&["0"], &[], &format!("found port `0`, {number}"));
+        check(&["http"], &[], &format!("found port `http`, {number}"));
+        check(&["80-"], &[], &format!("found port ``, {number}"));
+        check(&["80-65536"], &[], &format!("found port `65536`, {number}"));
+        check(&["81-80"], &[], "found the range `81-80`, expected the lower port first");
+        check(&["80/icmp"], &[], "found protocol `icmp`, expected tcp, udp or sctp");
+        check(&[], &["any"], "found protocol `any`, expected tcp, udp, sctp, icmp or a number from 1 to 255");
+        check(&[], &["256"], "found protocol `256`, expected tcp, udp, sctp, icmp or a number from 1 to 255");
+        check(&["53/udp"], &["tcp"], "found a protocol in `--port` and in `--proto`; say it in one of them");
+        check(
+            &["53"],
+            &["icmp"],
+            "found `--port` beside `--proto ICMP`, which has no ports; leave one of them out",
+        );
     }
 }

@@ -12,8 +12,8 @@ use std::net::IpAddr;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
-use probe_model::tuple::Protocol;
 
+use crate::attach::PortRange;
 use crate::cli::{Outcome, Output};
 use crate::sources::LiveOptions;
 
@@ -26,8 +26,8 @@ pub struct Options {
     pub dst: String,
     /// SRCs; empty is any.
     pub src: Vec<String>,
-    /// Port and protocol at the target or its service.
-    pub port: Option<(u16, Protocol)>,
+    /// Ports and protocols at the target or its service; empty is any.
+    pub ports: Vec<PortRange>,
     /// When to end.
     pub duration: Duration,
     /// After how many flows to end.

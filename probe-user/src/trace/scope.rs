@@ -12,7 +12,7 @@ use probe_model::tuple::{Protocol, Tuple};
 use probe_model::world::World;
 
 use super::Options;
-use crate::attach::{Filter, Interface, Role, Target};
+use crate::attach::{Filter, Interface, PortRange, Role, Target};
 use crate::sources::namespaces;
 use crate::sys;
 use crate::target;
@@ -38,12 +38,14 @@ pub struct Scope {
     pub endpoints: Vec<EndpointId>,
     /// Their addresses, or the address that was given.
     pub addresses: Vec<IpAddr>,
+    /// The prefix that was given.
+    pub prefix: Option<IpNet>,
     /// Frontends that lead to them.
     pub frontends: Vec<Frontend>,
     /// Where packets must come from; empty is anywhere.
     pub sources: Vec<IpNet>,
-    /// Port and protocol at the target, if only one is wanted.
-    pub port: Option<(u16, Protocol)>,
+    /// Ports and protocols at the target, if only some are wanted.
+    pub ports: Vec<PortRange>,
     /// Interfaces to look at.
     pub interfaces: Vec<Interface>,
     /// Inode numbers of the network namespaces of the traced pods, as far as they were found.
@@ -62,11 +64,15 @@ impl Scope {
     /// For a target or source that is unknown, or when no source knows the uplink.
     pub fn new(world: &World, options: &Options) -> Result<Self> {
         let mut scope =
-            Self { port: options.port, host_addresses: world.host_addresses(), ..Self::default() };
-        match target::resolve(world, &options.dst)? {
-            target::Target::Endpoint(id) => scope.add_endpoint(world, id)?,
-            target::Target::Address(address) => scope.addresses.push(address),
-            target::Target::Service(frontends) => scope.add_service(world, &frontends)?,
+            Self { ports: options.ports.clone(), host_addresses: world.host_addresses(), ..Self::default() };
+        if let Ok(prefix) = options.dst.parse::<IpNet>() {
+            scope.add_prefix(world, prefix.trunc())?;
+        } else {
+            match target::resolve(world, &options.dst)? {
+                target::Target::Endpoint(id) => scope.add_endpoint(world, id)?,
+                target::Target::Address(address) => scope.addresses.push(address),
+                target::Target::Service(frontends) => scope.add_service(world, &frontends)?,
+            }
         }
         scope.add_frontends(world);
         scope.sources = sources(world, options)?;
@@ -83,6 +89,22 @@ impl Scope {
         }
         self.addresses.extend(known);
         Ok(())
+    }
+
+    /// A prefix is traced whole, with the pods of this node that have an address in it.
+    fn add_prefix(&mut self, world: &World, prefix: IpNet) -> Result<()> {
+        self.prefix = Some(prefix);
+        for (id, endpoint) in &world.endpoints {
+            if endpoint.addresses.iter().any(|address| prefix.contains(address)) {
+                self.add_endpoint(world, *id)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether an address is a traced pod's, or the one or in the prefix that was given.
+    pub fn is_target(&self, address: IpAddr) -> bool {
+        self.addresses.contains(&address) || self.prefix.is_some_and(|prefix| prefix.contains(&address))
     }
 
     /// A service is traced by its frontends and by the pods of this node behind them.
@@ -105,7 +127,7 @@ impl Scope {
         for frontend in candidates(world) {
             let Frontend { address, port, protocol } = frontend;
             let behind = leads_to(world, address, port, protocol);
-            if behind.iter().any(|to| self.addresses.contains(to)) && !self.frontends.contains(&frontend) {
+            if behind.iter().any(|to| self.is_target(*to)) && !self.frontends.contains(&frontend) {
                 self.frontends.push(frontend);
             }
         }
@@ -141,12 +163,12 @@ impl Scope {
 
     /// What our programs keep: more than [`Self::covers`], since one packet cannot tell its flow.
     pub fn filter(&self) -> Filter {
-        let port = self.port.map(|(port, protocol)| (port, protocol.0));
-        let pods = self.addresses.iter().map(|addr| Target { addr: *addr, port: self.pod_port(port) });
-        let frontends = self
-            .frontends
-            .iter()
-            .map(|known| Target { addr: known.address, port: Some((known.port, known.protocol.0)) });
+        let nets = self.addresses.iter().map(|addr| IpNet::from(*addr)).chain(self.prefix);
+        let pods = nets.map(|net| Target { net, ports: self.pod_ports() });
+        let frontends = self.frontends.iter().map(|known| Target {
+            net: known.address.into(),
+            ports: vec![PortRange::one(known.port, known.protocol.0)],
+        });
         // Packets that were masqueraded on their way come from the node.
         let own =
             self.host_addresses.iter().filter(|_| !self.sources.is_empty()).map(|own| IpNet::from(*own));
@@ -156,25 +178,28 @@ impl Scope {
         }
     }
 
-    /// The port to match at the pod: with frontends in between, theirs need not be the pod's.
-    fn pod_port(&self, port: Option<(u16, u8)>) -> Option<(u16, u8)> {
-        if self.frontends.is_empty() { port } else { None }
+    /// The ports to match at the pods: with frontends in between, theirs need not be the pods', but the protocol is.
+    fn pod_ports(&self) -> Vec<PortRange> {
+        if self.frontends.is_empty() {
+            return self.ports.clone();
+        }
+        self.ports.iter().map(|range| PortRange::all(range.protocol)).collect()
     }
 
-    /// Every address at which packets of the traced flows may be seen.
-    pub fn watched(&self) -> Vec<IpAddr> {
+    /// Every address and prefix at which packets of the traced flows may be seen.
+    pub fn watched(&self) -> Vec<IpNet> {
         let frontends = self.frontends.iter().map(|frontend| frontend.address);
-        let all: BTreeSet<IpAddr> = self.addresses.iter().copied().chain(frontends).collect();
-        all.into_iter().collect()
+        let all = self.addresses.iter().copied().chain(frontends).map(IpNet::from).chain(self.prefix);
+        all.collect::<BTreeSet<_>>().into_iter().collect()
     }
 
     /// Whether a flow is one that was asked for: towards the target, on its port, from the sources.
     pub fn covers(&self, path: &Path) -> bool {
         let tuples = || std::iter::once(path.tuple).chain(path.rewrites.iter().map(|rewrite| rewrite.to));
         let to_target = tuples().any(|tuple| self.is_towards(&tuple));
-        let on_port = self.port.is_none_or(|(port, protocol)| {
-            tuples().any(|tuple| tuple.dport == port && tuple.protocol == protocol)
-        });
+        let is_asked_for =
+            |tuple: Tuple| self.ports.iter().any(|range| range.contains(tuple.dport, tuple.protocol.0));
+        let on_port = self.ports.is_empty() || tuples().any(is_asked_for);
         let from = path.tuple.saddr;
         to_target
             && on_port
@@ -183,7 +208,7 @@ impl Scope {
 
     fn is_towards(&self, tuple: &Tuple) -> bool {
         let frontend = Frontend { address: tuple.daddr, port: tuple.dport, protocol: tuple.protocol };
-        self.addresses.contains(&tuple.daddr) || self.frontends.contains(&frontend)
+        self.is_target(tuple.daddr) || self.frontends.contains(&frontend)
     }
 }
 

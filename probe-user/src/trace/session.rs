@@ -305,8 +305,8 @@ impl<'o> Session<'o> {
         let Seen::KernelDrop { netns, .. } = sighting.seen else { return true };
         let tuple = sighting.packet.tuple;
         netns == self.netns
-            || self.scope.addresses.contains(&tuple.saddr)
-            || self.scope.addresses.contains(&tuple.daddr)
+            || self.scope.is_target(tuple.saddr)
+            || self.scope.is_target(tuple.daddr)
     }
 
     /// Sees interfaces go and come, and records that are lost.

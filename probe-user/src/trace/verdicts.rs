@@ -1,12 +1,12 @@
 //! Cilium's own verdicts: from our probe if the kernel allowed it, else from the agent's monitor socket, else from
 //! Hubble's.
 use std::future::Future;
-use std::net::IpAddr;
 use std::path::PathBuf;
 use std::pin::Pin;
 use std::time::Duration;
 
 use anyhow::Result;
+use ipnet::IpNet;
 use probe_model::cilium::events::Stream;
 use probe_model::path::Sighting;
 
@@ -26,11 +26,11 @@ pub(super) struct Sockets {
     monitor: PathBuf,
     hubble: PathBuf,
     /// Addresses of the pods and frontends that are traced.
-    addresses: Vec<IpAddr>,
+    addresses: Vec<IpNet>,
 }
 
 impl Sockets {
-    pub(super) fn new(live: &LiveOptions, addresses: Vec<IpAddr>) -> Self {
+    pub(super) fn new(live: &LiveOptions, addresses: Vec<IpNet>) -> Self {
         Self { monitor: live.monitor_socket(), hubble: live.hubble_socket(), addresses }
     }
 

@@ -11,11 +11,11 @@ mod proto;
 pub(crate) mod tests;
 
 use std::io;
-use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use anyhow::Result;
+use ipnet::IpNet;
 use probe_model::path::Sighting;
 
 use self::grpc::{Answers, Client, Failure};
@@ -87,7 +87,7 @@ impl Hubble {
     /// # Errors
     ///
     /// When the connection broke.
-    pub async fn follow(self, addresses: &[IpAddr]) -> Result<Flows> {
+    pub async fn follow(self, addresses: &[IpNet]) -> Result<Flows> {
         let Self { path, client, .. } = self;
         let answers = client.call(GET_FLOWS, &request(addresses)).await;
         let answers = answers.map_err(|failure| unwilling(&path, &failure))?;
@@ -95,8 +95,8 @@ impl Hubble {
     }
 }
 
-fn request(addresses: &[IpAddr]) -> GetFlowsRequest {
-    let addresses: Vec<String> = addresses.iter().map(ToString::to_string).collect();
+fn request(addresses: &[IpNet]) -> GetFlowsRequest {
+    let addresses: Vec<String> = addresses.iter().map(address_text).collect();
     let event_type: Vec<EventTypeFilter> = flow::TYPES.map(|r#type| EventTypeFilter { r#type }).into();
     let to = FlowFilter {
         destination_ip: addresses.clone(),
@@ -105,6 +105,11 @@ fn request(addresses: &[IpAddr]) -> GetFlowsRequest {
     };
     let from = FlowFilter { source_ip: addresses, event_type, ..FlowFilter::default() };
     GetFlowsRequest { follow: true, whitelist: vec![to, from] }
+}
+
+/// Hubble takes an address, or a prefix in CIDR notation.
+fn address_text(net: &IpNet) -> String {
+    if net.prefix_len() == net.max_prefix_len() { net.addr().to_string() } else { net.to_string() }
 }
 
 /// What the stream brought.

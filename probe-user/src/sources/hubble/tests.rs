@@ -199,8 +199,8 @@ pub(crate) fn healthy(flows: Answer) -> Server {
     server(Answer::Messages(vec![status_response()]), flows)
 }
 
-fn pod() -> Vec<IpAddr> {
-    vec!["10.0.0.143".parse().unwrap()]
+fn pod() -> Vec<IpNet> {
+    vec!["10.0.0.143/32".parse().unwrap()]
 }
 
 async fn flows(server: &Server) -> Flows {
