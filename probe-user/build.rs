@@ -8,6 +8,8 @@ use object::build::elf::{Builder, SectionData};
 fn main() -> anyhow::Result<()> {
     let out = PathBuf::from(std::env::var("OUT_DIR")?);
     println!("cargo:rerun-if-env-changed=AYA_BUILD_SKIP");
+    // Debian's libpcap.a; `src/pcap.rs` says what of it is linked.
+    println!("cargo:rustc-link-lib=static:-bundle=pcap");
     let stub = out.join("probe");
     if std::env::var("AYA_BUILD_SKIP").is_ok_and(|v| v == "1" || v == "true") {
         std::fs::write(&stub, [])?;

@@ -111,6 +111,23 @@ const fn mask(bits: u8) -> [u64; 2] {
     halves(&mask.to_be_bytes())
 }
 
+/// Bytes of a packet that a filter expression can look at.
+pub const CAPTURE_MAX: usize = 256;
+
+/// What a filter expression, translated from classic BPF, works on: one packet from its network header on.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Capture {
+    /// Classic BPF's scratch memory.
+    pub memory: [u32; 16],
+    /// Length of the packet, by its IP header.
+    pub packet_len: u32,
+    /// How many of `bytes` are the packet's.
+    pub captured: u32,
+    /// The packet's first bytes; behind them whatever was there before.
+    pub bytes: [u8; CAPTURE_MAX],
+}
+
 /// Byte offsets of kernel fields, from the running kernel's BTF.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -179,8 +196,8 @@ pub struct Config {
     pub geneve_port: u16,
     /// Bytes waiting in the ring buffer from which on the reader is woken; below, it comes by itself.
     pub wake_bytes: u32,
-    /// 0.
-    pub pad: u32,
+    /// 1: only packets that the filter expression matches.
+    pub has_expression: u32,
     /// Addresses of the target trie.
     pub addresses: AddressSet,
 }
@@ -191,6 +208,10 @@ const _: () = {
     assert!(size_of::<PortKey>() == 8);
     assert!(offset_of!(PortKey, proto) == 4);
     assert!(offset_of!(PortKey, port_be) == 6);
+    assert!(size_of::<Capture>() == 328);
+    assert!(offset_of!(Capture, packet_len) == 64);
+    assert!(offset_of!(Capture, captured) == 68);
+    assert!(offset_of!(Capture, bytes) == 72);
     assert!(size_of::<KernelOffsets>() == 84);
     assert!(size_of::<AddressSet>() == 64);
     assert!(offset_of!(AddressSet, masks) == 32);
@@ -202,6 +223,7 @@ const _: () = {
     assert!(offset_of!(Config, vxlan_port) == 100);
     assert!(offset_of!(Config, geneve_port) == 102);
     assert!(offset_of!(Config, wake_bytes) == 104);
+    assert!(offset_of!(Config, has_expression) == 108);
     assert!(offset_of!(Config, addresses) == 112);
 };
 

@@ -9,7 +9,7 @@ mod config;
 mod packet;
 mod record;
 
-pub use config::{AddressSet, Config, KernelOffsets, PORTS_ANY, PortKey, PrefixKey};
+pub use config::{AddressSet, CAPTURE_MAX, Capture, Config, KernelOffsets, PORTS_ANY, PortKey, PrefixKey};
 pub use packet::{FRAGMENT, FRAGMENT_LATER, Packet, PacketFamily, Tunnel};
 pub use record::{
     Counter, DropRecord, EVENT_META_MAX, EVENT_PACKET_MAX, EventRecord, HookPoint, PacketRecord,

@@ -1,9 +1,11 @@
 //! Which packets the operator asked about.
 use aya_ebpf::maps::lpm_trie::{Key, LpmTrie};
-use probe_common::{AddressSet, FRAGMENT_LATER, PORTS_ANY, Packet, PortKey, PrefixKey};
+use probe_common::{
+    AddressSet, CAPTURE_MAX, Capture, FRAGMENT_LATER, PORTS_ANY, Packet, PortKey, PrefixKey, RecordKind,
+};
 
-use crate::maps::{PORTS, SOURCES, TARGETS, config, setting};
-use crate::parse::Network;
+use crate::maps::{PORTS, SOURCES, TARGETS, capture, config, setting};
+use crate::parse::{Network, Source};
 
 /// Whether the addresses alone allow a match: most packets are turned away here, their layer 4 unread.
 ///
@@ -69,4 +71,36 @@ fn is_target(addr: &[u8; 16], port: u16, packet: &Packet) -> bool {
 #[inline(always)]
 fn is_from_peer(addr: &[u8; 16], packet: &Packet) -> bool {
     setting!(filter_sources) == 0 || lookup(&SOURCES, prefix_key(addr, packet.version)).is_some()
+}
+
+/// Whether the packet is one that the filter expression matches, if there is one.
+///
+/// An expression sees the packet that all else here is about: inside a tunnel, from its IP header on. One that looks
+/// behind the bytes that were copied does not match.
+#[inline(always)]
+pub(crate) fn matches_expression(source: &impl Source, network: &Network, kind: RecordKind) -> bool {
+    if setting!(has_expression) == 0 {
+        return true;
+    }
+    let Some(capture) = capture(kind) else {
+        return true; // every kind has a slot
+    };
+    capture.packet_len = network.total_len;
+    let wanted = network.total_len.min(CAPTURE_MAX as u32);
+    let Some(captured) = source.copy(network.start, wanted, &mut capture.bytes) else {
+        return false;
+    };
+    capture.captured = captured;
+    expression(capture) != 0
+}
+
+/// A stand-in: the loader puts the translated expression in its place, a section of its own, if there is one.
+///
+/// It takes no stack, of which the kernel gives all frames together 512 bytes. It is not exported: an exported function
+/// is verified by its type alone, and before 5.12 none that takes a pointer.
+#[inline(never)]
+#[unsafe(link_section = ".text.expression")]
+extern "C" fn expression(capture: &mut Capture) -> u64 {
+    // SAFETY: a valid reference; volatile, so that the compiler believes nothing of the result.
+    unsafe { core::ptr::read_volatile(&raw const capture.captured).into() }
 }

@@ -1,8 +1,9 @@
 //! Kernel memory, read at offsets that user space took from the running kernel's BTF.
-use aya_ebpf::helpers::bpf_probe_read_kernel;
+use aya_ebpf::helpers::{bpf_probe_read_kernel, generated};
+use probe_common::CAPTURE_MAX;
 
 use crate::maps::setting;
-use crate::parse::{Source, vlan_id};
+use crate::parse::{Source, copy_len, vlan_id};
 
 /// `network_header` of a packet whose headers were never looked at.
 const HEADER_UNSET: u16 = u16::MAX;
@@ -81,7 +82,8 @@ impl SkBuff {
     #[inline(always)]
     pub(crate) fn network(&self) -> Option<MemorySource> {
         let network_header: u16 = read(self.0, setting!(offsets.skb_network_header))?;
-        (network_header != HEADER_UNSET).then_some(MemorySource(self.head()? + u64::from(network_header)))
+        let at = self.head()? + u64::from(network_header);
+        (network_header != HEADER_UNSET).then_some(MemorySource { skb: *self, at })
     }
 
     /// A packet that an interface has just received: its data begins behind the Ethernet header, with a VLAN tag if
@@ -91,16 +93,31 @@ impl SkBuff {
         let data: u64 = read(self.0, setting!(offsets.skb_data))?;
         let protocol: u16 = read(self.0, setting!(offsets.skb_protocol))?;
         let tagged = matches!(u16::from_be(protocol), ETH_P_8021Q | ETH_P_8021AD);
-        Some(MemorySource(if tagged { data + VLAN_HEADER_LEN } else { data }))
+        Some(MemorySource { skb: *self, at: if tagged { data + VLAN_HEADER_LEN } else { data } })
     }
 }
 
-/// Bytes at a kernel address.
-pub(crate) struct MemorySource(u64);
+/// A packet's bytes from a kernel address on.
+pub(crate) struct MemorySource {
+    skb: SkBuff,
+    at: u64,
+}
 
 impl Source for MemorySource {
     #[inline(always)]
     fn bytes<const N: usize>(&self, offset: u32) -> Option<[u8; N]> {
-        read(self.0, offset)
+        read(self.at, offset)
+    }
+
+    #[inline(always)]
+    fn copy(&self, offset: u32, len: u32, to: &mut [u8; CAPTURE_MAX]) -> Option<u32> {
+        let at = self.at + u64::from(offset);
+        let (data, linear_len) = self.skb.linear()?;
+        // What lies in pages is left out: it is not behind the linear part.
+        let linear = (data + u64::from(linear_len)).saturating_sub(at);
+        let len = copy_len(linear.min(len.into()) as u32);
+        // SAFETY: `copy_len` is at most the buffer's length; the helper checks the address.
+        let ret = unsafe { generated::bpf_probe_read_kernel(to.as_mut_ptr().cast(), len, at as *const _) };
+        (ret == 0).then_some(len)
     }
 }

@@ -41,7 +41,7 @@ fn look(ctx: &RawTracePointContext) -> Option<()> {
     }
     let packet = scratch(RecordKind::Drop)?;
     parse::packet(&source, &network, packet);
-    if !filter::wanted(packet) {
+    if !filter::wanted(packet) || !filter::matches_expression(&source, &network, RecordKind::Drop) {
         return Some(());
     }
     let (ifindex, netns) = skb.device()?;

@@ -1,7 +1,9 @@
 //! The maps and constants that user space fills or reads.
 use aya_ebpf::macros::map;
 use aya_ebpf::maps::{LpmTrie, PerCpuArray, ProgramArray, RingBuf};
-use probe_common::{AddressSet, Config, Counter, KernelOffsets, Packet, PortKey, PrefixKey, RecordKind};
+use probe_common::{
+    AddressSet, Capture, Config, Counter, KernelOffsets, Packet, PortKey, PrefixKey, RecordKind,
+};
 
 /// Records for user space. The loader sets the size.
 #[map]
@@ -14,6 +16,10 @@ static COUNTERS: PerCpuArray<u64> = PerCpuArray::with_max_entries(Counter::COUNT
 /// Where a packet is taken apart, a slot for each [`RecordKind`]: with all else it does not fit a program's stack.
 #[map]
 static SCRATCH: PerCpuArray<Packet> = PerCpuArray::with_max_entries(RecordKind::COUNT as u32, 0);
+
+/// What the filter expression works on, a slot for each [`RecordKind`].
+#[map]
+static CAPTURES: PerCpuArray<Capture> = PerCpuArray::with_max_entries(RecordKind::COUNT as u32, 0);
 
 const BPF_F_NO_PREALLOC: u32 = 1;
 
@@ -70,7 +76,7 @@ static CONFIG: Config = Config {
     vxlan_port: 0,
     geneve_port: 0,
     wake_bytes: 0,
-    pad: 0,
+    has_expression: 0,
     addresses: AddressSet { words: [0; 4], masks: [[0; 2]; 2] },
 };
 
@@ -100,6 +106,14 @@ pub(crate) fn scratch(kind: RecordKind) -> Option<&'static mut Packet> {
         core::ptr::write_bytes(slot, 0, 1);
         Some(&mut *slot)
     }
+}
+
+/// Room for a packet's first bytes, as they were left by the one before.
+#[inline(always)]
+pub(crate) fn capture(kind: RecordKind) -> Option<&'static mut Capture> {
+    let slot = CAPTURES.get_ptr_mut(kind as u32 - 1)?;
+    // SAFETY: as in `scratch`.
+    Some(unsafe { &mut *slot })
 }
 
 /// Adds one to a counter of this CPU; returns what it is now.

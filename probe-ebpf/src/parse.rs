@@ -1,5 +1,5 @@
 //! Header fields of a packet, whatever it is read through.
-use probe_common::{FRAGMENT, FRAGMENT_LATER, Packet, Tunnel};
+use probe_common::{CAPTURE_MAX, FRAGMENT, FRAGMENT_LATER, Packet, Tunnel};
 
 use crate::maps::setting;
 
@@ -25,10 +25,23 @@ const VXLAN_HAS_VNI: u8 = 0x08;
 /// Extension headers followed in an IPv6 packet: one of options or routing, and a fragment header.
 const IPV6_EXTENSIONS_MAX: u32 = 2;
 
+/// The least that a packet has whose length its IP header cannot say, and gives as 0: Linux makes such of TCP.
+const LEN_UNSAID: u32 = 1 << 16;
+const IPPROTO_NONE: u8 = 59;
+
 /// Bytes of one packet, counted from its network header.
 pub(crate) trait Source {
     /// `N` bytes at `offset`; `None` when the packet is shorter.
     fn bytes<const N: usize>(&self, offset: u32) -> Option<[u8; N]>;
+
+    /// Copies `len` bytes at `offset`, or as many of them as lie together; `None` when the packet is shorter.
+    fn copy(&self, offset: u32, len: u32, to: &mut [u8; CAPTURE_MAX]) -> Option<u32>;
+}
+
+/// A length that the verifier sees is from 1 to [`CAPTURE_MAX`]: one within that stays as it is.
+#[inline(always)]
+pub(crate) const fn copy_len(len: u32) -> u32 {
+    (len.wrapping_sub(1) & (CAPTURE_MAX as u32 - 1)) + 1
 }
 
 /// What the IP header says: all that most packets are turned away by. Small, since a program has 512 bytes of stack.
@@ -36,6 +49,10 @@ pub(crate) trait Source {
 pub(crate) struct Network {
     pub(crate) src: [u8; 16],
     pub(crate) dst: [u8; 16],
+    /// Where the IP header begins.
+    pub(crate) start: u32,
+    /// Bytes from there on, by the IP header.
+    pub(crate) total_len: u32,
     /// Where layer 4 begins.
     offset: u32,
     /// Bytes from there on, by the IP header.
@@ -120,6 +137,8 @@ fn ipv4(header: &[u8; IPV4_HEADER_LEN as usize], base: u32) -> Network {
     Network {
         src: widen(header[12], header[13], header[14], header[15]),
         dst: widen(header[16], header[17], header[18], header[19]),
+        start: base,
+        total_len: if total_len == 0 { LEN_UNSAID } else { total_len },
         offset: base + header_len,
         len: total_len.saturating_sub(header_len),
         ip_id: u16::from_be_bytes([header[4], header[5]]),
@@ -145,11 +164,15 @@ const fn fragment_bits(field: u16, any: u16, offset: u16) -> u8 {
 
 #[inline(always)]
 fn ipv6(source: &impl Source, header: &[u8; IPV4_HEADER_LEN as usize], base: u32) -> Option<Network> {
+    let payload_len = u32::from(u16::from_be_bytes([header[4], header[5]]));
+    let is_unsaid = payload_len == 0 && header[6] != IPPROTO_NONE;
     let mut network = Network {
         src: source.bytes(base + 8)?,
         dst: source.bytes(base + 24)?,
+        start: base,
+        total_len: if is_unsaid { LEN_UNSAID } else { IPV6_HEADER_LEN + payload_len },
         offset: base + IPV6_HEADER_LEN,
-        len: u32::from(u16::from_be_bytes([header[4], header[5]])),
+        len: payload_len,
         ip_id: 0,
         version: 6,
         proto: header[6],

@@ -84,7 +84,7 @@ fn look(skb: SkBuff, source: Option<MemorySource>, point: HookPoint) -> Option<(
     }
     let packet = scratch(RecordKind::Packet)?;
     parse::packet(&source, &network, packet);
-    if !filter::wanted(packet) {
+    if !filter::wanted(packet) || !filter::matches_expression(&source, &network, RecordKind::Packet) {
         return Some(());
     }
     packet.vlan = skb.vlan();

@@ -4,13 +4,13 @@ use aya_ebpf::bindings::{TC_ACT_UNSPEC, bpf_hdr_start_off::BPF_HDR_START_NET};
 use aya_ebpf::helpers::generated::bpf_skb_load_bytes_relative;
 use aya_ebpf::macros::classifier;
 use aya_ebpf::programs::TcContext;
-use probe_common::{Counter, HookPoint, PacketRecord, RecordKind};
+use probe_common::{CAPTURE_MAX, Counter, HookPoint, PacketRecord, RecordKind};
 
 use crate::emit::emit;
 use crate::filter;
 use crate::kernel::SkBuff;
 use crate::maps::{LOOKERS, count, scratch};
-use crate::parse::{self, Source, vlan_id};
+use crate::parse::{self, Source, copy_len, vlan_id};
 
 /// A point of the node: the program that is attached there, and the one that looks.
 ///
@@ -77,6 +77,22 @@ impl Source for SkbSource<'_> {
         };
         (ret == 0).then_some(bytes)
     }
+
+    #[inline(always)]
+    fn copy(&self, offset: u32, len: u32, to: &mut [u8; CAPTURE_MAX]) -> Option<u32> {
+        let len = copy_len(len);
+        // SAFETY: `copy_len` is at most the buffer's length; the helper checks offset and length itself.
+        let ret = unsafe {
+            bpf_skb_load_bytes_relative(
+                self.0.as_ptr(),
+                offset,
+                to.as_mut_ptr().cast(),
+                len,
+                BPF_HDR_START_NET,
+            )
+        };
+        (ret == 0).then_some(len)
+    }
 }
 
 #[inline(always)]
@@ -93,7 +109,7 @@ fn look(ctx: &TcContext, point: HookPoint) {
         return; // every kind has a slot
     };
     parse::packet(&source, &network, packet);
-    if !filter::wanted(packet) {
+    if !filter::wanted(packet) || !filter::matches_expression(&source, &network, RecordKind::Packet) {
         return;
     }
     // SAFETY: the context pointer of a classifier is a valid `__sk_buff` for the whole run.

@@ -3,6 +3,7 @@
 pub mod attach;
 pub mod cli;
 pub mod doctor;
+mod pcap;
 pub mod render;
 pub mod sources;
 mod sys;

@@ -10,6 +10,7 @@ use ipnet::IpNet;
 use probe_common::{AddressSet, PORTS_ANY, PortKey, PrefixKey};
 
 use super::borrow;
+use super::expression::Expression;
 use crate::sys::Wire;
 
 /// Ports of one protocol. All of them is the protocol alone, whether or not it has ports.
@@ -70,6 +71,8 @@ pub struct Filter {
     /// If not empty: the other side is in one of these. The node's own addresses belong here too, or packets that
     /// were masqueraded on their way are missed.
     pub sources: Vec<IpNet>,
+    /// Only packets that this matches too, whatever else says so.
+    pub expression: Option<Expression>,
 }
 
 /// What is asked of the ports at a target.
@@ -116,7 +119,8 @@ impl Compiled {
         };
         let targets = effective(&filter.targets).into_iter().map(|(net, ports)| (net, number(ports)));
         let targets = targets.collect();
-        let keys = sets.iter().flat_map(|(ports, set)| ports.iter().flat_map(|range| port_keys(*range, *set)));
+        let keys =
+            sets.iter().flat_map(|(ports, set)| ports.iter().flat_map(|range| port_keys(*range, *set)));
         Self { targets, ports: keys.collect(), sources: filter.sources.iter().map(IpNet::trunc).collect() }
     }
 
@@ -151,7 +155,9 @@ impl Compiled {
         }
         let mut ports: LpmTrie<&mut MapData, Wire<PortKey>, u32> = borrow(ebpf, "PORTS")?;
         for (bits, key) in &self.ports {
-            ports.insert(&Key::new(*bits, Wire(*key)), 1, 0).context("failed to add to the filter's ports")?;
+            ports
+                .insert(&Key::new(*bits, Wire(*key)), 1, 0)
+                .context("failed to add to the filter's ports")?;
         }
         let mut sources: LpmTrie<&mut MapData, Wire<PrefixKey>, u32> = borrow(ebpf, "SOURCES")?;
         for net in &self.sources {
@@ -191,7 +197,10 @@ fn effective(targets: &[Target]) -> BTreeMap<IpNet, Ports> {
 
 fn port_keys(range: PortRange, set: u32) -> impl Iterator<Item = (u32, PortKey)> {
     range.prefixes().into_iter().map(move |(port, bits)| {
-        (PortKey::HEAD_BITS + bits, PortKey { set, proto: range.protocol, pad: 0, port_be: port.to_be_bytes() })
+        (
+            PortKey::HEAD_BITS + bits,
+            PortKey { set, proto: range.protocol, pad: 0, port_be: port.to_be_bytes() },
+        )
     })
 }
 
@@ -239,10 +248,7 @@ mod tests {
         assert_eq!(*ports_at(&both, "10.0.0.143/32"), Ports::Any);
         let more = target("10.0.0.143", &[PortRange::all(17)]);
         let joined = effective(&[with_port, more]);
-        assert_eq!(
-            *ports_at(&joined, "10.0.0.143/32"),
-            some(&[PortRange::one(80, 6), PortRange::all(17)])
-        );
+        assert_eq!(*ports_at(&joined, "10.0.0.143/32"), some(&[PortRange::one(80, 6), PortRange::all(17)]));
     }
 
     #[test]
@@ -265,7 +271,9 @@ mod tests {
 
     #[test]
     fn a_range_is_exactly_its_prefixes() {
-        for (first, last) in [(80, 80), (8000, 8100), (1, 65535), (0, 65535), (1, 65534), (65535, 65535), (7, 9)] {
+        for (first, last) in
+            [(80, 80), (8000, 8100), (1, 65535), (0, 65535), (1, 65534), (65535, 65535), (7, 9)]
+        {
             let prefixes = PortRange { protocol: 6, first, last }.prefixes();
             let inside = |port: u16| {
                 let covers = |(base, bits): &(u16, u32)| u32::from(port ^ base) >> (16 - bits) == 0;
@@ -284,7 +292,7 @@ mod tests {
     fn equal_sets_of_ports_are_one() {
         let web = [PortRange::one(80, 6)];
         let targets = vec![target("10.0.0.1", &web), target("10.0.0.2", &web), target("fd00::1", &[])];
-        let compiled = Compiled::new(&Filter { targets, sources: vec![] });
+        let compiled = Compiled::new(&Filter { targets, ..Filter::default() });
         assert_eq!(compiled.targets.values().copied().collect::<Vec<_>>(), [1, 1, PORTS_ANY]);
         assert_eq!(compiled.sizes(), [("TARGETS", 3), ("PORTS", 1), ("SOURCES", 1)]);
     }

@@ -6,6 +6,7 @@ mod alone;
 mod classifiers;
 #[cfg(test)]
 mod every_program;
+mod expression;
 mod filter;
 mod object;
 mod program_log;
@@ -21,6 +22,7 @@ use aya::maps::{Map, MapData, MapError, PerCpuArray};
 use probe_common::{Config, Counter};
 
 pub use classifiers::{Interface, Leftover, Role};
+pub use expression::Expression;
 pub use filter::{Filter, PortRange, Target};
 pub use object::is_built_in;
 pub use records::{Record, Records};

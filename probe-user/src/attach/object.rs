@@ -1,11 +1,13 @@
 //! The embedded eBPF object: checked before it is loaded.
+use std::borrow::Cow;
+
 use anyhow::{Context as _, Result, anyhow, bail, ensure};
 use aya::{Ebpf, EbpfLoader};
 use object::{Object as _, ObjectSection as _, ObjectSymbol as _};
 use probe_common::{Config, WIRE_VERSION};
 
 use super::filter::Compiled;
-use super::{Settings, records};
+use super::{Settings, expression, records};
 use crate::sys::Wire;
 
 pub(super) static PROBE: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/probe"));
@@ -27,6 +29,7 @@ pub(super) fn load(settings: &Settings) -> Result<Ebpf> {
         filter_sources: (!settings.filter.sources.is_empty()).into(),
         wake_bytes: records::wake_bytes(settings.ring_bytes),
         addresses: filter.addresses(),
+        has_expression: settings.filter.expression.is_some().into(),
         ..settings.config
     });
     let mut loader = EbpfLoader::new();
@@ -35,7 +38,11 @@ pub(super) fn load(settings: &Settings) -> Result<Ebpf> {
     for (map, entries) in filter.sizes() {
         loader.map_max_entries(map, entries);
     }
-    let mut ebpf = loader.load(PROBE).context("failed to load our eBPF object; CAP_BPF, CAP_PERFMON and CAP_NET_ADMIN are needed, and Linux 5.10 or later")?;
+    let object = match &settings.filter.expression {
+        Some(expression) => Cow::Owned(expression::inject(PROBE, expression)?),
+        None => Cow::Borrowed(PROBE),
+    };
+    let mut ebpf = loader.load(&object).context("failed to load our eBPF object; CAP_BPF, CAP_PERFMON and CAP_NET_ADMIN are needed, and Linux 5.10 or later")?;
     filter.fill(&mut ebpf)?;
     Ok(ebpf)
 }

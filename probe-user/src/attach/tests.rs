@@ -113,7 +113,7 @@ pub(crate) fn settings(filter: Filter) -> Settings {
 
 /// Packets to or from `addr`.
 pub(crate) fn about(addr: &str) -> Filter {
-    Filter { targets: vec![target(addr, &[])], sources: vec![] }
+    Filter { targets: vec![target(addr, &[])], ..Filter::default() }
 }
 
 /// Packets of these ports to or from an address or prefix.
@@ -260,15 +260,15 @@ fn where_there_was_no_qdisc_none_stays() {
 fn only_the_ports_and_sources_asked_for() {
     scratch(|peer| {
         let _receiver = UdpSocket::bind((NODE, PORT)).unwrap();
-        let target = |port| target(NODE, &[PortRange::one(port, 17)]);
+        let to =
+            |port| Filter { targets: vec![target(NODE, &[PortRange::one(port, 17)])], ..Filter::default() };
         let matched = |filter| {
             let (_, counters) = observe(&settings(filter), || send_udp(peer, NODE, 10, 8));
             counters.get(Counter::PacketMatched)
         };
-        let from =
-            |net: &str, port| Filter { targets: vec![target(port)], sources: vec![net.parse().unwrap()] };
-        assert_eq!(matched(Filter { targets: vec![target(PORT)], sources: vec![] }), 10);
-        assert_eq!(matched(Filter { targets: vec![target(PORT + 1)], sources: vec![] }), 0);
+        let from = |net: &str, port| Filter { sources: vec![net.parse().unwrap()], ..to(port) };
+        assert_eq!(matched(to(PORT)), 10);
+        assert_eq!(matched(to(PORT + 1)), 0);
         assert_eq!(matched(from("10.99.0.0/24", PORT)), 10);
         assert_eq!(matched(from("10.99.0.2/32", PORT)), 10);
         assert_eq!(matched(from("10.99.0.3/32", PORT)), 0);
@@ -281,25 +281,112 @@ fn prefixes_ranges_and_protocols() {
     scratch(|peer| {
         let _receivers = [NODE, NODE_V6].map(|addr| UdpSocket::bind((addr, PORT)).unwrap());
         let matched = |to: &'static str, targets: &[Target]| {
-            let filter = Filter { targets: targets.to_vec(), sources: vec![] };
+            let filter = Filter { targets: targets.to_vec(), ..Filter::default() };
             let (_, counters) = observe(&settings(filter), || send_udp(peer, to, 10, 8));
             counters.get(Counter::PacketMatched)
         };
         let range = |protocol, first, last| [PortRange { protocol, first, last }];
         // Neighbour discovery would count at a whole prefix of IPv6: its addresses are in it.
         let udp = [PortRange::all(17)];
-        for (to, near, far) in
-            [(NODE, "10.99.0.0/24", "10.98.0.0/16"), (NODE_V6, "fd99::/16", "fd98::/16")]
-        {
+        for (to, near, far) in [(NODE, "10.99.0.0/24", "10.98.0.0/16"), (NODE_V6, "fd99::/16", "fd98::/16")] {
             assert_eq!(matched(to, &[target(near, &udp)]), 10);
             assert_eq!(matched(to, &[target(far, &udp)]), 0);
             assert_eq!(matched(to, &[target(near, &[PortRange::all(6)])]), 0);
             assert_eq!(matched(to, &[target(near, &range(17, PORT - 100, PORT + 3))]), 10);
-            assert_eq!(matched(to, &[target(near, &range(17, PORT + 1, u16::MAX))]), 0);
+            assert_eq!(matched(to, &[target(near, &range(17, PORT + 1, 5049))]), 0);
             assert_eq!(matched(to, &[target(near, &range(6, 0, u16::MAX)), target(to, &udp)]), 10);
             // The longer prefix does not hide what holds around it.
             assert_eq!(matched(to, &[target(near, &udp), target(to, &range(6, 80, 80))]), 10);
         }
+    });
+}
+
+/// What the node receives and `text` matches too.
+fn selected(text: &str) -> Filter {
+    Filter { expression: Some(Expression::parse(text).unwrap()), ..about(NODE) }
+}
+
+#[test]
+fn an_expression_leaves_out_the_rest() {
+    scratch(|peer| {
+        let _receiver = UdpSocket::bind((NODE, PORT)).unwrap();
+        // Five datagrams of 400 bytes, all of them 7: to a classifier, and to a hook that reads the kernel's memory.
+        let matched = |text: &str, no_tc: bool| {
+            let settings = Settings { no_tc, ..settings(selected(text)) };
+            let (records, counters) = observe(&settings, || send_udp(peer, NODE, 5, 400));
+            if !no_tc {
+                return counters.get(Counter::PacketMatched);
+            }
+            let is_ours = |record: &&Record| match record {
+                Record::Packet(packet) => {
+                    packet.header.point == HookPoint::Received as u8 && packet.netns == network_namespace()
+                }
+                _ => false,
+            };
+            records.iter().filter(is_ours).count() as u64
+        };
+        for no_tc in [false, true] {
+            assert_eq!(matched("udp[8] = 7 and udp[200:4] = 0x07070707", no_tc), 5);
+            assert_eq!(matched("udp[8] = 8", no_tc), 0);
+            assert_eq!(matched("udp src port 5050 and dst host 10.99.0.1 and len = 428", no_tc), 5);
+            assert_eq!(matched("tcp", no_tc), 0);
+            // Bytes 256 and on are not looked at: of IP, and of UDP behind it.
+            assert_eq!(matched("ip[255] = 7 and udp[235] = 7", no_tc), 5);
+            assert_eq!(matched("ip[256] = 7", no_tc), 0);
+            assert_eq!(matched("udp[236] = 7", no_tc), 0);
+        }
+    });
+}
+
+#[test]
+fn an_expression_is_asked_of_drops() {
+    scratch(|peer| {
+        let drops = |text: &str| {
+            let (records, _) = observe(&settings(selected(text)), || send_udp(peer, NODE, 3, 16));
+            let is_ours = |record: &&Record| match record {
+                Record::Drop(drop) => drop.netns == network_namespace() && drop.packet.proto == 17,
+                _ => false,
+            };
+            records.iter().filter(is_ours).count()
+        };
+        assert_eq!(drops("udp port 4040"), 3);
+        assert_eq!(drops("udp port 4041"), 0);
+    });
+}
+
+#[test]
+fn the_kernel_agrees_with_libpcap() {
+    use aya::programs::{SchedClassifier, TestRun as _, TestRunOptions};
+    const PROTOCOL: u8 = 253; // for experiments: nothing behind the IP header is parsed
+    scratch(|_| {
+        let mut random = fixtures::Random::new(7);
+        let mut matches = 0;
+        for _ in 0..30 {
+            let program = expression::tests::random_program(&mut random);
+            let filter = Filter { expression: Some(Expression::translate(&program).unwrap()), ..about(NODE) };
+            let mut ebpf = object::load(&settings(filter)).unwrap();
+            let counters: PerCpuArray<MapData, u64> = take(&mut ebpf, "COUNTERS").unwrap();
+            let classifier: &mut SchedClassifier =
+                ebpf.program_mut("plsprobe_look_uplink_in").unwrap().try_into().unwrap();
+            classifier.load().unwrap();
+            for len in [20usize, 37, 100, 255, 256, 257, 400] {
+                let mut packet =
+                    vec![0x45, 0, (len >> 8) as u8, len as u8, 0, 1, 0x40, 0, 64, PROTOCOL, 0, 0];
+                packet.extend([10, 99, 0, 2, 10, 99, 0, 1]);
+                packet.extend(expression::tests::random_bytes(&mut random, len - 20));
+                let frame = [&[0; 12][..], &[0x08, 0x00], &packet].concat();
+                let matched =
+                    || counters.get(&(Counter::PacketMatched as u32), 0).unwrap().iter().sum::<u64>();
+                let before = matched();
+                let options = TestRunOptions { data_in: Some(&frame), ..Default::default() };
+                classifier.test_run(options).unwrap();
+                let captured = &packet[..len.min(probe_common::CAPTURE_MAX)];
+                let expected = u64::from(crate::pcap::run(&program, captured, len as u32) != 0);
+                assert_eq!(matched() - before, expected, "{program:x?}\n{packet:x?}");
+                matches += expected;
+            }
+        }
+        assert!((25..185).contains(&matches), "{matches} of 210 match: too few of one kind");
     });
 }
 
@@ -308,7 +395,7 @@ fn a_record_that_is_not_wanted_does_not_hold_up_the_next() {
     scratch(|peer| {
         let _receiver = UdpSocket::bind((NODE, PORT)).unwrap();
         let target = target(NODE, &[PortRange::one(PORT, 17)]);
-        let settings = settings(Filter { targets: vec![target], sources: vec![] });
+        let settings = settings(Filter { targets: vec![target], ..Filter::default() });
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         runtime.block_on(async {
             let (_attachment, mut records) = Attachment::start(&settings).unwrap();
@@ -543,6 +630,30 @@ fn cost_of_a_packet() {
             };
             measure("turned away by its addresses", about("10.1.2.3"));
             measure("matched (the ring fills)", about(NODE));
+            let prefix = |net| Filter { targets: vec![target(net, &[])], ..Filter::default() };
+            measure("turned away by a prefix", prefix("10.1.2.0/24"));
+            let both = vec![target("11.0.0.0/8", &[]), target("0.0.0.0/5", &[])];
+            measure("turned away by a lookup", Filter { targets: both, ..Filter::default() });
+            measure("matched by a prefix", prefix("10.99.0.0/24"));
+            let ports =
+                |ports: &[PortRange]| Filter { targets: vec![target(NODE, ports)], ..Filter::default() };
+            let range = |first, last| PortRange { protocol: 6, first, last };
+            measure("turned away by its port", ports(&[range(8000, 8100)]));
+            measure("matched by its port", ports(&[range(80, 80)]));
+            measure("matched by a range", ports(&[range(1, 65534)]));
+            for (what, text) in [
+                ("turned away", "tcp[tcpflags] & tcp-syn == 0"),
+                ("matched", "tcp[tcpflags] & tcp-syn != 0"),
+                (
+                    "matched",
+                    "host 10.99.0.2 and (tcp port 80 or tcp port 443) and tcp[tcpflags] & tcp-syn != 0",
+                ),
+            ] {
+                let expression = Some(Expression::parse(text).unwrap());
+                measure(&format!("{what} by `{text}`"), Filter { expression, ..about(NODE) });
+                let expression = Some(Expression::parse(text).unwrap());
+                measure("  turned away by its addresses", Filter { expression, ..about("10.1.2.3") });
+            }
         });
     });
 }
@@ -552,8 +663,20 @@ fn the_verifier_is_soon_done() {
     scratch(|_| {
         in_runtime(|| {
             let started = std::time::Instant::now();
-            let (attachment, _records) = Attachment::start(&settings(about(NODE))).unwrap();
+            let text = "src net 10.99.0.0/24 and (tcp[tcpflags] & tcp-syn != 0 or udp[8:4] = 7 or icmp6)";
+            let filter = Filter {
+                targets: vec![target("10.99.0.0/24", &[PortRange::one(80, 6)])],
+                sources: vec!["10.99.0.0/16".parse().unwrap()],
+                expression: Some(Expression::parse(text).unwrap()),
+            };
+            let (attachment, _records) = Attachment::start(&settings(filter)).unwrap();
             println!("started in {:?}", started.elapsed());
+            // What the kernel does not allow at all is refused for another reason.
+            let rejected = attachment.hooks().find(|hook| match &hook.state {
+                HookState::Refused(why) => why.contains("verifier") || why.contains("processed"),
+                _ => false,
+            });
+            assert_eq!(rejected, None);
             for (name, program) in attachment.ebpf.programs() {
                 let Ok(info) = program.info() else { continue };
                 let verified = info.verified_instruction_count().unwrap_or(0);

@@ -7,7 +7,7 @@ use anyhow::{Context as _, Result, bail, ensure};
 use probe_model::tuple::Protocol;
 
 use super::{Global, Outcome};
-use crate::attach::{PortRange, RING_BYTES};
+use crate::attach::{Expression, PortRange, RING_BYTES};
 use crate::trace::{self, Options};
 
 /// `plsprobe trace`'s flags.
@@ -25,6 +25,13 @@ pub(super) struct Args {
     /// Only this protocol: tcp, udp, sctp, icmp (of both families) or a number; may be repeated
     #[arg(long, value_name = "PROTO", value_parser = parse_protocol)]
     proto: Vec<Protocol>,
+    /// Only packets that this expression matches, in tcpdump's language: `tcp[tcpflags] & tcp-syn != 0`
+    ///
+    /// It sees each packet from its IP header on, in either direction, after all else has matched, and up to 256 bytes
+    /// of it; there is no link layer to ask about. What it leaves out is missing from the answer: a connection whose SYN
+    /// it turns away cannot be judged by its packets. As in tcpdump, `tcp[…]` and the like are of IPv4.
+    #[arg(long, value_name = "EXPR", value_parser = Expression::parse)]
+    filter: Option<Expression>,
     /// How long to trace
     #[arg(long, value_name = "TIME", default_value = "30s", value_parser = parse_duration)]
     duration: Duration,
@@ -50,6 +57,7 @@ pub(super) fn run(args: Args, global: &Global) -> Result<Outcome> {
         dst: args.dst,
         src: args.src,
         ports: port_ranges(&args.port, &args.proto)?,
+        expression: args.filter,
         duration: args.duration,
         count: args.count,
         pls_nat_ips: args.pls_nat_ip,
@@ -77,7 +85,9 @@ fn parse_ports(text: &str) -> Result<Ports> {
     };
     let number = |port: &str| match port.parse::<u16>() {
         Ok(port) if port != 0 => Ok(port),
-        _ => bail!("found port `{port}`, expected a number from 1 to 65535, or a range as in `8000-8100/tcp`"),
+        _ => {
+            bail!("found port `{port}`, expected a number from 1 to 65535, or a range as in `8000-8100/tcp`")
+        }
     };
     let (first, last) = ports.split_once('-').unwrap_or((ports, ports));
     let (first, last) = (number(first)?, number(last)?);

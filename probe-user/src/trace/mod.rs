@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 
-use crate::attach::PortRange;
+use crate::attach::{Expression, PortRange};
 use crate::cli::{Outcome, Output};
 use crate::sources::LiveOptions;
 
@@ -28,6 +28,8 @@ pub struct Options {
     pub src: Vec<String>,
     /// Ports and protocols at the target or its service; empty is any.
     pub ports: Vec<PortRange>,
+    /// What packets must match besides.
+    pub expression: Option<Expression>,
     /// When to end.
     pub duration: Duration,
     /// After how many flows to end.

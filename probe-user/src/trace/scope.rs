@@ -12,7 +12,7 @@ use probe_model::tuple::{Protocol, Tuple};
 use probe_model::world::World;
 
 use super::Options;
-use crate::attach::{Filter, Interface, PortRange, Role, Target};
+use crate::attach::{Expression, Filter, Interface, PortRange, Role, Target};
 use crate::sources::namespaces;
 use crate::sys;
 use crate::target;
@@ -46,6 +46,8 @@ pub struct Scope {
     pub sources: Vec<IpNet>,
     /// Ports and protocols at the target, if only some are wanted.
     pub ports: Vec<PortRange>,
+    /// What packets must match besides.
+    pub expression: Option<Expression>,
     /// Interfaces to look at.
     pub interfaces: Vec<Interface>,
     /// Inode numbers of the network namespaces of the traced pods, as far as they were found.
@@ -63,8 +65,12 @@ impl Scope {
     ///
     /// For a target or source that is unknown, or when no source knows the uplink.
     pub fn new(world: &World, options: &Options) -> Result<Self> {
-        let mut scope =
-            Self { ports: options.ports.clone(), host_addresses: world.host_addresses(), ..Self::default() };
+        let mut scope = Self {
+            ports: options.ports.clone(),
+            expression: options.expression.clone(),
+            host_addresses: world.host_addresses(),
+            ..Self::default()
+        };
         if let Ok(prefix) = options.dst.parse::<IpNet>() {
             scope.add_prefix(world, prefix.trunc())?;
         } else {
@@ -175,6 +181,7 @@ impl Scope {
         Filter {
             targets: pods.chain(frontends).collect(),
             sources: self.sources.iter().copied().chain(own).collect(),
+            expression: self.expression.clone(),
         }
     }
 

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 use probe_common::{Counter, PacketRecord, SocketRecord};
+use probe_model::explain::Caveat;
 use probe_model::path::{Namespace, Path, Patience, Seen, Sighting, Tracker, Watch};
 use probe_model::world::World;
 use tokio::signal::unix::{Signal, SignalKind, signal};
@@ -124,6 +125,12 @@ impl Stop {
 fn notice(text: &str) {
     // Nothing is left to do if stderr is gone.
     let _ = writeln!(std::io::stderr(), "plsprobe: {text}");
+}
+
+/// What every answer says of a trace with an expression.
+fn packets_filtered() -> Caveat {
+    let text = "an answer, reset or drop that `--filter` does not match was not seen".to_owned();
+    Caveat { code: "packets-filtered", text }
 }
 
 struct Session<'o> {
@@ -304,9 +311,7 @@ impl<'o> Session<'o> {
     fn is_ours(&self, sighting: &Sighting) -> bool {
         let Seen::KernelDrop { netns, .. } = sighting.seen else { return true };
         let tuple = sighting.packet.tuple;
-        netns == self.netns
-            || self.scope.is_target(tuple.saddr)
-            || self.scope.is_target(tuple.daddr)
+        netns == self.netns || self.scope.is_target(tuple.saddr) || self.scope.is_target(tuple.daddr)
     }
 
     /// Sees interfaces go and come, and records that are lost.
@@ -356,7 +361,8 @@ impl<'o> Session<'o> {
             self.names.learn_interfaces(&path);
             self.names.learn_functions(&path);
             let (events, nat_ips) = (self.verdicts.source(), &self.options.pls_nat_ips);
-            let judgement = judge(&self.world, path, events, &self.watch, nat_ips);
+            let mut judgement = judge(&self.world, path, events, &self.watch, nat_ips);
+            judgement.explanation.caveats.extend(self.options.expression.is_some().then(packets_filtered));
             self.count(&judgement);
             let mut out = std::io::stdout().lock();
             match self.options.output {

@@ -326,7 +326,7 @@ mod tests {
 
     fn sockets(folder: &std::path::Path) -> Sockets {
         let live = LiveOptions { cilium_run: folder.to_owned(), ..LiveOptions::default() };
-        Sockets::new(&live, vec!["10.0.0.143".parse().unwrap()])
+        Sockets::new(&live, vec!["10.0.0.143/32".parse().unwrap()])
     }
 
     fn refused() -> Result<&'static str, String> {

@@ -6,8 +6,9 @@ use anyhow::{Result, bail};
 
 use crate::sh;
 
-/// What the host crates link with: libbpf's C code, and libelf and zlib as static libraries.
-pub(crate) const BUILD: &[&str] = &["gcc", "libc6-dev", "libelf-dev", "make", "pkg-config", "zlib1g-dev"];
+/// What the host crates link with: libbpf's C code, and libelf, zlib and libpcap as static libraries.
+pub(crate) const BUILD: &[&str] =
+    &["gcc", "libc6-dev", "libelf-dev", "libpcap-dev", "make", "pkg-config", "zlib1g-dev"];
 /// What libFuzzer's C++ code is built with.
 pub(crate) const FUZZ: &[&str] = &["g++"];
 /// What the lab and the tests call.
@@ -78,7 +79,7 @@ fn without_apt(wanted: &[&str], purpose: &str) -> Result<()> {
         "qemu-system-x86" => Some("qemu-system-x86_64"),
         "busybox-static" => Some("busybox"),
         "xz-utils" => Some("xz"),
-        "libc6-dev" | "libelf-dev" | "zlib1g-dev" => None,
+        "libc6-dev" | "libelf-dev" | "libpcap-dev" | "zlib1g-dev" => None,
         same => Some(same),
     });
     let missing: Vec<&str> = programs.filter(|program| sh::find(program).is_none()).collect();
