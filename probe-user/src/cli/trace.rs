@@ -30,7 +30,7 @@ pub(super) struct Args {
     /// It sees each packet from its IP header on, in either direction, after all else has matched, and up to 256 bytes
     /// of it; there is no link layer to ask about. What it leaves out is missing from the answer: a connection whose SYN
     /// it turns away cannot be judged by its packets. As in tcpdump, `tcp[…]` and the like are of IPv4.
-    #[arg(long, value_name = "EXPR", value_parser = Expression::parse)]
+    #[arg(long, value_name = "EXPR", value_parser = parse_expression)]
     filter: Option<Expression>,
     /// How long to trace
     #[arg(long, value_name = "TIME", default_value = "30s", value_parser = parse_duration)]
@@ -67,6 +67,11 @@ pub(super) fn run(args: Args, global: &Global) -> Result<Outcome> {
         live: global.live_options(),
         output: global.output,
     })
+}
+
+/// clap prints an error without its causes.
+fn parse_expression(text: &str) -> Result<Expression, String> {
+    Expression::parse(text).map_err(|error| format!("{error:#}"))
 }
 
 /// A `--port`, as it was given.
@@ -182,6 +187,17 @@ mod tests {
             Err(error) => format!("{error:#}"),
         };
         assert_eq!(found, expected, "--port {ports:?} --proto {protocols:?}");
+    }
+
+    #[test]
+    fn an_expression_that_cannot_run_says_why() {
+        // Which instruction it is depends on libpcap.
+        let error = parse_expression("ip protochain 6").unwrap_err();
+        assert!(
+            error.starts_with("failed to translate the expression `ip protochain 6`: instruction "),
+            "{error}"
+        );
+        assert!(error.ends_with(" leads out of it, or back"), "{error}");
     }
 
     #[test]
