@@ -82,7 +82,7 @@ fn measure(lab: &mut Lab, mode: &Mode) -> Measured {
     }
     let latency = report.persistent.round_trip_us;
     Measured {
-        packets_per_second: report.packets_per_second as f64,
+        packets_per_second: f64::from(u32::try_from(report.packets_per_second).expect("no such machine")),
         p50_us: latency.p50,
         p99_us: latency.p99,
     }

@@ -5,7 +5,7 @@ use aya::programs::{Program, ProgramError};
 
 use super::classifiers::{describe_load, load_again};
 use super::is_built_in;
-use super::object::{PROBE, load};
+use super::object::{load, unpack};
 use super::tests::{NODE, about, in_runtime, settings};
 use crate::sources::btf::VMLINUX;
 use crate::sys;
@@ -65,7 +65,8 @@ fn load_one(name: &str, program: &mut Program, types: &KernelTypes) -> Result<()
 
 /// What the program's section says it is for: the function in `fentry/bpf_skb_event_output`.
 fn hook_of(name: &str) -> String {
-    let file = File::parse(PROBE).unwrap();
+    let object = unpack().unwrap();
+    let file = File::parse(object.as_slice()).unwrap();
     let section = file.symbol_by_name(name).and_then(|symbol| symbol.section_index()).unwrap();
     let section = file.section_by_index(section).unwrap().name().unwrap().to_owned();
     section.rsplit_once('/').expect("the section names the hook").1.to_owned()

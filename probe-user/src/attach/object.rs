@@ -1,8 +1,9 @@
 //! The embedded eBPF object: checked before it is loaded.
-use std::borrow::Cow;
+use std::io::Read as _;
 
 use anyhow::{Context as _, Result, anyhow, bail, ensure};
 use aya::{Ebpf, EbpfLoader};
+use flate2::read::ZlibDecoder;
 use object::{Object as _, ObjectSection as _, ObjectSymbol as _};
 use probe_common::{Config, WIRE_VERSION};
 
@@ -10,20 +11,29 @@ use super::filter::Compiled;
 use super::{Settings, expression, records};
 use crate::sys::Wire;
 
-pub(super) static PROBE: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/probe"));
+/// The object as `build.rs` packs it; empty where it was left out.
+static PACKED: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/probe.zlib"));
 
 /// The symbol that an object exports [`WIRE_VERSION`] under.
 const WIRE_VERSION_SYMBOL: &str = "PLSPROBE_WIRE_VERSION";
 
 /// Whether this binary was built with its eBPF object (`AYA_BUILD_SKIP=1` leaves it out).
 pub fn is_built_in() -> bool {
-    !PROBE.is_empty()
+    !PACKED.is_empty()
+}
+
+/// The object's ELF bytes.
+pub(super) fn unpack() -> Result<Vec<u8>> {
+    ensure!(is_built_in(), "built without its eBPF object; run `cargo xtask setup` and build with it");
+    let mut elf = Vec::new();
+    ZlibDecoder::new(PACKED).read_to_end(&mut elf).context("failed to unpack our eBPF object")?;
+    Ok(elf)
 }
 
 /// Loads the maps, fills the filter's, and parses the programs; the programs themselves are loaded when they are attached.
 pub(super) fn load(settings: &Settings) -> Result<Ebpf> {
-    ensure!(is_built_in(), "built without its eBPF object; run `cargo xtask setup` and build with it");
-    check_wire_version(PROBE)?;
+    let mut object = unpack()?;
+    check_wire_version(&object)?;
     let filter = Compiled::new(&settings.filter);
     let config = Wire(Config {
         filter_sources: (!settings.filter.sources.is_empty()).into(),
@@ -38,10 +48,9 @@ pub(super) fn load(settings: &Settings) -> Result<Ebpf> {
     for (map, entries) in filter.sizes() {
         loader.map_max_entries(map, entries);
     }
-    let object = match &settings.filter.expression {
-        Some(expression) => Cow::Owned(expression::inject(PROBE, expression)?),
-        None => Cow::Borrowed(PROBE),
-    };
+    if let Some(expression) = &settings.filter.expression {
+        object = expression::inject(&object, expression)?;
+    }
     let mut ebpf = loader.load(&object).context("failed to load our eBPF object; CAP_BPF, CAP_PERFMON and CAP_NET_ADMIN are needed, and Linux 5.10 or later")?;
     filter.fill(&mut ebpf)?;
     Ok(ebpf)
@@ -83,7 +92,7 @@ mod tests {
             fixtures::skip!("built without its eBPF object");
             return;
         }
-        assert_eq!(exported_wire_version(PROBE).unwrap(), WIRE_VERSION);
+        assert_eq!(exported_wire_version(&unpack().unwrap()).unwrap(), WIRE_VERSION);
     }
 
     #[test]
