@@ -86,14 +86,17 @@ impl SkBuff {
         (network_header != HEADER_UNSET).then_some(MemorySource { skb: *self, at })
     }
 
-    /// A packet that an interface has just received: its data begins behind the Ethernet header, with a VLAN tag if
-    /// there is one that the interface did not take off.
+    /// A packet that an interface has just received, and its VLAN identifier: the data begins behind the Ethernet
+    /// header, with the tag if the interface did not take it off.
     #[inline(always)]
-    pub(crate) fn received(&self) -> Option<MemorySource> {
+    pub(crate) fn received(&self) -> Option<(MemorySource, u16)> {
         let data: u64 = read(self.0, setting!(offsets.skb_data))?;
         let protocol: u16 = read(self.0, setting!(offsets.skb_protocol))?;
-        let tagged = matches!(u16::from_be(protocol), ETH_P_8021Q | ETH_P_8021AD);
-        Some(MemorySource { skb: *self, at: if tagged { data + VLAN_HEADER_LEN } else { data } })
+        if matches!(u16::from_be(protocol), ETH_P_8021Q | ETH_P_8021AD) {
+            let tci = u16::from_be(read(data, 0)?);
+            return Some((MemorySource { skb: *self, at: data + VLAN_HEADER_LEN }, vlan_id(tci)));
+        }
+        Some((MemorySource { skb: *self, at: data }, self.vlan()))
     }
 }
 

@@ -27,7 +27,7 @@ pub(crate) fn plsprobe_received(ctx: RawTracePointContext) -> i32 {
 #[raw_tracepoint(tracepoint = "net_dev_queue")]
 pub(crate) fn plsprobe_queued(ctx: RawTracePointContext) -> i32 {
     let skb = SkBuff(ctx.arg(0));
-    if look(skb, skb.network(), HookPoint::Queued).is_none() {
+    if look(skb, known(skb), HookPoint::Queued).is_none() {
         count(Counter::Unreadable);
         warn!(&ctx, "a packet that an interface sends could not be read");
     }
@@ -42,7 +42,7 @@ macro_rules! ip_function {
         pub(crate) fn $kprobe(ctx: ProbeContext) -> u32 {
             let looked = ctx.arg(0).and_then(|skb| {
                 let skb = SkBuff(skb);
-                look(skb, skb.network(), HookPoint::$point)
+                look(skb, known(skb), HookPoint::$point)
             });
             if looked.is_none() {
                 count(Counter::Unreadable);
@@ -55,7 +55,7 @@ macro_rules! ip_function {
             #[fentry(function = $function)]
             pub(crate) fn $fentry(ctx: FEntryContext) -> i32 {
                 let skb = SkBuff(ctx.arg(0));
-                if look(skb, skb.network(), HookPoint::$point).is_none() {
+                if look(skb, known(skb), HookPoint::$point).is_none() {
                     count(Counter::Unreadable);
                     warn!(&ctx, "a packet in the IP layer could not be read");
                 }
@@ -69,11 +69,17 @@ ip_function!(IpReceive, plsprobe_ip_receive, "ip_rcv" => plsprobe_ip_rcv, "ipv6_
 ip_function!(IpForward, plsprobe_ip_forwards, "ip_forward" => plsprobe_ip_forward, "ip6_forward" => plsprobe_ip6_forward);
 ip_function!(IpDeliver, plsprobe_ip_delivers, "ip_local_deliver" => plsprobe_ip_deliver, "ip6_input" => plsprobe_ip6_input);
 
+/// A packet whose headers the stack knows, and its VLAN identifier.
+#[inline(always)]
+fn known(skb: SkBuff) -> Option<(MemorySource, u16)> {
+    Some((skb.network()?, skb.vlan()))
+}
+
 /// `None` if the kernel's memory could not be read.
 #[inline(always)]
-fn look(skb: SkBuff, source: Option<MemorySource>, point: HookPoint) -> Option<()> {
+fn look(skb: SkBuff, packet: Option<(MemorySource, u16)>, point: HookPoint) -> Option<()> {
     count(Counter::StackSeen);
-    let Some(source) = source else {
+    let Some((source, vlan)) = packet else {
         return Some(()); // without a network header, no IP packet
     };
     let Some(network) = parse::network(&source) else {
@@ -87,7 +93,7 @@ fn look(skb: SkBuff, source: Option<MemorySource>, point: HookPoint) -> Option<(
     if !filter::wanted(packet) || !filter::matches_expression(&source, &network, RecordKind::Packet) {
         return Some(());
     }
-    packet.vlan = skb.vlan();
+    packet.vlan = vlan;
     let (ifindex, netns) = skb.device()?;
     let (buffer, skb_len, mark) = (skb.head()?, skb.len()?, skb.mark()?);
     let counters = (Counter::PacketMatched, Counter::PacketLost);

@@ -4,6 +4,7 @@ use std::io;
 use std::time::Duration;
 
 use aya::maps::{MapData, RingBuf};
+use netlink_sys::Socket;
 use probe_common::{Config, DropRecord, EventRecord, PacketRecord, PortKey, PrefixKey, SocketRecord};
 use tokio::io::unix::AsyncFd;
 
@@ -52,6 +53,16 @@ pub(crate) fn watch(ring: RingBuf<MapData>) -> io::Result<AsyncFd<RingBuf<MapDat
     // SAFETY: the ring buffer owns its file descriptor and closes it only when it is dropped itself, which the
     // `AsyncFd` that owns it does after deregistering; no safe method of it exchanges the descriptor.
     unsafe { AsyncFd::register(ring) }.map_err(io::Error::from)
+}
+
+/// Has tokio tell when a netlink socket has messages.
+///
+/// # Errors
+///
+/// When the kernel refuses to poll it.
+pub(crate) fn watch_netlink(socket: Socket) -> io::Result<AsyncFd<Socket>> {
+    // SAFETY: as above: the socket owns its descriptor, closes it when it is dropped, and never exchanges it.
+    unsafe { AsyncFd::register(socket) }.map_err(io::Error::from)
 }
 
 /// The clock of the records' times: `CLOCK_MONOTONIC`, since the machine's start.

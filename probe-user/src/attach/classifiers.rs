@@ -89,6 +89,17 @@ pub struct Interface {
     pub role: Role,
 }
 
+/// One of our classifiers at its place.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Ours {
+    /// The interface's name.
+    pub interface: String,
+    /// Interface and direction: `eth0 ingress`.
+    pub place: String,
+    /// The program's id.
+    pub program: u32,
+}
+
 /// Direction of a classifier, as tc says it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Direction {
@@ -183,16 +194,33 @@ impl Classifiers {
             changed.push(attached.hook.clone());
         }
         for interface in interfaces {
-            let known = self.0.iter().any(|attached| {
-                attached.interface == *interface && ifindex(&interface.name) == Some(attached.ifindex)
-            });
-            if !known && ifindex(&interface.name).is_some() {
+            let now = ifindex(&interface.name);
+            let known = self
+                .0
+                .iter()
+                .any(|attached| attached.interface == *interface && now == Some(attached.ifindex));
+            if !known && now.is_some() {
+                // What was there before it has gone.
+                self.0.retain(|attached| attached.link.is_some() || attached.interface != *interface);
                 let before = self.0.len();
                 self.attach_interface(ebpf, interface);
                 changed.extend(self.0[before..].iter().map(|attached| attached.hook.clone()));
             }
         }
         changed
+    }
+
+    /// Those that are attached, or should be.
+    pub(super) fn ours(&self, ebpf: &Ebpf) -> Vec<Ours> {
+        let ours = |attached: &Attached| {
+            attached.link.as_ref()?;
+            Some(Ours {
+                interface: attached.interface.name.clone(),
+                place: attached.hook.place.clone(),
+                program: ebpf.program(attached.program)?.info().ok()?.id(),
+            })
+        };
+        self.0.iter().filter_map(ours).collect()
     }
 
     /// Detaches and attaches anew at one place, which brings ours to the front again.
@@ -207,6 +235,8 @@ impl Classifiers {
                 let old = attached.link.replace(link);
                 if let (Some(old), Ok(program)) = (old, classifier(ebpf, attached.program))
                     && let Err(error) = program.detach(old)
+                    // Removed by somebody else: that may be why we are here.
+                    && !is_gone(&error)
                 {
                     HookState::Refused(format!("attached anew, but the old one stayed: {error}"))
                 } else {
@@ -218,17 +248,36 @@ impl Classifiers {
         Some(attached.hook.clone())
     }
 
+    /// Attaches anew at one place where somebody has removed ours.
+    pub(super) fn restore(&mut self, ebpf: &mut Ebpf, place: &str) -> Option<Hook> {
+        let attached =
+            self.0.iter_mut().find(|attached| attached.hook.place == place && attached.link.is_some())?;
+        // First, since the new one may be given its handle. That it is not there is what we know.
+        if let (Some(link), Ok(program)) = (attached.link.take(), classifier(ebpf, attached.program)) {
+            let _ = program.detach(link);
+        }
+        attached.hook.state =
+            match attach(ebpf, &attached.interface.name, attached.direction, attached.program) {
+                Ok((link, means)) => {
+                    attached.link = Some(link);
+                    HookState::Attached(means)
+                }
+                Err(error) => HookState::Lost(format!("somebody has removed our filter: {error:#}")),
+            };
+        Some(attached.hook.clone())
+    }
+
     /// Detaches each by its own handle, so that nothing of anybody else's can go with it.
     pub(super) fn detach(&mut self, ebpf: &mut Ebpf) -> Vec<anyhow::Error> {
         let mut errors = Vec::new();
         for attached in &mut self.0 {
             let Some(link) = attached.link.take() else { continue };
-            let detached = classifier(ebpf, attached.program)
-                .and_then(|program| program.detach(link).map_err(anyhow::Error::from));
-            let gone = ifindex(&attached.interface.name) != Some(attached.ifindex);
-            if let Err(error) = detached
-                && !gone
-            {
+            let detached =
+                classifier(ebpf, attached.program).and_then(|program| match program.detach(link) {
+                    Err(error) if is_gone(&error) => Ok(()),
+                    detached => Ok(detached?),
+                });
+            if let Err(error) = detached {
                 errors.push(error.context(format!("failed to detach from `{}`", attached.hook.place)));
             }
         }
@@ -322,8 +371,13 @@ fn is_taken(error: &ProgramError) -> bool {
 pub(super) fn describe_load(error: ProgramError) -> anyhow::Error {
     if let ProgramError::LoadError { io_error, verifier_log } = &error {
         let log = verifier_log.to_string();
-        let summary = |line: &&str| line.starts_with("processed ") || line.starts_with("stack depth ");
-        let last = log.lines().rev().filter(|line| !summary(line)).find(|line| !line.is_empty());
+        let is_summary = |line: &&str| {
+            line.is_empty()
+                || ["processed ", "stack depth ", "verification time "]
+                    .iter()
+                    .any(|begin| line.starts_with(begin))
+        };
+        let last = log.lines().rev().find(|line| !is_summary(line));
         return match last {
             Some(line) => anyhow!("the kernel refused to load it: {io_error}: {line}"),
             None => anyhow!("the kernel refused to load it: {io_error}"),
@@ -394,5 +448,14 @@ fn is_absent(error: &TcError) -> bool {
         TcError::NetlinkError(error) => error.raw_os_error(),
         _ => None,
     };
+    means_absent(code)
+}
+
+/// Our filter has gone, or what it hung on.
+fn is_gone(error: &ProgramError) -> bool {
+    matches!(error, ProgramError::NetlinkError(error) if means_absent(error.raw_os_error()))
+}
+
+const fn means_absent(code: Option<i32>) -> bool {
     matches!(code, Some(libc::ENOENT | libc::EINVAL | libc::ENODEV))
 }

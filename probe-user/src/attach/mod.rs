@@ -21,11 +21,12 @@ use aya::Ebpf;
 use aya::maps::{Map, MapData, MapError, PerCpuArray};
 use probe_common::{Config, Counter};
 
-pub use classifiers::{Interface, Leftover, Role};
+pub use classifiers::{Interface, Leftover, Ours, Role};
 pub use expression::Expression;
 pub use filter::{Filter, PortRange, Target};
 pub use object::is_built_in;
 pub use records::{Record, Records};
+pub use tracing::{KERNEL_HOOKS, ip_functions, tracepoints};
 
 use crate::sys;
 
@@ -100,6 +101,15 @@ pub enum HookState {
     Refused(String),
 }
 
+/// A hook whose program the kernel did not run each time.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Skipped {
+    /// Its place; of a program at several places all of them.
+    pub place: String,
+    /// How often.
+    pub runs: u64,
+}
+
 impl HookState {
     /// Whether packets can be seen there.
     pub fn is_attached(&self) -> bool {
@@ -115,6 +125,13 @@ impl Counters {
     /// One of them.
     pub fn get(&self, counter: Counter) -> u64 {
         self.0[counter as usize]
+    }
+
+    /// Adds those of another attachment.
+    pub(crate) fn add(&mut self, other: &Self) {
+        for (sum, more) in self.0.iter_mut().zip(other.0) {
+            *sum += more;
+        }
     }
 
     /// Records that were made, whether or not there was room for them.
@@ -135,7 +152,7 @@ impl Counters {
 #[expect(missing_debug_implementations, reason = "aya's maps have none")]
 pub struct Attachment {
     classifiers: classifiers::Classifiers,
-    tracing: Vec<Hook>,
+    tracing: tracing::Tracing,
     counters: PerCpuArray<MapData, u64>,
     no_tc: bool,
     leftovers: Vec<Leftover>,
@@ -155,13 +172,17 @@ impl Attachment {
     pub fn start(settings: &Settings) -> Result<(Self, Records)> {
         let slot = alone::Slot::take().context("failed to tell whether another plsprobe runs here")?;
         let leftovers = if slot.is_alone() { classifiers::remove_leftovers()? } else { Vec::new() };
-        // Only kernels before 5.11 need it; there the load fails with the reason.
-        let _ = sys::lift_memlock_limit();
-        let mut ebpf = object::load(settings)?;
+        let lifted = sys::lift_memlock_limit();
+        let mut ebpf = object::load(settings).map_err(|error| match lifted {
+            Ok(()) => error,
+            Err(why) => error.context(format!(
+                "RLIMIT_MEMLOCK could not be lifted ({why}), which kernels before 5.11 need"
+            )),
+        })?;
         let log = program_log::ProgramLog::open(&mut ebpf)?;
         let records = Records::new(take(&mut ebpf, "RECORDS")?)?;
         let counters = take(&mut ebpf, "COUNTERS")?;
-        let tracing = tracing::attach(&mut ebpf, settings);
+        let tracing = tracing::Tracing::attach(&mut ebpf, settings);
         let interfaces = if settings.no_tc { &[][..] } else { &settings.interfaces };
         let classifiers = classifiers::Classifiers::attach(&mut ebpf, interfaces);
         let no_tc = settings.no_tc;
@@ -175,12 +196,12 @@ impl Attachment {
 
     /// Every hook that was wanted, with what came of it.
     pub fn hooks(&self) -> impl Iterator<Item = &Hook> {
-        self.classifiers.hooks().chain(&self.tracing)
+        self.classifiers.hooks().chain(self.tracing.hooks())
     }
 
     /// Where Cilium's notifications are read, if the kernel allows it.
     pub fn cilium_events(&self) -> Option<&Hook> {
-        self.tracing.iter().find(|hook| hook.kind == HookKind::CiliumEvents && hook.state.is_attached())
+        self.tracing.hooks().find(|hook| hook.kind == HookKind::CiliumEvents && hook.state.is_attached())
     }
 
     /// Looks whether interfaces have gone and attaches to those named that are new. Returns the hooks that changed.
@@ -189,6 +210,16 @@ impl Attachment {
             return Vec::new();
         }
         self.classifiers.recheck(&mut self.ebpf, interfaces)
+    }
+
+    /// Our classifiers that are attached, as far as we know.
+    pub fn classifiers(&self) -> Vec<Ours> {
+        self.classifiers.ours(&self.ebpf)
+    }
+
+    /// Attaches anew at a place (`eth0 ingress`) where somebody has removed ours. `None` if none was there.
+    pub fn restore(&mut self, place: &str) -> Option<Hook> {
+        self.classifiers.restore(&mut self.ebpf, place)
     }
 
     /// Attaches anew at a place (`eth0 ingress`) where somebody else's filter has come before ours.
@@ -214,6 +245,16 @@ impl Attachment {
             *sum = per_cpu.iter().sum();
         }
         Ok(counters)
+    }
+
+    /// Hooks whose programs the kernel did not run each time: it runs none within its own run, and no kprobe within
+    /// another. Of programs that are detached nothing can be said any more.
+    ///
+    /// # Errors
+    ///
+    /// When the kernel does not let itself be asked.
+    pub fn skipped(&self) -> Result<Vec<Skipped>> {
+        self.tracing.skipped(&self.ebpf)
     }
 
     /// Detaches everything, and reports what could not be. No record is made after that; the counters stay.

@@ -46,7 +46,8 @@ impl Record {
         }
     }
 
-    fn header(&self) -> &RecordHeader {
+    /// What every record begins with.
+    pub fn header(&self) -> &RecordHeader {
         match self {
             Self::Packet(record) => &record.header,
             Self::Drop(record) => &record.header,

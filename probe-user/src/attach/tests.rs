@@ -2,6 +2,7 @@
 //!
 //! A scratch namespace belongs to a thread: nothing has a name, and all of it goes when the threads end.
 use std::net::{IpAddr, TcpStream, UdpSocket};
+use std::os::fd::{AsRawFd as _, FromRawFd as _, OwnedFd};
 use std::process::Command;
 use std::sync::mpsc;
 use std::time::Duration;
@@ -154,6 +155,18 @@ pub(crate) fn packets(records: &[Record], point: HookPoint) -> Vec<Packet> {
     records.iter().filter_map(at).collect()
 }
 
+/// Packets at a hook that sees every namespace of the machine, where other tests use the same addresses.
+fn of_this_namespace(records: &[Record], point: HookPoint) -> Vec<Packet> {
+    let netns = network_namespace();
+    let at = |record: &Record| match record {
+        Record::Packet(record) if record.header.point == point as u8 => {
+            (record.netns == 0 || record.netns == netns).then_some(record.packet)
+        }
+        _ => None,
+    };
+    records.iter().filter_map(at).collect()
+}
+
 /// Sends `count` datagrams of `len` bytes from the peer to the node.
 pub(crate) fn send_udp(peer: &Peer, to: &str, count: usize, len: usize) {
     let to: IpAddr = to.parse().unwrap();
@@ -164,6 +177,62 @@ pub(crate) fn send_udp(peer: &Peer, to: &str, count: usize, len: usize) {
             socket.send_to(&vec![7; len], (to, PORT)).unwrap();
         }
     });
+}
+
+/// Sends whole Ethernet frames from the peer's `v1`.
+fn send_frames(peer: &Peer, frames: Vec<Vec<u8>>) {
+    peer.run(move || {
+        // SAFETY: takes numbers, returns a new descriptor or -1.
+        let fd = unsafe { libc::socket(libc::AF_PACKET, libc::SOCK_RAW | libc::SOCK_CLOEXEC, 0) };
+        assert!(fd >= 0, "{}", std::io::Error::last_os_error());
+        // SAFETY: the descriptor was just opened and belongs to nobody else.
+        let socket = unsafe { OwnedFd::from_raw_fd(fd) };
+        // SAFETY: zeros are valid for a struct of integers.
+        let mut to: libc::sockaddr_ll = unsafe { std::mem::zeroed() };
+        to.sll_family = libc::AF_PACKET as u16;
+        to.sll_ifindex = crate::sys::ifindex("v1").unwrap().cast_signed();
+        for frame in frames {
+            // SAFETY: the frame and the address are as long as said and outlive the call.
+            let sent = unsafe {
+                libc::sendto(
+                    socket.as_raw_fd(),
+                    frame.as_ptr().cast(),
+                    frame.len(),
+                    0,
+                    (&raw const to).cast(),
+                    size_of_val(&to) as u32,
+                )
+            };
+            assert_eq!(sent, frame.len().cast_signed(), "{}", std::io::Error::last_os_error());
+        }
+    });
+}
+
+/// An Ethernet frame that no host takes for its own: the stack drops it after tc has seen it.
+fn ethernet(protocol: u16, payload: &[u8]) -> Vec<u8> {
+    let addresses = [[2, 0, 0, 0, 0, 9], [2, 0, 0, 0, 0, 8]].concat();
+    [&addresses[..], &protocol.to_be_bytes(), payload].concat()
+}
+
+fn ipv4(proto: u8, fragment: u16, (src, dst): (&str, &str), payload: &[u8]) -> Vec<u8> {
+    let octets = |text: &str| text.parse::<std::net::Ipv4Addr>().unwrap().octets();
+    let mut header = vec![0x45, 0, 0, 0, 0, 9, 0, 0, 61, proto, 0, 0];
+    header[2..4].copy_from_slice(&(20 + payload.len() as u16).to_be_bytes());
+    header[6..8].copy_from_slice(&fragment.to_be_bytes());
+    [&header[..], &octets(src), &octets(dst), payload].concat()
+}
+
+fn udp(src_port: u16, dst_port: u16, payload: &[u8]) -> Vec<u8> {
+    let words = [src_port, dst_port, 8 + payload.len() as u16, 0].map(u16::to_be_bytes);
+    [words.as_flattened(), payload].concat()
+}
+
+/// Makes a VXLAN interface in this namespace; `Err` says why this kernel does not.
+pub(crate) fn add_vxlan(name: &str, options: &str) -> Result<(), String> {
+    let add = format!("ip link add {name} type vxlan {options}");
+    let output = Command::new("sh").args(["-c", &add]).output().unwrap();
+    let why = || format!("no VXLAN interface: {}", String::from_utf8_lossy(&output.stderr).trim());
+    output.status.success().then_some(()).ok_or_else(why)
 }
 
 /// A direct-action filter as Cilium attaches them, that returns `action`.
@@ -486,6 +555,129 @@ fn records_that_find_no_room_are_counted() {
     });
 }
 
+const INSIDE: (&str, &str) = ("10.1.0.7", "10.2.0.9");
+
+/// The datagram of [`INSIDE`] with a tunnel's headers around it.
+fn in_tunnel(port: u16, tunnel_header: &[u8]) -> Vec<u8> {
+    let inner = ethernet(0x0800, &ipv4(17, 0, INSIDE, &udp(1111, 2222, &[5; 24])));
+    let outer = udp(50_000, port, &[tunnel_header, &inner].concat());
+    ethernet(0x0800, &ipv4(17, 0, ("10.99.0.2", NODE), &outer))
+}
+
+#[test]
+fn a_packet_in_a_tunnel_is_known_by_what_is_inside() {
+    const VXLAN: u16 = 8473;
+    const GENEVE: u16 = 6082;
+    let vxlan = [8, 0, 0, 0, 0, 0x12, 0x34, 0];
+    // Two words of options.
+    let geneve = [2, 0, 0x65, 0x58, 0, 0x56, 0x78, 0, 0, 0, 0, 0, 0, 0, 0, 0];
+    scratch(move |peer| {
+        let mut settings = settings(about(INSIDE.1));
+        (settings.config.vxlan_port, settings.config.geneve_port) = (VXLAN, GENEVE);
+        let (records, _) = observe(&settings, || {
+            let without_id = [0, 0, 0, 0, 0, 0x12, 0x34, 0];
+            let frames = vec![
+                in_tunnel(VXLAN, &vxlan),
+                in_tunnel(GENEVE, &geneve),
+                in_tunnel(VXLAN + 1, &vxlan),
+                in_tunnel(VXLAN, &without_id),
+            ];
+            send_frames(peer, frames);
+        });
+        let seen = packets(&records, HookPoint::UplinkIn);
+        let tunnels: Vec<_> = seen.iter().map(|packet| (packet.tunnel, packet.tunnel_id)).collect();
+        assert_eq!(
+            tunnels,
+            [(1, 0x1234), (2, 0x5678)],
+            "another port or no identifier is no tunnel: {seen:?}"
+        );
+        for packet in seen {
+            assert_eq!(
+                (packet.src[..4].to_vec(), packet.dst[..4].to_vec()),
+                (vec![10, 1, 0, 7], vec![10, 2, 0, 9])
+            );
+            assert_eq!((packet.src_port, packet.dst_port, packet.payload_len), (1111, 2222, 24));
+        }
+    });
+}
+
+#[test]
+fn a_packet_between_nodes_is_seen_with_and_without_its_tunnel() {
+    scratch(|peer| {
+        let tunnel = |remote: &str, dev: &str| format!("id 5 dstport 8473 remote {remote} dev {dev}");
+        if let Err(why) = add_vxlan("cilium_vxlan", &tunnel("10.99.0.2", "v0")) {
+            fixtures::skip!("{why}");
+            return;
+        }
+        sh("ip addr add 10.98.0.1/24 dev cilium_vxlan && ip link set cilium_vxlan up");
+        let theirs = tunnel(NODE, "v1");
+        peer.run(move || {
+            add_vxlan("vx1", &theirs).unwrap();
+            sh("ip addr add 10.98.0.2/24 dev vx1 && ip link set vx1 up");
+        });
+        let receiver = UdpSocket::bind(("10.98.0.1", PORT)).unwrap();
+        receiver.set_read_timeout(Some(Duration::from_secs(30))).unwrap();
+        let mut settings = settings(about("10.98.0.1"));
+        settings.config.vxlan_port = 8473;
+        settings.interfaces.push(Interface { name: "cilium_vxlan".into(), role: Role::Overlay });
+        let (records, _) = observe(&settings, || {
+            send_udp(peer, "10.98.0.1", 1, 40);
+            receiver.recv(&mut [0; 64]).unwrap();
+        });
+        let tuple =
+            |packet: &Packet| (packet.src_port, packet.dst_port, packet.payload_len, packet.payload_hash);
+        let is_udp = |packet: &&Packet| packet.proto == 17;
+        let (outside, inside) =
+            (packets(&records, HookPoint::UplinkIn), packets(&records, HookPoint::OverlayIn));
+        let (outside, inside) = (outside.iter().find(is_udp).unwrap(), inside.iter().find(is_udp).unwrap());
+        assert_eq!((outside.tunnel, outside.tunnel_id, inside.tunnel), (1, 5, 0));
+        assert_eq!(tuple(outside), tuple(inside));
+        assert_eq!(tuple(inside), (5050, PORT, 40, inside.payload_hash));
+    });
+}
+
+/// A datagram to the node with the tag of VLAN 7, priority 5.
+fn tagged() -> Vec<u8> {
+    let datagram = ipv4(17, 0, ("10.99.0.2", NODE), &udp(5050, PORT, &[1; 16]));
+    let tag = [0xa0, 7, 0x08, 0];
+    ethernet(0x8100, &[&tag[..], &datagram].concat())
+}
+
+#[test]
+fn a_vlan_tag_is_no_obstacle() {
+    scratch(|peer| {
+        for no_tc in [false, true] {
+            let settings = Settings { no_tc, ..settings(about(NODE)) };
+            let (records, _) = observe(&settings, || send_frames(peer, vec![tagged()]));
+            let point = if no_tc { HookPoint::Received } else { HookPoint::UplinkIn };
+            let seen = of_this_namespace(&records, point);
+            let seen: Vec<_> = seen.iter().map(|packet| (packet.vlan, packet.dst_port)).collect();
+            assert_eq!(seen, [(7, PORT)], "{point:?}");
+        }
+    });
+}
+
+#[test]
+fn a_later_fragment_is_known_by_its_addresses() {
+    const MORE: u16 = 0x2000;
+    scratch(|peer| {
+        let seen = |port| {
+            let targets = vec![target(NODE, &[PortRange::one(port, 17)])];
+            let settings = settings(Filter { targets, ..Filter::default() });
+            let (records, _) = observe(&settings, || {
+                let ends = ("10.99.0.2", NODE);
+                let first = ipv4(17, MORE, ends, &udp(5050, PORT, &[1; 16]));
+                let later = ipv4(17, 3, ends, &[2; 16]);
+                send_frames(peer, vec![ethernet(0x0800, &first), ethernet(0x0800, &later)]);
+            });
+            let seen = packets(&records, HookPoint::UplinkIn);
+            seen.iter().map(|packet| (packet.fragment, packet.dst_port)).collect::<Vec<_>>()
+        };
+        assert_eq!(seen(PORT), [(1, PORT), (3, 0)]);
+        assert_eq!(seen(PORT + 1), [(3, 0)], "without ports of its own the address decides");
+    });
+}
+
 /// What SIGKILL leaves: filters in place, and nobody who has the map open that makes them look.
 fn orphan(settings: &Settings) -> (Ebpf, PerCpuArray<MapData, u64>) {
     let (attachment, _records) = Attachment::start(settings).unwrap();
@@ -601,6 +793,13 @@ fn an_interface_that_goes_and_one_that_does_not_exist() {
             let changed = attachment.recheck(&settings.interfaces);
             assert_eq!(changed.len(), 2);
             assert_eq!(changed[0].state, HookState::Lost("interface `v0` has gone".into()));
+            assert_eq!(attachment.recheck(&settings.interfaces), [], "told once");
+            sh("ip link add v0 type veth peer name v9 && ip link set v0 up");
+            let changed = attachment.recheck(&settings.interfaces);
+            assert_eq!(changed.len(), 2);
+            assert!(changed.iter().all(|hook| hook.state.is_attached()), "{changed:?}");
+            let at_v0 = |hook: &&Hook| hook.place.starts_with("v0 ");
+            assert_eq!(attachment.hooks().filter(at_v0).count(), 2, "the new ones stand for the old");
             assert!(attachment.detach().is_empty());
         });
     });
@@ -683,6 +882,21 @@ fn the_verifier_is_soon_done() {
                 println!("{name}: {verified} instructions verified, {:?} bytes", info.size_translated());
                 assert!(verified < VERIFIED_MAX, "{name}: {verified}");
             }
+        });
+    });
+}
+
+#[test]
+fn counters_of_every_possible_cpu_are_summed_whether_or_not_it_is_online() {
+    scratch(|_| {
+        in_runtime(|| {
+            let possible = std::fs::read_to_string("/sys/devices/system/cpu/possible").unwrap();
+            let cpus = possible.trim().split(',').map(|range| {
+                let (first, last) = range.split_once('-').unwrap_or((range, range));
+                last.parse::<usize>().unwrap() - first.parse::<usize>().unwrap() + 1
+            });
+            let (attachment, _records) = Attachment::start(&settings(about(NODE))).unwrap();
+            assert_eq!(attachment.counters.get(&0, 0).unwrap().len(), cpus.sum::<usize>());
         });
     });
 }

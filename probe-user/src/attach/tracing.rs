@@ -1,11 +1,15 @@
 //! Hooks on the kernel itself: its drops, its sockets, its IP layer, and the function that Cilium's notifications go
 //! through. Each by the best means that the kernel allows.
+use std::collections::BTreeMap;
+use std::os::fd::AsFd as _;
+
 use anyhow::{Context as _, Result, anyhow};
 use aya::programs::{FEntry, KProbe, Program, ProgramError, RawTracePoint};
 use aya::{Btf, Ebpf};
 
 use super::classifiers::{describe_load, load_again};
-use super::{Hook, HookKind, HookState, Probe, Settings};
+use super::{Hook, HookKind, HookState, Probe, Settings, Skipped};
+use crate::sources::programs;
 
 /// The kernel function behind `bpf_perf_event_output` of a tc program.
 const EVENT_OUTPUT: &str = "bpf_skb_event_output";
@@ -38,22 +42,68 @@ const IP_LAYER: [(&str, &str, &str); 6] = [
     ("ip6_input", "plsprobe_ip6_input", "plsprobe_ip_delivers"),
 ];
 
-pub(super) fn attach(ebpf: &mut Ebpf, settings: &Settings) -> Vec<Hook> {
-    let mut hooks = vec![tracepoint(ebpf, DROPS)];
-    let mut functions = Functions { ebpf, probe: settings.probe, btf: None };
-    let state = if settings.config.events_map_id == 0 {
-        HookState::Refused("`cilium_events` was not found".into())
-    } else {
-        functions.attach(EVENT_OUTPUT, "plsprobe_event_fentry", "plsprobe_event_kprobe")
-    };
-    hooks.push(Hook { kind: HookKind::CiliumEvents, place: EVENT_OUTPUT.into(), state });
-    for (function, fentry, kprobe) in IP_LAYER {
-        let state = functions.attach(function, fentry, kprobe);
-        hooks.push(Hook { kind: HookKind::IpLayer, place: function.into(), state });
+/// Tracepoints that are hooked, as the kernel names them, those that stand in for classifiers last.
+pub fn tracepoints() -> impl Iterator<Item = &'static str> {
+    [DROPS].into_iter().chain(SOCKETS).chain(DEVICES).map(|(_, place, _)| place)
+}
+
+/// Functions of the IP layer that are hooked.
+pub fn ip_functions() -> impl Iterator<Item = &'static str> {
+    IP_LAYER.into_iter().map(|(function, ..)| function)
+}
+
+/// How many hooks on the kernel are wanted beside classifiers.
+pub const KERNEL_HOOKS: usize = 2 + IP_LAYER.len() + SOCKETS.len();
+
+/// The hooks on the kernel, each with the program that is attached there.
+#[derive(Debug)]
+pub(super) struct Tracing(Vec<(Hook, Option<&'static str>)>);
+
+impl Tracing {
+    pub(super) fn attach(ebpf: &mut Ebpf, settings: &Settings) -> Self {
+        let mut hooks = vec![tracepoint(ebpf, DROPS)];
+        let mut functions = Functions { ebpf, probe: settings.probe, btf: None };
+        hooks.push(if settings.config.events_map_id == 0 {
+            let state = HookState::Refused("`cilium_events` was not found".into());
+            (Hook { kind: HookKind::CiliumEvents, place: EVENT_OUTPUT.into(), state }, None)
+        } else {
+            functions.attach(
+                HookKind::CiliumEvents,
+                (EVENT_OUTPUT, "plsprobe_event_fentry", "plsprobe_event_kprobe"),
+            )
+        });
+        hooks.extend(IP_LAYER.map(|function| functions.attach(HookKind::IpLayer, function)));
+        let devices = settings.no_tc.then_some(DEVICES).into_iter().flatten();
+        hooks.extend(SOCKETS.into_iter().chain(devices).map(|wanted| tracepoint(ebpf, wanted)));
+        Self(hooks)
     }
-    let devices = settings.no_tc.then_some(DEVICES).into_iter().flatten();
-    hooks.extend(SOCKETS.into_iter().chain(devices).map(|wanted| tracepoint(ebpf, wanted)));
-    hooks
+
+    pub(super) fn hooks(&self) -> impl Iterator<Item = &Hook> {
+        self.0.iter().map(|(hook, _)| hook)
+    }
+
+    /// How often the kernel skipped our programs, by place; those only that it did. A program that is attached at
+    /// several places counts for all of them.
+    pub(super) fn skipped(&self, ebpf: &Ebpf) -> Result<Vec<Skipped>> {
+        let mut places: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
+        for (hook, program) in &self.0 {
+            if let Some(program) = program {
+                places.entry(program).or_default().push(&hook.place);
+            }
+        }
+        let fds = places
+            .keys()
+            .map(|name| Ok(program_of(ebpf, name)?.fd()?.as_fd()))
+            .collect::<Result<Vec<_>>>()?;
+        let runs = programs::skipped_runs(&fds)?;
+        let skipped =
+            places.values().zip(runs).map(|(places, runs)| Skipped { place: places.join(", "), runs });
+        Ok(skipped.filter(|skipped| skipped.runs > 0).collect())
+    }
+}
+
+fn program_of<'e>(ebpf: &'e Ebpf, name: &str) -> Result<&'e Program> {
+    ebpf.program(name).ok_or_else(|| no_program(name))
 }
 
 /// Takes every hook away; the maps stay.
@@ -74,12 +124,12 @@ pub(super) fn detach(ebpf: &mut Ebpf) -> Vec<anyhow::Error> {
     errors
 }
 
-fn tracepoint(ebpf: &mut Ebpf, (kind, place, name): Tracepoint) -> Hook {
-    let state = match attach_tracepoint(ebpf, place, name) {
-        Ok(()) => HookState::Attached("raw tracepoint"),
-        Err(error) => HookState::Refused(format!("{error:#}")),
+fn tracepoint(ebpf: &mut Ebpf, (kind, place, name): Tracepoint) -> (Hook, Option<&'static str>) {
+    let (state, program) = match attach_tracepoint(ebpf, place, name) {
+        Ok(()) => (HookState::Attached("raw tracepoint"), Some(name)),
+        Err(error) => (HookState::Refused(format!("{error:#}")), None),
     };
-    Hook { kind, place: place.into(), state }
+    (Hook { kind, place: place.into(), state }, program)
 }
 
 fn attach_tracepoint(ebpf: &mut Ebpf, place: &str, name: &str) -> Result<()> {
@@ -100,21 +150,26 @@ struct Functions<'e> {
 
 impl Functions<'_> {
     /// fentry first: it costs less and, unlike a kprobe, is not skipped while another program runs on the CPU.
-    fn attach(&mut self, function: &str, fentry: &str, kprobe: &str) -> HookState {
+    fn attach(
+        &mut self,
+        kind: HookKind,
+        (function, fentry, kprobe): (&'static str, &'static str, &'static str),
+    ) -> (Hook, Option<&'static str>) {
+        let hook = |state| Hook { kind, place: function.into(), state };
         let mut refusals = Vec::new();
         if self.probe != Probe::Kprobe {
             match self.attach_fentry(function, fentry) {
-                Ok(()) => return HookState::Attached("fentry"),
+                Ok(()) => return (hook(HookState::Attached("fentry")), Some(fentry)),
                 Err(error) => refusals.push(format!("fentry: {error:#}")),
             }
         }
         if self.probe != Probe::Fentry {
             match self.attach_kprobe(function, kprobe) {
-                Ok(()) => return HookState::Attached("kprobe"),
+                Ok(()) => return (hook(HookState::Attached("kprobe")), Some(kprobe)),
                 Err(error) => refusals.push(format!("kprobe: {error:#}")),
             }
         }
-        HookState::Refused(refusals.join("; "))
+        (hook(HookState::Refused(refusals.join("; "))), None)
     }
 
     fn attach_fentry(&mut self, function: &str, name: &str) -> Result<()> {
@@ -140,5 +195,9 @@ impl Functions<'_> {
 }
 
 fn program<'a>(ebpf: &'a mut Ebpf, name: &str) -> Result<&'a mut Program> {
-    ebpf.program_mut(name).ok_or_else(|| anyhow!("our eBPF object has no program `{name}`; rebuild plsprobe"))
+    ebpf.program_mut(name).ok_or_else(|| no_program(name))
+}
+
+fn no_program(name: &str) -> anyhow::Error {
+    anyhow!("our eBPF object has no program `{name}`; rebuild plsprobe")
 }

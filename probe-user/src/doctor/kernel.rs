@@ -5,6 +5,7 @@ use std::{fs, io};
 use anyhow::Result;
 
 use super::{Check, Need, Topic::Kernel};
+use crate::attach;
 use crate::sources::{
     btf::{Btf, VMLINUX},
     classifiers, features,
@@ -35,7 +36,9 @@ pub(super) fn checks() -> Vec<Check> {
     match btf {
         Ok(btf) => {
             checks.push(Check::ok(Kernel, "BTF", format!("`{VMLINUX}`")));
-            checks.push(kernel_drops(features::kernel_drops(&btf)));
+            checks
+                .push(tracepoints(attach::tracepoints().map(|name| (name, features::raw_tracepoint(name)))));
+            checks.push(ip_layer(&btf));
             checks.push(verdicts("kprobe", features::kprobe()));
             checks.push(verdicts("fentry", features::fentry(&btf)));
         }
@@ -126,15 +129,37 @@ fn lpm_batches(tried: Result<bool>) -> Check {
     }
 }
 
-fn kernel_drops(tried: Result<()>) -> Check {
-    let what = "tracepoint skb:kfree_skb";
-    match tried {
-        Ok(()) => Check::ok(Kernel, what, "takes our programs"),
-        Err(error) => {
-            let next = "drops by the kernel itself are not seen; CAP_PERFMON and CAP_BPF are needed";
-            Check::degraded(Kernel, what, format!("{error:#}"), next)
-        }
+/// The kernel's drops, its sockets, and what stands in for classifiers.
+fn tracepoints(tried: impl Iterator<Item = (&'static str, Result<()>)>) -> Check {
+    let what = "tracepoints";
+    let (well, refused): (Vec<_>, Vec<_>) = tried.partition(|(_, tried)| tried.is_ok());
+    let names = |all: &[(&str, Result<()>)]| all.iter().map(|(name, _)| *name).collect::<Vec<_>>().join(", ");
+    let Some((_, Err(first))) = refused.first() else {
+        return Check::ok(Kernel, what, format!("{} take our programs", names(&well)));
+    };
+    let found = format!(
+        "{} of {} take our programs, not {}: {first:#}",
+        well.len(),
+        well.len() + refused.len(),
+        names(&refused)
+    );
+    let next = "what they would show is not seen; CAP_PERFMON and CAP_BPF are needed";
+    Check::degraded(Kernel, what, found, next)
+}
+
+/// Functions of the IP layer, which are hooked by the same means as Cilium's notifications.
+fn ip_layer(btf: &Btf) -> Check {
+    let what = "functions of the IP layer";
+    let missing: Vec<_> = attach::ip_functions().filter(|name| btf.function_id(name).is_none()).collect();
+    if missing.is_empty() {
+        return Check::ok(
+            Kernel,
+            what,
+            "all there; hooked by fentry, else by kprobe, where the kernel allows either",
+        );
     }
+    let next = "the packet's way through the host's stack is seen in part";
+    Check::degraded(Kernel, what, format!("not in this kernel: {}", missing.join(", ")), next)
 }
 
 /// The hooks behind which Cilium's own verdicts are seen.
@@ -151,6 +176,8 @@ fn verdicts(what: &str, tried: Result<()>) -> Check {
 
 #[cfg(test)]
 mod tests {
+    use anyhow::anyhow;
+
     use super::*;
     use crate::doctor::Status;
 
@@ -165,6 +192,23 @@ mod tests {
         ] {
             assert_eq!(release(text).status, status, "{text}");
         }
+    }
+
+    #[test]
+    fn tracepoints_that_are_refused_are_named() {
+        let check = |refused: &[&str]| {
+            let tried = ["skb:kfree_skb", "tcp:tcp_send_reset"].into_iter();
+            let tried =
+                tried.map(
+                    |name| if refused.contains(&name) { (name, Err(anyhow!("no"))) } else { (name, Ok(())) },
+                );
+            let check = tracepoints(tried);
+            (check.status, check.found)
+        };
+        let all = "skb:kfree_skb, tcp:tcp_send_reset take our programs".to_owned();
+        assert_eq!(check(&[]), (Status::Ok, all));
+        let one = "1 of 2 take our programs, not tcp:tcp_send_reset: no".to_owned();
+        assert_eq!(check(&["tcp:tcp_send_reset"]), (Status::Degraded, one));
     }
 
     #[test]

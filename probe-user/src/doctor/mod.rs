@@ -5,7 +5,7 @@
 mod cilium;
 mod kernel;
 mod leftovers;
-mod privileges;
+pub(crate) mod privileges;
 mod render;
 
 use core::fmt;

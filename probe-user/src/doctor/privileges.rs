@@ -31,13 +31,26 @@ pub(super) fn checks() -> Vec<Check> {
     checks
 }
 
+/// Capabilities that this process lacks, of those that a trace needs.
+pub(crate) fn lacking() -> Vec<&'static str> {
+    // Where they cannot be read, what they are needed for fails and says so.
+    let Ok(sets) = capabilities(None) else { return Vec::new() };
+    let lacks = CAPABILITIES.into_iter().filter(|(_, capability, ..)| !holds(sets.effective, *capability));
+    lacks.map(|(name, ..)| name).collect()
+}
+
+/// Before 5.8 there was nothing finer than `CAP_SYS_ADMIN`; since then it still includes two of them.
+fn holds(effective: CapabilitySet, capability: CapabilitySet) -> bool {
+    effective.contains(capability)
+        || capability != CapabilitySet::NET_ADMIN && effective.contains(CapabilitySet::SYS_ADMIN)
+}
+
 fn held(effective: CapabilitySet) -> Vec<Check> {
     let check = |(name, capability, purpose, need)| {
         if effective.contains(capability) {
             return Check::ok(Privileges, name, "effective");
         }
-        // Before 5.8 there was nothing finer; since then it still includes both.
-        if capability != CapabilitySet::NET_ADMIN && effective.contains(CapabilitySet::SYS_ADMIN) {
+        if holds(effective, capability) {
             return Check::ok(Privileges, name, "by CAP_SYS_ADMIN");
         }
         let next = format!("run as root, in a container with this capability: {purpose}");

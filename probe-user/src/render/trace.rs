@@ -1,6 +1,7 @@
 //! A judged flow as text: three lines for one that was answered, the evidence for one that was not.
 
 use std::io::{self, Write};
+use std::time::Duration;
 
 use probe_common::Counter;
 use probe_model::cilium::events::Notification;
@@ -16,7 +17,7 @@ use super::clean;
 use super::drop_cause;
 use super::explanation::{entry_text, near_miss_text, verdict_text};
 use super::gap::{self, place_text};
-use crate::attach::HookState;
+use crate::attach::{Hook, HookKind, HookState};
 use crate::trace::Summary;
 use crate::trace::judge::{EventSource, Evidence, FlowVerdict, Judgement, Origin, hubble_policies};
 use crate::trace::kernel::Names;
@@ -473,17 +474,55 @@ pub fn summary(summary: &Summary, out: &mut impl Write) -> io::Result<()> {
 
 /// What was seen and could not be kept or read, other than for want of room.
 fn missed(summary: &Summary) -> u64 {
-    summary.malformed + summary.unaccounted + summary.overflowed + summary.counters.get(Counter::Unreadable)
+    let skipped: u64 = summary.skipped.iter().map(|skipped| skipped.runs).sum();
+    summary.malformed
+        + summary.unaccounted
+        + summary.overflowed
+        + summary.disordered
+        + summary.counters.get(Counter::Unreadable)
+        + skipped
 }
+
+/// What it costs to leave tc alone.
+pub const NO_TC_COST: &str = "nothing is attached to tc: every packet of the machine passes our tracepoints; what \
+    Cilium drops or redirects on its way out of an interface is not seen there, and what it hands to a pod by \
+    `redirect_peer` is not seen received";
 
 fn hooks_text(summary: &Summary) -> String {
     let attached = summary.hooks.iter().filter(|hook| hook.state.is_attached()).count();
     let mut parts = vec![format!("{attached} attached of {}", summary.hooks.len())];
-    parts.extend(summary.hooks.iter().filter_map(|hook| match &hook.state {
-        HookState::Attached(_) => None,
-        HookState::Lost(why) | HookState::Refused(why) => Some(format!("not {}: {}", hook.place, clean(why))),
+    parts.extend(not_attached(&summary.hooks).into_iter().map(|line| format!("not {line}")));
+    parts.extend(summary.skipped.iter().map(|skipped| {
+        format!("the kernel skipped {} runs at {}: packets there may be missing", skipped.runs, skipped.place)
     }));
+    parts.extend(summary.gaps.iter().map(|gap| {
+        let length = seconds(gap.length(summary.ended_ns));
+        let until = if gap.until_ns.is_none() { ", until the end" } else { "" };
+        format!("nothing seen at {} for {length}{until} ({})", gap.place, clean(&gap.why))
+    }));
+    if summary.hooks.iter().any(|hook| hook.kind == HookKind::Devices) {
+        parts.push(NO_TC_COST.to_owned());
+    }
     parts.join("; ")
+}
+
+/// `0.412 s`, rounded up: nothing is shorter than it is said to be.
+pub fn seconds(length: Duration) -> String {
+    let millis = length.as_nanos().div_ceil(1_000_000);
+    format!("{}.{:03} s", millis / 1000, millis % 1000)
+}
+
+/// Hooks that are not attached, those with one reason in one line: `ip_rcv, ip_forward: REASON`.
+pub fn not_attached<'h>(hooks: impl IntoIterator<Item = &'h Hook>) -> Vec<String> {
+    let mut reasons: Vec<(&str, Vec<&str>)> = Vec::new();
+    for hook in hooks {
+        let (HookState::Lost(why) | HookState::Refused(why)) = &hook.state else { continue };
+        match reasons.iter_mut().find(|(known, _)| known == why) {
+            Some((_, places)) => places.push(&hook.place),
+            None => reasons.push((why, vec![&hook.place])),
+        }
+    }
+    reasons.into_iter().map(|(why, places)| format!("{}: {}", places.join(", "), clean(why))).collect()
 }
 
 #[cfg(test)]
@@ -609,6 +648,20 @@ mod tests {
         let mut text = Vec::new();
         flow(&world, &judgement, &names, &mut text).unwrap();
         expected.assert_eq(&String::from_utf8(text).unwrap());
+    }
+
+    #[test]
+    fn one_reason_is_one_line() {
+        let hook = |place: &str, state| Hook { kind: HookKind::IpLayer, place: place.to_owned(), state };
+        let refused = || HookState::Refused("no\tkprobes".to_owned());
+        let hooks = [
+            hook("ip_rcv", refused()),
+            hook("lxc1 ingress", HookState::Lost("interface `lxc1` has gone".to_owned())),
+            hook("kfree_skb", HookState::Attached("raw tracepoint")),
+            hook("ip_forward", refused()),
+        ];
+        let lines = not_attached(&hooks);
+        assert_eq!(lines, ["ip_rcv, ip_forward: no\\tkprobes", "lxc1 ingress: interface `lxc1` has gone"]);
     }
 
     #[test]

@@ -255,7 +255,7 @@ pub fn summary(summary: &Summary, out: &mut impl Write) -> io::Result<()> {
         "records": {
             "read": summary.records, "lost": counters.lost(), "malformed": summary.malformed,
             "made": counters.made(), "unaccounted": summary.unaccounted,
-            "overflowed": summary.overflowed, "unreadable": counters.get(Counter::Unreadable),
+            "overflowed": summary.overflowed, "disordered": summary.disordered, "unreadable": counters.get(Counter::Unreadable),
         },
         "packets": {
             "seen": counters.get(Counter::PacketSeen), "matched": counters.get(Counter::PacketMatched),
@@ -265,6 +265,12 @@ pub fn summary(summary: &Summary, out: &mut impl Write) -> io::Result<()> {
             "source": source_value(&summary.events), "received": received, "lost": lost, "undecoded": undecoded,
         },
         "hooks": summary.hooks.iter().map(hook_value).collect::<Vec<_>>(),
+        "gaps": summary.gaps.iter().map(|gap| json!({
+            "place": gap.place, "why": gap.why, "from_ns": gap.from_ns, "until_ns": gap.until_ns,
+        })).collect::<Vec<_>>(),
+        "skipped": summary.skipped.iter().map(|skipped| json!({
+            "place": skipped.place, "runs": skipped.runs,
+        })).collect::<Vec<_>>(),
         "elapsed_ms": summary.elapsed.as_millis() as u64,
     });
     writeln!(out, "{value}")

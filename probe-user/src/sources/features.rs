@@ -3,7 +3,7 @@
 //! Release numbers and configuration files are no proof: distributions backport and lock down.
 
 use std::{
-    ffi::CStr,
+    ffi::{CStr, CString},
     io,
     os::fd::{AsRawFd as _, FromRawFd as _, OwnedFd, RawFd},
     ptr,
@@ -68,17 +68,20 @@ pub fn lpm_batches() -> Result<bool> {
     Ok(result == 0 || result == -libc::ENOENT)
 }
 
-/// Whether a program attaches to the tracepoint `skb:kfree_skb` with types (`tp_btf`).
+/// Whether a program attaches to a tracepoint (`skb:kfree_skb`) as it is, without types or tracefs.
 ///
 /// # Errors
 ///
 /// With the kernel's reason.
-pub fn kernel_drops(btf: &Btf) -> Result<()> {
-    let id =
-        btf.typedef_id("btf_trace_kfree_skb").context("no tracepoint `skb:kfree_skb` in the kernel's BTF")?;
-    let program = load(libbpf_sys::BPF_PROG_TYPE_TRACING, Some((libbpf_sys::BPF_TRACE_RAW_TP, id)))
-        .context("a program for `skb:kfree_skb` does not load")?;
-    attach(&program).context("`skb:kfree_skb` does not take a program")
+pub fn raw_tracepoint(tracepoint: &str) -> Result<()> {
+    let program = load(libbpf_sys::BPF_PROG_TYPE_RAW_TRACEPOINT, None)
+        .context("a program for a tracepoint does not load")?;
+    let name = tracepoint.split_once(':').map_or(tracepoint, |(_, name)| name);
+    let name = CString::new(name).context("expected a tracepoint's name")?;
+    // SAFETY: a C string that outlives the call, and an open descriptor.
+    owned(unsafe { libbpf_sys::bpf_raw_tracepoint_open(name.as_ptr(), program.as_raw_fd()) })
+        .map(drop)
+        .with_context(|| format!("`{tracepoint}` does not take a program"))
 }
 
 /// Whether fentry attaches to [`EVENT_OUTPUT`].
@@ -181,7 +184,7 @@ mod tests {
         }
         // Whatever the answers, each is one line with a reason.
         let btf = Btf::load().unwrap();
-        for answer in [ring_buffer(), kernel_drops(&btf), fentry(&btf), kprobe()] {
+        for answer in [ring_buffer(), raw_tracepoint("skb:kfree_skb"), fentry(&btf), kprobe()] {
             if let Err(error) = answer {
                 let error = format!("{error:#}");
                 assert!(!error.is_empty() && !error.contains('\n'), "{error}");

@@ -34,7 +34,9 @@ pub fn behind(interfaces: &[&str]) -> Result<BTreeSet<u32>> {
         }
         // A process may have ended since it was listed.
         let Ok(file) = File::open(path) else { continue };
-        if id_of(&netlink, &file)?.is_some_and(|id| wanted.contains(&id)) {
+        // Nor need it be a namespace: a name is an empty file before it is given and after it was taken away.
+        let Ok(id) = id_of(&netlink, &file) else { continue };
+        if id.is_some_and(|id| wanted.contains(&id)) {
             found.insert(inode);
         }
     }
@@ -102,6 +104,10 @@ mod tests {
             assert_eq!(behind(&["p0"]).unwrap(), BTreeSet::from([namespace()]));
             assert_eq!(behind(&["lo"]).unwrap(), BTreeSet::new());
             assert_eq!(behind(&["nosuch0"]).unwrap(), BTreeSet::new());
+            let netlink = Netlink::open().unwrap();
+            assert!(id_of(&netlink, &tempfile::tempfile().unwrap()).is_err(), "no namespace");
+            let file = File::open(format!("/proc/{}/ns/net", inside.id())).unwrap();
+            assert!(id_of(&netlink, &file).unwrap().is_some(), "the next answer is to the next question");
             inside.kill().unwrap();
             inside.wait().unwrap();
         });

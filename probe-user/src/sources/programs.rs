@@ -6,14 +6,16 @@
 use std::{
     collections::BTreeMap,
     io,
-    os::fd::{AsRawFd as _, FromRawFd as _, OwnedFd},
+    os::fd::{AsFd as _, AsRawFd as _, BorrowedFd},
 };
 
 use anyhow::{Context as _, Result};
+use libbpf_rs::query::{LinkInfoIter, LinkTypeInfo, PerfEventType};
 use probe_model::cilium::EndpointId;
 use probe_model::cilium::entries::Entries;
 
 use super::btf::Btf;
+use super::features::owned;
 use super::maps::Globals;
 use super::raw::Program;
 
@@ -50,23 +52,41 @@ pub fn read(globals: &Globals, endpoints: impl IntoIterator<Item = EndpointId>) 
     Ok(Programs { calls: Entries::collect(found)?, programs })
 }
 
+/// How often the kernel skipped a run of each of these programs: they, or a probe in whose place they run, were being
+/// run on that CPU already. Kernels before 5.12 do not count it for programs, before 6.7 not for kprobes; of kprobes
+/// only `CAP_SYS_ADMIN` is told.
+///
+/// # Errors
+///
+/// When the kernel does not let itself be asked.
+pub fn skipped_runs(programs: &[BorrowedFd<'_>]) -> Result<Vec<u64>> {
+    let infos = programs.iter().map(|program| info(*program, &mut [])).collect::<io::Result<Vec<_>>>();
+    let infos = infos.context("failed to ask the kernel for our programs")?;
+    let mut skipped: Vec<u64> = infos.iter().map(|info| info.recursion_misses).collect();
+    for link in LinkInfoIter::default() {
+        if let LinkTypeInfo::PerfEvent(event) = link.info
+            && let PerfEventType::Kprobe { missed, .. } = event.event_type
+            && let Some(at) = infos.iter().position(|info| info.id == link.prog_id)
+        {
+            skipped[at] += missed;
+        }
+    }
+    Ok(skipped)
+}
+
 /// A loaded program, unless it is gone.
 fn program(id: u32) -> Result<Option<Program>> {
     let attempted = || format!("failed to ask the kernel for program {id}");
     // SAFETY: takes a number and returns a new descriptor or an error.
-    let fd = unsafe { libbpf_sys::bpf_prog_get_fd_by_id(id) };
-    if fd < 0 {
-        return match io::Error::from_raw_os_error(-fd) {
-            // Replaced since its id was read.
-            error if error.kind() == io::ErrorKind::NotFound => Ok(None),
-            error => Err(error).with_context(attempted),
-        };
-    }
-    // SAFETY: just made, and nobody else knows of it.
-    let fd = unsafe { OwnedFd::from_raw_fd(fd) };
-    let count = info(&fd, &mut []).with_context(attempted)?.nr_map_ids;
+    let fd = match owned(unsafe { libbpf_sys::bpf_prog_get_fd_by_id(id) }) {
+        Ok(fd) => fd,
+        // Replaced since its id was read.
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(error).with_context(attempted),
+    };
+    let count = info(fd.as_fd(), &mut []).with_context(attempted)?.nr_map_ids;
     let mut map_ids = vec![0; count as usize];
-    let info = info(&fd, &mut map_ids).with_context(attempted)?;
+    let info = info(fd.as_fd(), &mut map_ids).with_context(attempted)?;
     map_ids.truncate(info.nr_map_ids as usize);
     let name = info.name.iter().map(|byte| byte.cast_unsigned()).take_while(|byte| *byte != 0);
     let name = String::from_utf8_lossy(&name.collect::<Vec<_>>()).into_owned();
@@ -77,7 +97,7 @@ fn program(id: u32) -> Result<Option<Program>> {
 }
 
 /// What the kernel says of a program, with as many map ids as `map_ids` has room for.
-fn info(fd: &OwnedFd, map_ids: &mut [u32]) -> io::Result<libbpf_sys::bpf_prog_info> {
+fn info(fd: BorrowedFd<'_>, map_ids: &mut [u32]) -> io::Result<libbpf_sys::bpf_prog_info> {
     let mut info = libbpf_sys::bpf_prog_info {
         nr_map_ids: map_ids.len() as u32,
         map_ids: map_ids.as_mut_ptr() as u64,
@@ -89,4 +109,79 @@ fn info(fd: &OwnedFd, map_ids: &mut [u32]) -> io::Result<libbpf_sys::bpf_prog_in
         libbpf_sys::bpf_obj_get_info_by_fd(fd.as_raw_fd(), (&raw mut info).cast(), &raw mut length)
     };
     if result < 0 { Err(io::Error::from_raw_os_error(-result)) } else { Ok(info) }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::fd::OwnedFd;
+
+    use super::*;
+
+    /// A raw tracepoint's program that makes its own tracepoint fire: `bpf_trace_printk("x")`.
+    const PRINTS: [u64; 8] = [
+        0x0000_0078_0000_01b7, // r1 = 'x'
+        0x0000_0000_fff8_1a7b, // *(r10 - 8) = r1
+        0x0000_0000_0000_a1bf, // r1 = r10
+        0xffff_fff8_0000_0107, // r1 += -8
+        0x0000_0002_0000_02b7, // r2 = 2
+        0x0000_0006_0000_0085, // call bpf_trace_printk
+        0x0000_0000_0000_00b7, // r0 = 0
+        0x0000_0000_0000_0095, // exit
+    ];
+
+    fn load() -> io::Result<OwnedFd> {
+        // SAFETY: whole instructions, as many as said; two C strings; no options.
+        owned(unsafe {
+            libbpf_sys::bpf_prog_load(
+                libbpf_sys::BPF_PROG_TYPE_RAW_TRACEPOINT,
+                c"prints".as_ptr(),
+                c"GPL".as_ptr(),
+                PRINTS.as_ptr().cast(),
+                PRINTS.len() as libbpf_sys::size_t,
+                std::ptr::null_mut(),
+            )
+        })
+    }
+
+    fn run(program: &OwnedFd) {
+        let context = [0_u64; 1];
+        let mut opts = libbpf_sys::bpf_test_run_opts {
+            sz: size_of::<libbpf_sys::bpf_test_run_opts>() as libbpf_sys::size_t,
+            ctx_in: context.as_ptr().cast(),
+            ctx_size_in: size_of_val(&context) as u32,
+            ..Default::default()
+        };
+        // SAFETY: an open descriptor, and options of the size they say; the context outlives the call.
+        let result = unsafe { libbpf_sys::bpf_prog_test_run_opts(program.as_raw_fd(), &raw mut opts) };
+        assert_eq!(result, 0);
+    }
+
+    #[test]
+    fn a_run_within_its_own_run_is_skipped_and_counted() {
+        let program = match load() {
+            Ok(program) => program,
+            Err(error) => {
+                fixtures::skip!("a program that prints does not load: {error}");
+                return;
+            }
+        };
+        // SAFETY: a C string and an open descriptor.
+        let attached = owned(unsafe {
+            libbpf_sys::bpf_raw_tracepoint_open(c"bpf_trace_printk".as_ptr(), program.as_raw_fd())
+        });
+        let attached = match attached {
+            Ok(attached) => attached,
+            Err(error) => {
+                fixtures::skip!("no tracepoint `bpf_trace_printk`: {error}");
+                return;
+            }
+        };
+        let skipped = || skipped_runs(&[program.as_fd()]).unwrap();
+        assert_eq!(skipped(), [0]);
+        // Each prints, which runs the attached program, which prints, which would run it again.
+        run(&program);
+        run(&program);
+        assert_eq!(skipped(), [2]);
+        drop(attached);
+    }
 }

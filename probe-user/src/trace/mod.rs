@@ -1,10 +1,12 @@
 //! `plsprobe trace`: records in, one judged flow after another out.
 
+pub mod gaps;
 pub mod judge;
 pub mod kernel;
 pub(crate) mod neighbours;
 pub mod scope;
 mod session;
+mod tally;
 mod verdicts;
 pub mod watch;
 

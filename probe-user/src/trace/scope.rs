@@ -12,13 +12,30 @@ use probe_model::tuple::{Protocol, Tuple};
 use probe_model::world::World;
 
 use super::Options;
-use crate::attach::{Expression, Filter, Interface, PortRange, Role, Target};
+use crate::attach::{Expression, Filter, Interface, KERNEL_HOOKS, PortRange, Role, Target};
+use crate::sources::links::{self, Device};
 use crate::sources::namespaces;
-use crate::sys;
 use crate::target;
 
 /// The interface between the host's stack and Cilium, where pods have no route of their own.
 const CILIUM_HOST: &str = "cilium_host";
+/// The overlay's interface, by what it speaks.
+const CILIUM_VXLAN: &str = "cilium_vxlan";
+const CILIUM_GENEVE: &str = "cilium_geneve";
+/// Cilium's UDP ports, unless it is told otherwise (`tunnel-port`).
+const VXLAN_PORT: u16 = 8472;
+const GENEVE_PORT: u16 = 6081;
+/// Hook points that a trace takes at most. Of a service with many pods some pods' interfaces are left out.
+pub const HOOKS_MAX: usize = 40;
+
+/// UDP ports of the tunnels between nodes; 0 without one.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Tunnels {
+    /// VXLAN's.
+    pub vxlan_port: u16,
+    /// Geneve's.
+    pub geneve_port: u16,
+}
 
 /// An address and port that leads to the target.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -40,6 +57,8 @@ pub struct Scope {
     pub addresses: Vec<IpAddr>,
     /// The prefix that was given.
     pub prefix: Option<IpNet>,
+    /// Addresses that the target had before it was made anew.
+    former: Vec<IpAddr>,
     /// Frontends that lead to them.
     pub frontends: Vec<Frontend>,
     /// Where packets must come from; empty is anywhere.
@@ -50,6 +69,10 @@ pub struct Scope {
     pub expression: Option<Expression>,
     /// Interfaces to look at.
     pub interfaces: Vec<Interface>,
+    /// Interfaces of pods that are left out for want of hooks.
+    pub left_out: Vec<String>,
+    /// The tunnels that packets between nodes may be in.
+    pub tunnels: Tunnels,
     /// Inode numbers of the network namespaces of the traced pods, as far as they were found.
     pub pod_namespaces: BTreeSet<u32>,
     /// What the interfaces of the node are to it, by index.
@@ -82,8 +105,14 @@ impl Scope {
         }
         scope.add_frontends(world);
         scope.sources = sources(world, options)?;
-        scope.interfaces = interfaces(world, options, &scope.endpoints)?;
-        scope.find_neighbourhood()?;
+        let devices = links::devices().context("failed to list the interfaces")?;
+        scope.tunnels = tunnels(&devices);
+        scope.interfaces = of_the_node(uplink(world, options, &devices)?, &devices);
+        let room = if options.no_tc { usize::MAX } else { room_for_pods(scope.interfaces.len()) };
+        let (pods, left_out) = at_most(room, veths(world, &scope.endpoints, &devices));
+        scope.interfaces.extend(pods.into_iter().map(|name| Interface { name, role: Role::Pod }));
+        scope.left_out = left_out;
+        scope.find_neighbourhood(&devices)?;
         Ok(scope)
     }
 
@@ -139,16 +168,30 @@ impl Scope {
         }
     }
 
+    /// Whether it has something to look at or to look for that `before` did not have.
+    pub fn adds_to(&self, before: &Self) -> bool {
+        let is_new = |address: &IpAddr| !before.addresses.contains(address);
+        self.addresses.iter().any(is_new)
+            || self.endpoints.iter().any(|id| !before.endpoints.contains(id))
+            || self.frontends.iter().any(|frontend| !before.frontends.contains(frontend))
+            || self.interfaces.iter().any(|interface| !before.interfaces.contains(interface))
+    }
+
+    /// The same, with flows to addresses that `before` had still covered: they may be under way.
+    pub fn in_place_of(mut self, before: &Self) -> Self {
+        let former = before.addresses.iter().chain(&before.former).copied();
+        self.former = former.filter(|address| !self.addresses.contains(address)).collect();
+        self
+    }
+
     /// Looks up what hooks that see every namespace need: interfaces by index, the pods' namespaces.
-    ///
-    /// # Errors
-    ///
-    /// When the kernel does not give its interfaces.
-    pub fn find_neighbourhood(&mut self) -> Result<()> {
-        let indexed = self.interfaces.iter().filter_map(|one| Some((sys::ifindex(&one.name)?, one.role)));
+    fn find_neighbourhood(&mut self, devices: &[Device]) -> Result<()> {
+        let index = |name: &str| devices.iter().find(|device| device.name == name).map(|found| found.ifindex);
+        let indexed = self.interfaces.iter().filter_map(|one| Some((index(&one.name)?, one.role)));
         self.roles = indexed.collect();
         let veths = self.interfaces.iter().filter(|one| one.role == Role::Pod);
-        let veths: Vec<&str> = veths.map(|one| one.name.as_str()).collect();
+        let veths: Vec<&str> =
+            veths.map(|one| one.name.as_str()).chain(self.left_out.iter().map(String::as_str)).collect();
         self.pod_namespaces =
             namespaces::behind(&veths).context("failed to find the pod's network namespace")?;
         Ok(())
@@ -213,9 +256,14 @@ impl Scope {
             && (self.sources.is_empty() || self.sources.iter().any(|net| net.contains(&from)))
     }
 
+    /// Whether this is the target's address, or was.
+    pub fn is_at(&self, address: IpAddr) -> bool {
+        self.is_target(address) || self.former.contains(&address)
+    }
+
     fn is_towards(&self, tuple: &Tuple) -> bool {
         let frontend = Frontend { address: tuple.daddr, port: tuple.dport, protocol: tuple.protocol };
-        self.is_target(tuple.daddr) || self.frontends.contains(&frontend)
+        self.is_at(tuple.daddr) || self.frontends.contains(&frontend)
     }
 }
 
@@ -287,25 +335,122 @@ fn sources(world: &World, options: &Options) -> Result<Vec<IpNet>> {
     Ok(nets)
 }
 
-fn interfaces(world: &World, options: &Options, endpoints: &[EndpointId]) -> Result<Vec<Interface>> {
-    let uplink = options.interface.as_deref().or_else(|| world.uplink());
-    let Some(uplink) = uplink else {
+/// The interface to the network: the one that was given, else the default route's.
+fn uplink<'d>(world: &World, options: &Options, devices: &'d [Device]) -> Result<&'d Device> {
+    let Some(name) = options.interface.as_deref().or_else(|| world.uplink()) else {
         bail!("no default route tells the node's uplink; give it by `--interface`");
     };
-    if sys::ifindex(uplink).is_none() {
-        bail!("no interface `{uplink}` in this network namespace; run plsprobe in the node's own");
+    devices.iter().find(|device| device.name == name).with_context(|| {
+        format!("no interface `{name}` in this network namespace; run plsprobe in the node's own")
+    })
+}
+
+/// The interfaces that packets of any pod may cross.
+fn of_the_node(uplink: &Device, devices: &[Device]) -> Vec<Interface> {
+    let role = |device: &Device| match device.name.as_str() {
+        _ if device.ifindex == uplink.ifindex => Some(Role::Uplink),
+        CILIUM_HOST => Some(Role::CiliumHost),
+        CILIUM_VXLAN | CILIUM_GENEVE => Some(Role::Overlay),
+        _ => (device.master == Some(uplink.ifindex) && !device.is_guest).then_some(Role::VirtualFunction),
+    };
+    let interface = |device: &Device| Some(Interface { name: device.name.clone(), role: role(device)? });
+    let mut all: Vec<_> = devices.iter().filter_map(interface).collect();
+    all.sort_by_key(|interface| interface.role);
+    all
+}
+
+/// The ports that Cilium's tunnels use, by their interfaces.
+fn tunnels(devices: &[Device]) -> Tunnels {
+    let port = |name: &str, default| {
+        let device = devices.iter().find(|device| device.name == name);
+        device.map_or(0, |device| device.udp_port.unwrap_or(default))
+    };
+    Tunnels { vxlan_port: port(CILIUM_VXLAN, VXLAN_PORT), geneve_port: port(CILIUM_GENEVE, GENEVE_PORT) }
+}
+
+/// The host's side of the pods' veths, as far as a source knows them.
+fn veths(world: &World, endpoints: &[EndpointId], devices: &[Device]) -> Vec<String> {
+    let by_index = |ifindex: u32| devices.iter().find(|device| device.ifindex == ifindex);
+    let veth = |id| {
+        let known = world.endpoints.get(id)?.interface.as_ref()?;
+        known.name.clone().or_else(|| Some(by_index(known.ifindex)?.name.clone()))
+    };
+    endpoints.iter().filter_map(veth).collect()
+}
+
+/// How many pods' interfaces can be looked at beside the node's own: each takes two hooks.
+const fn room_for_pods(of_the_node: usize) -> usize {
+    (HOOKS_MAX - KERNEL_HOOKS).saturating_sub(2 * of_the_node) / 2
+}
+
+/// The first `max`, and the rest.
+fn at_most<T>(max: usize, mut all: Vec<T>) -> (Vec<T>, Vec<T>) {
+    let rest = all.split_off(max.min(all.len()));
+    (all, rest)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn device(ifindex: u32, name: &str) -> Device {
+        Device { name: name.to_owned(), ifindex, ..Device::default() }
     }
-    let mut all = vec![Interface { name: uplink.to_owned(), role: Role::Uplink }];
-    for id in endpoints {
-        let interface = world.endpoints.get(id).and_then(|endpoint| endpoint.interface.as_ref());
-        let name =
-            interface.and_then(|known| known.name.clone().or_else(|| sys::interface_name(known.ifindex)));
-        if let Some(name) = name {
-            all.push(Interface { name, role: Role::Pod });
+
+    #[test]
+    fn what_is_below_the_uplink_and_what_is_cilium_s() {
+        let devices = [
+            device(1, "lo"),
+            Device { master: Some(2), ..device(3, "enP1s1") },
+            device(2, "eth0"),
+            Device { master: Some(2), is_guest: true, ..device(4, "lxc1") },
+            Device { master: Some(9), ..device(5, "enP2s1") },
+            device(7, "cilium_host"),
+            Device { udp_port: Some(8473), ..device(8, "cilium_vxlan") },
+        ];
+        let found = of_the_node(&devices[2], &devices);
+        let found: Vec<_> = found.iter().map(|one| (one.name.as_str(), one.role)).collect();
+        let expected = [
+            ("eth0", Role::Uplink),
+            ("cilium_host", Role::CiliumHost),
+            ("enP1s1", Role::VirtualFunction),
+            ("cilium_vxlan", Role::Overlay),
+        ];
+        assert_eq!(found, expected);
+        assert_eq!(tunnels(&devices), Tunnels { vxlan_port: 8473, geneve_port: 0 });
+        let unsaid = [device(8, "cilium_vxlan"), device(9, "cilium_geneve")];
+        assert_eq!(tunnels(&unsaid), Tunnels { vxlan_port: VXLAN_PORT, geneve_port: GENEVE_PORT });
+        assert_eq!(tunnels(&devices[..3]), Tunnels::default());
+    }
+
+    #[test]
+    fn a_target_that_was_made_anew() {
+        let at = |address: &str, interface: &str| Scope {
+            addresses: vec![address.parse().unwrap()],
+            interfaces: vec![Interface { name: interface.to_owned(), role: Role::Pod }],
+            ..Scope::default()
+        };
+        let (before, now) = (at("10.0.0.143", "lxc1"), at("10.0.0.150", "lxc2"));
+        assert!(now.adds_to(&before) && at("10.0.0.143", "lxc2").adds_to(&before));
+        assert!(!before.adds_to(&before) && !Scope::default().adds_to(&before), "less is nothing new");
+        let now = now.in_place_of(&before);
+        assert!(now.is_at("10.0.0.143".parse().unwrap()) && now.is_at("10.0.0.150".parse().unwrap()));
+        let again = before.clone().in_place_of(&now);
+        assert_eq!(again.former, now.addresses, "and back again");
+    }
+
+    #[test]
+    fn of_many_pods_the_first() {
+        assert_eq!(at_most(2, vec![1, 2, 3]), (vec![1, 2], vec![3]));
+        assert_eq!(at_most(2, vec![1]), (vec![1], vec![]));
+        assert_eq!(at_most(usize::MAX, vec![1]), (vec![1], vec![]));
+        for of_the_node in 1..6 {
+            let room = room_for_pods(of_the_node);
+            assert!(
+                room >= 9 && 2 * (room + of_the_node) + KERNEL_HOOKS <= HOOKS_MAX,
+                "{of_the_node}: {room}"
+            );
         }
+        assert_eq!(room_for_pods(100), 0);
     }
-    if sys::ifindex(CILIUM_HOST).is_some() {
-        all.push(Interface { name: CILIUM_HOST.to_owned(), role: Role::CiliumHost });
-    }
-    Ok(all)
 }

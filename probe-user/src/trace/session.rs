@@ -1,27 +1,36 @@
 //! The event loop: records and notifications in, judged flows out, and everything detached at the end.
+use std::collections::BTreeSet;
 use std::io::Write as _;
 use std::time::Duration;
 
-use anyhow::{Context as _, Result};
-use probe_common::{Counter, PacketRecord, SocketRecord};
+use anyhow::{Context as _, Result, bail};
+use probe_common::{Config, Counter, PacketRecord, SocketRecord};
 use probe_model::explain::Caveat;
-use probe_model::path::{Namespace, Path, Patience, Seen, Sighting, Tracker, Watch};
+use probe_model::path::{
+    HookPoint, Namespace, Outcome as PathOutcome, Path, Patience, Seen, Sighting, Tracker, Watch,
+};
 use probe_model::world::World;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
 
 use super::Options;
+use super::gaps::{Gap, Gaps};
 use super::judge::{EventSource, FlowVerdict, Judgement, judge};
 use super::kernel::{self, Names};
-use super::neighbours;
-use super::scope::Scope;
+use super::neighbours::{self, Trouble};
+use super::scope::{HOOKS_MAX, Scope, Tunnels};
+use super::tally::Tally;
 use super::verdicts::{Event, Sockets, Verdicts};
 use super::watch::watch;
-use crate::attach::{Attachment, Counters, Hook, HookKind, HookState, Probe, Record, Records, Settings};
+use crate::attach::{
+    Attachment, Counters, Hook, HookKind, HookState, Probe, Record, Records, Settings, Skipped,
+};
 use crate::cli::{Outcome, Output};
+use crate::doctor::privileges;
 use crate::render::{trace as text, trace_json as json};
 use crate::sources::assemble::assemble;
 use crate::sources::btf::Btf;
+use crate::sources::changes::{Change, Changes};
 use crate::sources::live::{self, LiveNode};
 use crate::sources::maps::Globals;
 use crate::sys;
@@ -32,6 +41,11 @@ const POLL: Duration = Duration::from_millis(50);
 const HOUSEKEEPING: Duration = Duration::from_secs(1);
 /// How old the maps may be when a flow is judged by them.
 const WORLD_AGE: Duration = Duration::from_millis(500);
+/// How long after the last change of an interface the target may turn out to be another one: a pod's interface is
+/// there before Cilium knows the pod.
+const UNSETTLED: Duration = Duration::from_secs(20);
+/// Notifications taken in one go.
+const NOTIFICATIONS_MAX: usize = 4096;
 /// Cilium's perf event array.
 const EVENTS_MAP: &str = "cilium_events";
 
@@ -60,8 +74,16 @@ pub struct Summary {
     pub notifications: (u64, u64, u64),
     /// Every hook that was wanted.
     pub hooks: Vec<Hook>,
+    /// Times in which nothing could be seen at a place.
+    pub gaps: Vec<Gap>,
+    /// Hooks whose programs the kernel did not run each time.
+    pub skipped: Vec<Skipped>,
+    /// Records whose number was not above the one before: at most as many were lost uncounted.
+    pub disordered: u64,
     /// Where Cilium's verdicts came from.
     pub events: EventSource,
+    /// When it ended, in nanoseconds of `CLOCK_MONOTONIC`.
+    pub ended_ns: u64,
     /// How long it took.
     pub elapsed: Duration,
 }
@@ -141,8 +163,15 @@ struct Session<'o> {
     scope: Scope,
     names: Names,
     netns: u32,
+    settings: Settings,
     attachment: Attachment,
     records: Records,
+    /// What earlier attachments counted.
+    past: Tally,
+    /// Earlier records of this attachment are the one's before it.
+    since_ns: u64,
+    /// Until when the target is looked up each second.
+    unsettled_until: Instant,
     verdicts: Verdicts,
     tracker: Tracker,
     batch: Vec<Record>,
@@ -152,6 +181,12 @@ struct Session<'o> {
     was_lost: u64,
     /// What is watched, by which a flow that is lost from sight is judged.
     watch: Watch,
+    gaps: Gaps,
+    changes: Option<Changes>,
+    /// When interfaces and filters were last looked at.
+    looked: Instant,
+    /// They have changed since.
+    is_stale: bool,
 }
 
 impl<'o> Session<'o> {
@@ -164,15 +199,17 @@ impl<'o> Session<'o> {
         // Only without it there is no verdict from our own probe; the hook's state says so.
         config.events_map_id =
             Globals::open(&options.live.bpffs)?.map(EVENTS_MAP).map_or(0, |events| events.id());
-        let settings = Settings {
-            filter: scope.filter(),
-            config,
-            ring_bytes: options.ring_bytes,
-            interfaces: scope.interfaces.clone(),
-            no_tc: options.no_tc,
-            probe: Probe::Any,
-        };
-        let (attachment, records) = Attachment::start(&settings)?;
+        let settings = settings(&scope, config, options);
+        // Before anything of ours is there, so that nothing that happens to it is missed.
+        let changes = Changes::listen().inspect_err(|error| {
+            notice(&format!("interfaces and filters are looked at once a second only: {error:#}"));
+        });
+        let changes = changes.ok();
+        let (mut attachment, records) = Attachment::start(&settings)?;
+        if let Err(error) = sees_packets(&attachment) {
+            attachment.detach();
+            return Err(error);
+        }
         let probe = probe_state(&attachment);
         let verdicts = Verdicts::open(probe, Sockets::new(&options.live, scope.watched())).await;
         let netns = sys::network_namespace().context("failed to read this network namespace's number")?;
@@ -185,8 +222,12 @@ impl<'o> Session<'o> {
             scope,
             names,
             netns,
+            settings,
             attachment,
             records,
+            past: Tally::default(),
+            since_ns: 0,
+            unsettled_until: Instant::now(),
             verdicts,
             tracker: Tracker::new(Patience::default()),
             batch: Vec::new(),
@@ -195,6 +236,10 @@ impl<'o> Session<'o> {
             refused: 0,
             was_lost: 0,
             watch: Watch::default(),
+            gaps: Gaps::new(now_ns()),
+            changes,
+            looked: Instant::now(),
+            is_stale: false,
         };
         session.refresh_watch();
         session.announce();
@@ -206,17 +251,32 @@ impl<'o> Session<'o> {
         for leftover in self.attachment.leftovers() {
             notice(&format!("removed a leftover of an earlier run, {leftover}"));
         }
+        self.announce_hooks();
+        self.announce_verdicts();
+    }
+
+    fn announce_hooks(&self) {
         let hooks: Vec<_> = self.attachment.hooks().collect();
         let attached: Vec<_> =
             hooks.iter().filter(|hook| hook.state.is_attached()).map(|hook| hook.place.as_str()).collect();
         notice(&format!("tracing `{}` at {}", self.options.dst, attached.join(", ")));
-        for hook in &hooks {
-            if let HookState::Refused(why) = &hook.state
-                && hook.kind != HookKind::CiliumEvents
-            {
-                notice(&format!("not attached at `{}`: {why}", hook.place));
-            }
+        // Without the one on Cilium's notifications there is another source, which is said below.
+        let rest = hooks.iter().copied().filter(|hook| hook.kind != HookKind::CiliumEvents);
+        for line in text::not_attached(rest) {
+            notice(&format!("not attached: {line}"));
         }
+        if !self.scope.left_out.is_empty() {
+            notice(&format!(
+                "left out, since a trace takes {HOOKS_MAX} hooks at most: {}; trace single pods to see them",
+                self.scope.left_out.join(", ")
+            ));
+        }
+        if self.options.no_tc {
+            notice(text::NO_TC_COST);
+        }
+    }
+
+    fn announce_verdicts(&self) {
         notice(&match self.verdicts.source() {
             EventSource::Probe(means) => format!("Cilium's verdicts come from its own notifications ({means})"),
             EventSource::MonitorSocket => "this kernel refuses a probe on Cilium's notifications; its verdicts come from the agent's monitor socket".to_owned(),
@@ -240,13 +300,15 @@ impl<'o> Session<'o> {
                     read.context("failed to read our ring buffer")?;
                     self.take_batch();
                 }
-                event = self.verdicts.next() => match event {
-                    Event::Sighting(sighting) => self.tracker.push(*sighting),
-                    Event::Notice(text) => notice(&text),
-                },
+                event = self.verdicts.next() => self.note(event),
+                changed = changes(&mut self.changes) => self.hear(changed)?,
                 _ = housekeeping.tick() => self.keep_house()?,
                 _ = poll.tick() => {
-                    let paths = self.tracker.poll(sys::monotonic().as_nanos() as u64);
+                    if self.is_stale {
+                        self.look_around()?;
+                    }
+                    self.take_notifications().await;
+                    let paths = self.tracker.poll(now_ns());
                     self.report(paths)?;
                 }
             }
@@ -260,8 +322,29 @@ impl<'o> Session<'o> {
         self.options.count.is_some_and(|count| self.flows.iter().sum::<u64>() >= count)
     }
 
+    fn note(&mut self, event: Event) {
+        match event {
+            Event::Sighting(sighting) => self.tracker.push(*sighting),
+            Event::Notice(text) => notice(&text),
+        }
+    }
+
+    /// Takes the notifications that are there, a bounded number: no flow is to be judged without one that has come.
+    async fn take_notifications(&mut self) {
+        for _ in 0..NOTIFICATIONS_MAX {
+            tokio::select! {
+                biased;
+                event = self.verdicts.next() => self.note(event),
+                () = std::future::ready(()) => return,
+            }
+        }
+    }
+
     fn take_batch(&mut self) {
         for record in std::mem::take(&mut self.batch) {
+            if record.header().ktime_ns < self.since_ns {
+                continue;
+            }
             match self.sighting(&record) {
                 Ok(Some(sighting)) => self.tracker.push(sighting),
                 Ok(None) => {}
@@ -311,29 +394,17 @@ impl<'o> Session<'o> {
     fn is_ours(&self, sighting: &Sighting) -> bool {
         let Seen::KernelDrop { netns, .. } = sighting.seen else { return true };
         let tuple = sighting.packet.tuple;
-        netns == self.netns || self.scope.is_target(tuple.saddr) || self.scope.is_target(tuple.daddr)
+        netns == self.netns || self.scope.is_at(tuple.saddr) || self.scope.is_at(tuple.daddr)
     }
 
-    /// Sees interfaces go and come, and records that are lost.
+    /// Looks around; sees records that are lost.
     fn keep_house(&mut self) -> Result<()> {
         for message in self.attachment.program_news() {
             notice(&message);
         }
-        for hook in self.attachment.recheck(&self.scope.interfaces) {
-            match &hook.state {
-                HookState::Attached(means) => {
-                    notice(&format!("attached again at `{}` by {means}", hook.place));
-                }
-                HookState::Lost(why) | HookState::Refused(why) => {
-                    notice(&format!("nothing is seen any more at `{}`: {why}", hook.place));
-                }
-            }
-        }
-        for place in neighbours::displaced(self.world.links.as_deref().unwrap_or_default())? {
-            let renewed = self.attachment.reattach(&place);
-            if let Some(HookState::Attached(_)) = renewed.map(|hook| hook.state) {
-                notice(&format!("another filter had come before ours at `{place}`; attached anew"));
-            }
+        self.look_around()?;
+        if Instant::now() < self.unsettled_until {
+            self.follow_target()?;
         }
         let lost = self.attachment.counters()?.lost();
         if lost > self.was_lost {
@@ -345,6 +416,114 @@ impl<'o> Session<'o> {
         }
         self.refresh_watch();
         Ok(())
+    }
+
+    /// The kernel tells of a change: looks at once, or soon if that was a moment ago.
+    fn hear(&mut self, changed: std::io::Result<Change>) -> Result<()> {
+        match changed {
+            Ok(Change::Interfaces) => self.unsettled_until = Instant::now() + UNSETTLED,
+            Ok(Change::Filters) => {}
+            Err(error) => {
+                notice(&format!("interfaces and filters are looked at once a second from now on: {error}"));
+                self.changes = None;
+            }
+        }
+        if self.looked.elapsed() < POLL {
+            self.is_stale = true;
+            return Ok(());
+        }
+        self.look_around()
+    }
+
+    /// Sees interfaces go and come, and filters that are in our way, and attaches anew.
+    fn look_around(&mut self) -> Result<()> {
+        (self.looked, self.is_stale) = (Instant::now(), false);
+        for hook in self.attachment.recheck(&self.scope.interfaces) {
+            self.tell(&hook, None);
+        }
+        for (place, trouble) in neighbours::troubled(&self.attachment.classifiers())? {
+            self.gaps.open(&place, &trouble.to_string());
+            let hook = match trouble {
+                Trouble::Behind => self.attachment.reattach(&place),
+                Trouble::Removed => self.attachment.restore(&place),
+            };
+            if let Some(hook) = hook {
+                self.tell(&hook, Some(trouble));
+            }
+        }
+        self.gaps.looked(now_ns());
+        Ok(())
+    }
+
+    /// Looks the target up again, and goes on with it if it was made anew or became more.
+    fn follow_target(&mut self) -> Result<()> {
+        // Where maps cannot be read, that is said when a flow is judged.
+        let Ok(node) = live::refresh(&self.options.live, &self.node) else { return Ok(()) };
+        let world = assemble(&node.node);
+        // A pod that is being made anew is none for a while.
+        let Ok(scope) = Scope::new(&world, self.options) else { return Ok(()) };
+        if !scope.adds_to(&self.scope) {
+            return Ok(());
+        }
+        (self.node, self.world, self.world_read) = (node, world, Instant::now());
+        self.switch(scope.in_place_of(&self.scope))
+    }
+
+    /// Attaches for another scope. The old attachment stays until the new one is there; a record is taken from the one
+    /// or the other by its time, so that no packet is missed or seen twice.
+    fn switch(&mut self, scope: Scope) -> Result<()> {
+        let settings = settings(&scope, self.settings.config, self.options);
+        let (attachment, records) = match Attachment::start(&settings) {
+            Ok(started) => started,
+            Err(error) => {
+                notice(&format!(
+                    "`{}` is another now, and nothing is attached for it: {error:#}",
+                    self.options.dst
+                ));
+                return Ok(());
+            }
+        };
+        let switched_ns = now_ns();
+        let mut old = std::mem::replace(&mut self.attachment, attachment);
+        let mut old_records = std::mem::replace(&mut self.records, records);
+        let ended = self.past.end(&mut old, &mut old_records, &mut self.batch, notice);
+        self.batch.retain(|record| record.header().ktime_ns < switched_ns);
+        self.take_batch();
+        ended?;
+        (self.since_ns, self.was_lost) = (switched_ns, 0);
+        (self.settings, self.scope) = (settings, scope);
+        self.verdicts.watch(self.scope.watched());
+        let places: BTreeSet<String> = self.attachment.hooks().map(|hook| hook.place.clone()).collect();
+        self.gaps.keep_open(|place| places.contains(place), now_ns());
+        notice(&format!("`{}` was made anew or became more", self.options.dst));
+        let namespaces = self.scope.pod_namespaces.clone();
+        self.names = std::mem::take(&mut self.names).with_namespaces(self.netns, namespaces);
+        self.announce_hooks();
+        self.refresh_watch();
+        Ok(())
+    }
+
+    /// Says what became of a hook.
+    fn tell(&mut self, hook: &Hook, trouble: Option<Trouble>) {
+        let place = &hook.place;
+        match &hook.state {
+            HookState::Attached(means) => {
+                let now_ns = now_ns();
+                let gap = self.gaps.close(place, now_ns).map(|gap| gap.length(now_ns));
+                let gap = gap.map_or_else(String::new, |gap| {
+                    format!("; nothing was seen there for {}", text::seconds(gap))
+                });
+                notice(&match trouble {
+                    Some(trouble) => format!("{trouble} at `{place}`; attached anew{gap}"),
+                    None => format!("attached at `{place}` by {means}{gap}"),
+                });
+            }
+            HookState::Lost(why) | HookState::Refused(why) => {
+                self.unsettled_until = Instant::now() + UNSETTLED;
+                self.gaps.open(place, why);
+                notice(&format!("nothing is seen any more at `{place}`: {why}"));
+            }
+        }
     }
 
     fn report(&mut self, paths: Vec<Path>) -> Result<()> {
@@ -363,6 +542,7 @@ impl<'o> Session<'o> {
             let (events, nat_ips) = (self.verdicts.source(), &self.options.pls_nat_ips);
             let mut judgement = judge(&self.world, path, events, &self.watch, nat_ips);
             judgement.explanation.caveats.extend(self.options.expression.is_some().then(packets_filtered));
+            judgement.explanation.caveats.extend(self.gap_caveats(&judgement.path));
             self.count(&judgement);
             let mut out = std::io::stdout().lock();
             match self.options.output {
@@ -374,6 +554,26 @@ impl<'o> Session<'o> {
         Ok(())
     }
 
+    /// Where packets of this flow may have passed unseen.
+    fn gap_caveats(&self, path: &Path) -> Vec<Caveat> {
+        let now_ns = now_ns();
+        // What was not seen is missed until now.
+        let until_ns = match path.outcome {
+            PathOutcome::NoAnswer | PathOutcome::Silent | PathOutcome::AnswerLost => now_ns,
+            _ => path.last_ns,
+        };
+        let caveat = |gap: &Gap| Caveat {
+            code: "hook-gap",
+            text: format!(
+                "nothing was seen at {} for {} ({})",
+                gap.place,
+                text::seconds(gap.length(now_ns)),
+                gap.why
+            ),
+        };
+        self.gaps.between(path.first_ns, until_ns).map(caveat).collect()
+    }
+
     fn count(&mut self, judgement: &Judgement) {
         let slot = match judgement.verdict {
             FlowVerdict::Allowed => 0,
@@ -381,16 +581,20 @@ impl<'o> Session<'o> {
             FlowVerdict::Inconclusive => 2,
         };
         self.flows[slot] += 1;
-        let refused = matches!(judgement.path.outcome, probe_model::path::Outcome::Refused { .. });
+        let refused = matches!(judgement.path.outcome, PathOutcome::Refused { .. });
         self.refused += u64::from(refused && judgement.verdict == FlowVerdict::Allowed);
     }
 
     /// Says anew what is watched.
     fn refresh_watch(&mut self) {
         let cilium = !matches!(self.verdicts.source(), EventSource::None(_));
-        let lost_records = self.was_lost > 0;
+        let lost_records = self.was_lost > 0 || self.past.counters.lost() > 0;
         let watch = watch(self.attachment.hooks(), &self.scope.interfaces);
         self.watch = Watch { cilium, lost_records, ..watch };
+        if !self.scope.left_out.is_empty() {
+            // Of some pods only: not to have seen a packet there means nothing.
+            self.watch.points.retain(|(_, point)| !matches!(point, HookPoint::PodIn | HookPoint::PodOut));
+        }
     }
 
     /// Reads the maps again, unless that was a moment ago. While the pod is gone from them, the last ones that had it
@@ -421,26 +625,23 @@ impl<'o> Session<'o> {
     fn close(mut self, elapsed: Duration) -> Result<Summary> {
         self.refresh_watch();
         let hooks: Vec<Hook> = self.attachment.hooks().cloned().collect();
-        for failure in self.attachment.detach() {
-            notice(&format!("{failure:#}"));
-        }
-        // No record is made any more: these count all of them, and what was not read yet is still in the ring.
-        let counters = self.attachment.counters();
-        self.watch.lost_records |= counters.as_ref().is_ok_and(|counters| counters.lost() > 0);
-        self.records.drain(&mut self.batch);
+        let mut tally = self.past.clone();
+        let ended = tally.end(&mut self.attachment, &mut self.records, &mut self.batch, notice);
+        self.watch.lost_records |= tally.counters.lost() > 0;
         self.take_batch();
         let left = self.tracker.finish();
         if !self.is_count_reached() {
             self.report(left)?;
         }
-        let counters = counters?;
+        ended?;
+        let counters = tally.counters;
         Ok(Summary {
             flows: self.flows,
             refused: self.refused,
             counters,
-            records: self.records.read(),
-            malformed: self.records.malformed(),
-            unaccounted: counters.made().abs_diff(self.records.read() + counters.lost()),
+            records: tally.records,
+            malformed: tally.malformed,
+            unaccounted: tally.unaccounted,
             overflowed: self.tracker.overflowed(),
             later_packets: self.tracker.later_packets(),
             later_retransmissions: self.tracker.later_retransmissions(),
@@ -451,10 +652,55 @@ impl<'o> Session<'o> {
                 _ => (self.verdicts.received, self.verdicts.lost, self.verdicts.undecoded),
             },
             hooks,
+            gaps: self.gaps.all().to_vec(),
+            skipped: tally.skipped,
+            disordered: tally.disordered,
             events: self.verdicts.source().clone(),
+            ended_ns: now_ns(),
             elapsed,
         })
     }
+}
+
+fn settings(scope: &Scope, config: Config, options: &Options) -> Settings {
+    let Tunnels { vxlan_port, geneve_port } = scope.tunnels;
+    Settings {
+        filter: scope.filter(),
+        config: Config { vxlan_port, geneve_port, ..config },
+        ring_bytes: options.ring_bytes,
+        interfaces: scope.interfaces.clone(),
+        no_tc: options.no_tc,
+        probe: Probe::Any,
+    }
+}
+
+/// The clock of the records.
+fn now_ns() -> u64 {
+    sys::monotonic().as_nanos() as u64
+}
+
+/// The next change, if somebody tells.
+async fn changes(changes: &mut Option<Changes>) -> std::io::Result<Change> {
+    match changes {
+        Some(changes) => changes.next().await,
+        None => std::future::pending().await,
+    }
+}
+
+/// Without any hook that packets pass there is nothing to trace by.
+fn sees_packets(attachment: &Attachment) -> Result<()> {
+    let wanted = |hook: &&Hook| matches!(hook.kind, HookKind::Classifier | HookKind::Devices);
+    if attachment.hooks().filter(wanted).any(|hook| hook.state.is_attached()) {
+        return Ok(());
+    }
+    let refused = text::not_attached(attachment.hooks().filter(wanted)).join("; ");
+    let lacking = privileges::lacking();
+    let next = if lacking.is_empty() {
+        "run `plsprobe doctor`".to_owned()
+    } else {
+        format!("run as root, in a container with {}", lacking.join(", "))
+    };
+    bail!("no hook that packets pass could be attached: {refused}; {next}")
 }
 
 /// How our probe on Cilium's notifications is attached, or why not.

@@ -140,6 +140,14 @@ impl Verdicts {
         &self.source
     }
 
+    /// Other addresses are traced from now on: Hubble, which picks flows by them, is asked anew.
+    pub(super) fn watch(&mut self, addresses: Vec<IpNet>) {
+        self.sockets.addresses = addresses;
+        if self.reopening.is_some() || matches!(self.open, Some(Open::Hubble(_))) {
+            self.closed("other addresses are traced now");
+        }
+    }
+
     /// The next notification from the socket. Never ends where there is none to read. Cancel-safe.
     pub(super) async fn next(&mut self) -> Event {
         loop {

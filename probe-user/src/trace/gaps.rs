@@ -1,0 +1,107 @@
+//! Times in which nothing could be seen at a place.
+use std::time::Duration;
+
+/// Nothing was seen at a place meanwhile.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Gap {
+    /// Where: `eth0 ingress`.
+    pub place: String,
+    /// Why.
+    pub why: String,
+    /// When all was last known to be well there, in nanoseconds of `CLOCK_MONOTONIC`.
+    pub from_ns: u64,
+    /// When it was well again; `None` if it never was.
+    pub until_ns: Option<u64>,
+}
+
+impl Gap {
+    /// How long it was, at most; of one that is open until `now_ns`.
+    pub fn length(&self, now_ns: u64) -> Duration {
+        Duration::from_nanos(self.until_ns.unwrap_or(now_ns).saturating_sub(self.from_ns))
+    }
+}
+
+/// All gaps of a trace.
+#[derive(Clone, Debug)]
+pub(super) struct Gaps {
+    all: Vec<Gap>,
+    /// When every place was last looked at.
+    looked_ns: u64,
+}
+
+impl Gaps {
+    /// All is well at `now_ns`.
+    pub(super) fn new(now_ns: u64) -> Self {
+        Self { all: Vec::new(), looked_ns: now_ns }
+    }
+
+    /// Something is wrong at `place`, since the last look at the earliest; nothing new if it was wrong already.
+    pub(super) fn open(&mut self, place: &str, why: &str) {
+        if !self.is_open(place) {
+            let (place, why) = (place.to_owned(), why.to_owned());
+            self.all.push(Gap { place, why, from_ns: self.looked_ns, until_ns: None });
+        }
+    }
+
+    /// All is well at `place` from `now_ns` on. Returns the gap that ends with it.
+    pub(super) fn close(&mut self, place: &str, now_ns: u64) -> Option<&Gap> {
+        let gap = self.all.iter_mut().find(|gap| gap.until_ns.is_none() && gap.place == place)?;
+        gap.until_ns = Some(now_ns);
+        Some(gap)
+    }
+
+    /// Closes those at places that are not looked at any more.
+    pub(super) fn keep_open(&mut self, is_wanted: impl Fn(&str) -> bool, now_ns: u64) {
+        for gap in self.all.iter_mut().filter(|gap| gap.until_ns.is_none() && !is_wanted(&gap.place)) {
+            gap.until_ns = Some(now_ns);
+        }
+    }
+
+    /// Every place has been looked at.
+    pub(super) fn looked(&mut self, now_ns: u64) {
+        self.looked_ns = now_ns;
+    }
+
+    fn is_open(&self, place: &str) -> bool {
+        self.all.iter().any(|gap| gap.until_ns.is_none() && gap.place == place)
+    }
+
+    /// Those that a packet between these times may have fallen into.
+    pub(super) fn between(&self, from_ns: u64, until_ns: u64) -> impl Iterator<Item = &Gap> {
+        self.all.iter().filter(move |gap| {
+            gap.from_ns <= until_ns && gap.until_ns.is_none_or(|gap_until_ns| from_ns <= gap_until_ns)
+        })
+    }
+
+    pub(super) fn all(&self) -> &[Gap] {
+        &self.all
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_gap_is_from_the_last_look_until_all_is_well() {
+        let mut gaps = Gaps::new(100);
+        gaps.looked(200);
+        gaps.open("eth0 ingress", "gone");
+        gaps.looked(300);
+        gaps.open("eth0 ingress", "still gone");
+        assert_eq!(gaps.close("eth0 egress", 400), None);
+        let gap = gaps.close("eth0 ingress", 450).unwrap();
+        assert_eq!((gap.from_ns, gap.until_ns, gap.why.as_str()), (200, Some(450), "gone"));
+        assert_eq!(gap.length(900), Duration::from_nanos(250));
+        let fell = |gaps: &Gaps, from, until| gaps.between(from, until).count();
+        assert_eq!(
+            [(0, 199), (0, 200), (300, 310), (450, 460), (451, 460)].map(|(a, b)| fell(&gaps, a, b)),
+            [0, 1, 1, 1, 0]
+        );
+        gaps.open("lxc1 egress", "gone");
+        assert_eq!(fell(&gaps, 900, 901), 1, "an open gap has no end");
+        assert_eq!(gaps.all()[1].length(350), Duration::from_nanos(50));
+        gaps.keep_open(|place| place.starts_with("eth0"), 500);
+        assert_eq!(gaps.all()[1].until_ns, Some(500));
+    }
+}
