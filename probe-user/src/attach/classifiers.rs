@@ -136,6 +136,16 @@ struct Attached {
     hook: Hook,
 }
 
+impl Attached {
+    fn has_gone(&self) -> bool {
+        ifindex(&self.interface.name) != Some(self.ifindex)
+    }
+
+    fn gone(&self) -> HookState {
+        HookState::Lost(format!("interface `{}` has gone", self.interface.name))
+    }
+}
+
 /// All of them.
 #[derive(Debug, Default)]
 pub(super) struct Classifiers(Vec<Attached>);
@@ -180,8 +190,7 @@ impl Classifiers {
     pub(super) fn recheck(&mut self, ebpf: &mut Ebpf, interfaces: &[Interface]) -> Vec<Hook> {
         let mut changed = Vec::new();
         for attached in &mut self.0 {
-            let now = ifindex(&attached.interface.name);
-            if attached.link.is_none() || now == Some(attached.ifindex) {
+            if attached.link.is_none() || !attached.has_gone() {
                 continue;
             }
             // The kernel has already removed the filter; forgetting the link must not touch a new interface that
@@ -189,8 +198,7 @@ impl Classifiers {
             if let (Some(link), Ok(program)) = (attached.link.take(), classifier(ebpf, attached.program)) {
                 let _ = program.detach(link);
             }
-            attached.hook.state =
-                HookState::Lost(format!("interface `{}` has gone", attached.interface.name));
+            attached.hook.state = attached.gone();
             changed.push(attached.hook.clone());
         }
         for interface in interfaces {
@@ -243,6 +251,7 @@ impl Classifiers {
                     HookState::Attached(means)
                 }
             }
+            Err(_) if attached.has_gone() => attached.gone(),
             Err(error) => HookState::Lost(format!("another filter runs before ours: {error:#}")),
         };
         Some(attached.hook.clone())
@@ -262,6 +271,8 @@ impl Classifiers {
                     attached.link = Some(link);
                     HookState::Attached(means)
                 }
+                // The kernel tells of its filters' end before it tells of the interface's own.
+                Err(_) if attached.has_gone() => attached.gone(),
                 Err(error) => HookState::Lost(format!("somebody has removed our filter: {error:#}")),
             };
         Some(attached.hook.clone())
