@@ -119,18 +119,18 @@ fn middle(runs: &mut [u32]) -> u32 {
 
 /// Our programs, looking for packets of `target`.
 fn attached(target: Ipv4Addr, no_tc: bool) -> (Attachment, Records) {
-    let targets = vec![Target { addr: IpAddr::V4(target), port: None }];
+    let targets = vec![Target { net: IpAddr::V4(target).into(), ports: vec![] }];
     let config = Btf::load().and_then(|btf| kernel::config(&btf)).expect("the kernel's types");
     let interfaces = vec![Interface { name: "v0".into(), role: Role::Uplink }];
-    let filter = Filter { targets, sources: vec![] };
+    let filter = Filter { targets, ..Filter::default() };
     let settings = Settings { filter, config, ring_bytes: RING_BYTES, interfaces, no_tc, probe: Probe::Any };
     Attachment::start(&settings).expect("attached")
 }
 
-/// The classifier that was loaded last, of ours.
+/// The classifier that looks, of those of ours the one that was loaded last.
 fn last_classifier() -> OwnedFd {
     let ours =
-        |info: &libbpf_rs::query::ProgramInfo| info.name.to_string_lossy().starts_with("plsprobe_uplink");
+        |info: &libbpf_rs::query::ProgramInfo| info.name.to_string_lossy().starts_with("plsprobe_look_u");
     let id = ProgInfoIter::default().filter(ours).map(|info| info.id).max().expect("a classifier of ours");
     // SAFETY: the call takes a number and gives a descriptor, which is checked and owned from here on.
     unsafe {
