@@ -86,8 +86,8 @@ impl SkBuff {
         (network_header != HEADER_UNSET).then_some(MemorySource { skb: *self, at })
     }
 
-    /// A packet that an interface has just received, and its VLAN identifier: the data begins behind the Ethernet
-    /// header, with the tag if the interface did not take it off.
+    /// A packet that an interface has just received, and the VLAN identifier of the tag in it, 0 without one: the data
+    /// begins behind the Ethernet header, with the tag if the interface did not take it off.
     #[inline(always)]
     pub(crate) fn received(&self) -> Option<(MemorySource, u16)> {
         let data: u64 = read(self.0, setting!(offsets.skb_data))?;
@@ -96,7 +96,7 @@ impl SkBuff {
             let tci = u16::from_be(read(data, 0)?);
             return Some((MemorySource { skb: *self, at: data + VLAN_HEADER_LEN }, vlan_id(tci)));
         }
-        Some((MemorySource { skb: *self, at: data }, self.vlan()))
+        Some((MemorySource { skb: *self, at: data }, 0))
     }
 }
 

@@ -69,17 +69,17 @@ ip_function!(IpReceive, plsprobe_ip_receive, "ip_rcv" => plsprobe_ip_rcv, "ipv6_
 ip_function!(IpForward, plsprobe_ip_forwards, "ip_forward" => plsprobe_ip_forward, "ip6_forward" => plsprobe_ip6_forward);
 ip_function!(IpDeliver, plsprobe_ip_delivers, "ip_local_deliver" => plsprobe_ip_deliver, "ip6_input" => plsprobe_ip6_input);
 
-/// A packet whose headers the stack knows, and its VLAN identifier.
+/// A packet whose headers the stack knows: no tag is in it any more.
 #[inline(always)]
 fn known(skb: SkBuff) -> Option<(MemorySource, u16)> {
-    Some((skb.network()?, skb.vlan()))
+    Some((skb.network()?, 0))
 }
 
 /// `None` if the kernel's memory could not be read.
 #[inline(always)]
 fn look(skb: SkBuff, packet: Option<(MemorySource, u16)>, point: HookPoint) -> Option<()> {
     count(Counter::StackSeen);
-    let Some((source, vlan)) = packet else {
+    let Some((source, tag)) = packet else {
         return Some(()); // without a network header, no IP packet
     };
     let Some(network) = parse::network(&source) else {
@@ -93,7 +93,7 @@ fn look(skb: SkBuff, packet: Option<(MemorySource, u16)>, point: HookPoint) -> O
     if !filter::wanted(packet) || !filter::matches_expression(&source, &network, RecordKind::Packet) {
         return Some(());
     }
-    packet.vlan = vlan;
+    packet.vlan = if tag == 0 { skb.vlan() } else { tag };
     let (ifindex, netns) = skb.device()?;
     let (buffer, skb_len, mark) = (skb.head()?, skb.len()?, skb.mark()?);
     let counters = (Counter::PacketMatched, Counter::PacketLost);
