@@ -18,8 +18,11 @@ pub struct Patience {
     /// After an answer that the client went on with, or without TCP one that left by the side the flow came in on, or
     /// a drop: for Cilium's notifications to arrive.
     pub settle_ns: u64,
-    /// After a refusal that was not seen leaving, or a drop that only the kernel reports.
+    /// After a refusal that was not seen leaving.
     pub answer_ns: u64,
+    /// After a drop that only the kernel reports, for Cilium's own word on it: long where that comes by way of the
+    /// agent, which may be busy.
+    pub word_ns: u64,
     /// After the first packet, when nothing tells what became of it; after another answer, for either end to send
     /// again.
     pub grace_ns: u64,
@@ -27,7 +30,7 @@ pub struct Patience {
 
 impl Default for Patience {
     fn default() -> Self {
-        Self { settle_ns: 250_000_000, answer_ns: 600_000_000, grace_ns: 3_000_000_000 }
+        Self { settle_ns: 250_000_000, answer_ns: 600_000_000, word_ns: 600_000_000, grace_ns: 3_000_000_000 }
     }
 }
 
@@ -241,7 +244,7 @@ fn is_decided(path: &Path, patience: &Patience, now_ns: u64) -> bool {
         }
         // The kernel may have freed it because Cilium told it to: Cilium's own word is worth waiting for.
         (Outcome::DroppedByKernel { .. }, _) => {
-            path.drops.first().is_some_and(|drop| since(drop.ktime_ns) >= patience.answer_ns)
+            path.drops.first().is_some_and(|drop| since(drop.ktime_ns) >= patience.word_ns)
         }
         _ => since(path.first_ns) >= patience.grace_ns,
     }

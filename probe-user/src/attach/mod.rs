@@ -16,6 +16,8 @@ mod tracing;
 #[cfg(test)]
 pub(crate) mod tests;
 
+use std::time::Duration;
+
 use anyhow::{Context as _, Result, anyhow};
 use aya::Ebpf;
 use aya::maps::{Map, MapData, MapError, PerCpuArray};
@@ -58,6 +60,10 @@ pub enum Probe {
     /// A kprobe or nothing.
     Kprobe,
 }
+
+/// How often the last records are waited for, and how long each time.
+const FINISH_ATTEMPTS: u32 = 25;
+const FINISH_WAIT: Duration = Duration::from_millis(2);
 
 /// Default size of the ring buffer.
 pub const RING_BYTES: u32 = 8 << 20;
@@ -257,7 +263,28 @@ impl Attachment {
         self.tracing.skipped(&self.ebpf)
     }
 
-    /// Detaches everything, and reports what could not be. No record is made after that; the counters stay.
+    /// Counts what was made and takes the last records, once all is detached.
+    ///
+    /// A program that another CPU was just running when it was detached still writes its last record: waits, a moment
+    /// at most, until what was made is either read or lost.
+    ///
+    /// # Errors
+    ///
+    /// When the kernel refuses to read our counters.
+    pub fn finish(&self, records: &mut Records, batch: &mut Vec<Record>) -> Result<Counters> {
+        let mut left = FINISH_ATTEMPTS;
+        loop {
+            records.drain(batch);
+            let counters = self.counters()?;
+            left -= 1;
+            if counters.made() == records.read() + counters.lost() || left == 0 {
+                return Ok(counters);
+            }
+            std::thread::sleep(FINISH_WAIT);
+        }
+    }
+
+    /// Detaches everything, and reports what could not be. No program begins to run after that; the counters stay.
     pub fn detach(&mut self) -> Vec<anyhow::Error> {
         let mut errors = self.classifiers.detach(&mut self.ebpf);
         errors.extend(tracing::detach(&mut self.ebpf));

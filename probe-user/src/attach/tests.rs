@@ -131,14 +131,28 @@ fn observe(settings: &Settings, traffic: impl FnOnce()) -> (Vec<Record>, Counter
             assert!(hook.state.is_attached(), "{hook:?}");
         }
         traffic();
+        settle(&attachment);
         assert!(attachment.detach().is_empty());
-        let counters = attachment.counters().unwrap();
         let mut batch = Vec::new();
-        records.drain(&mut batch);
+        let counters = attachment.finish(&mut records, &mut batch).unwrap();
         assert_eq!(records.malformed(), 0);
         assert_eq!(records.read() + counters.lost(), counters.made(), "{counters:?}");
         (batch, counters)
     })
+}
+
+/// Waits until no packet of the traffic is under way: on a busy machine it is received by a thread of the kernel's.
+fn settle(attachment: &Attachment) {
+    let seen = || attachment.counters().unwrap().get(Counter::PacketSeen);
+    let mut before = seen();
+    loop {
+        std::thread::sleep(Duration::from_millis(200));
+        let now = seen();
+        if now == before {
+            return;
+        }
+        before = now;
+    }
 }
 
 pub(crate) fn in_runtime<T>(body: impl FnOnce() -> T) -> T {

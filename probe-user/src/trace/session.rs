@@ -155,6 +155,9 @@ fn packets_filtered() -> Caveat {
     Caveat { code: "packets-filtered", text }
 }
 
+/// How long the agent may take to pass on what Cilium's programs said, in nanoseconds.
+const AGENTS_WORD_NS: u64 = 2_500_000_000;
+
 struct Session<'o> {
     options: &'o Options,
     world: World,
@@ -212,6 +215,7 @@ impl<'o> Session<'o> {
         }
         let probe = probe_state(&attachment);
         let verdicts = Verdicts::open(probe, Sockets::new(&options.live, scope.watched())).await;
+        let tracker = Tracker::new(patience(verdicts.source()));
         let netns = sys::network_namespace().context("failed to read this network namespace's number")?;
         let names = Names::new(&btf).with_namespaces(netns, scope.pod_namespaces.clone());
         let mut session = Self {
@@ -229,7 +233,7 @@ impl<'o> Session<'o> {
             since_ns: 0,
             unsettled_until: Instant::now(),
             verdicts,
-            tracker: Tracker::new(Patience::default()),
+            tracker,
             batch: Vec::new(),
             undecoded: 0,
             flows: [0; 3],
@@ -671,6 +675,15 @@ fn settings(scope: &Scope, config: Config, options: &Options) -> Settings {
         interfaces: scope.interfaces.clone(),
         no_tc: options.no_tc,
         probe: Probe::Any,
+    }
+}
+
+/// How long flows wait, by the way that Cilium's word takes.
+fn patience(source: &EventSource) -> Patience {
+    let patience = Patience::default();
+    match source {
+        EventSource::MonitorSocket | EventSource::Hubble => Patience { word_ns: AGENTS_WORD_NS, ..patience },
+        EventSource::Probe(_) | EventSource::None(_) => patience,
     }
 }
 

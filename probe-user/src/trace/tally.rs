@@ -37,10 +37,7 @@ impl Tally {
         for failure in attachment.detach() {
             notice(&format!("{failure:#}"));
         }
-        // No record is made any more: these count all of them, and what was not read yet is still in the ring.
-        let counters = attachment.counters();
-        records.drain(batch);
-        let counters = counters?;
+        let counters = attachment.finish(records, batch)?;
         self.counters.add(&counters);
         self.records += records.read();
         self.malformed += records.malformed();
