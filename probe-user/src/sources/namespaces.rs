@@ -17,7 +17,7 @@ use super::netlink::Netlink;
 const NAMED: &str = "/run/netns";
 
 /// Inode numbers of the namespaces that the other ends of these interfaces are in. What is not found is left out: a
-/// namespace is found by a name in [`NAMED`] or by a process in it that `/proc` shows.
+/// namespace is found by a name in `/run/netns` or by a process in it that `/proc` shows.
 ///
 /// # Errors
 ///

@@ -41,7 +41,7 @@ pub(crate) const RULES: [Rule; 11] = [
         apply: counts,
     },
     Rule {
-        what: "counters of a policy entry, and whether conntrack had its entry already",
+        what: "counters of a policy entry, and whether conntrack had its entry already and so confirms a translation",
         why: "the maps are read at some moment of the flow",
         apply: moment_of_reading,
     },
@@ -56,8 +56,8 @@ pub(crate) const RULES: [Rule; 11] = [
         apply: reason_numbers,
     },
     Rule {
-        what: "the function that freed a packet, by the reason that newer kernels give there",
-        why: "before 5.17 the kernel gives no reason, and plsprobe names the function",
+        what: "the function that freed a packet, by the reason that newer kernels give there; what such a drop means",
+        why: "before 5.17 the kernel gives no reason, and plsprobe names the function, which may have had another",
         apply: functions,
     },
     Rule {
@@ -144,6 +144,9 @@ fn moment_of_reading(text: &str) -> String {
     let text = json_numbers(text, "bytes", |_| true);
     let text = json_numbers(&text, "packets", |_| true);
     let text = numbers_before(&text, " packets so far");
+    let text = text
+        .replace(" (confirmed by cilium_ct4_global)", "")
+        .replace(r#""confirmed_by":"cilium_ct4_global""#, r#""confirmed_by":null"#);
     let text = text.replace(r#""kept_by":null"#, r#""kept_by":"""#);
     between(&text, r#""kept_by":""#, "\"", |_| Some("ENTRY OR NONE".to_owned()))
 }
@@ -169,8 +172,9 @@ fn means(text: &str) -> String {
         PROBED.into_iter().find(is_this).map(str::to_owned)
     });
     between(&text, "\nhooks     ", "\n", |hooks| {
-        let is_refused = |name: &&str| hooks.contains(&format!("; not {name}: "));
-        let refused = PROBED.into_iter().filter(is_refused).count();
+        // `11 attached of 18; not ip_rcv, ipv6_rcv: fentry: …; kprobe: …`
+        let lists = hooks.split("; not ").skip(1).map(|list| list.split(": ").next().unwrap_or(list));
+        let refused = lists.flat_map(|list| list.split(", ")).filter(|name| PROBED.contains(name)).count();
         let (attached, wanted) = hooks.split(';').next()?.split_once(" attached of ")?;
         let (attached, wanted): (usize, usize) = (attached.parse().ok()?, wanted.parse().ok()?);
         (attached + refused == wanted).then(|| "ALL BUT PROBES".to_owned())
@@ -194,7 +198,16 @@ fn functions(text: &str) -> String {
         let text = text.replace(&format!("no reason given, in {function}\""), &format!("{reason}\""));
         text.replace(&format!("no reason given, in {function}\n"), &format!("{reason}\n"))
     };
-    FREED_IN.iter().fold(text.to_owned(), named)
+    let text = FREED_IN.iter().fold(text.to_owned(), named);
+    json_list(&text, "kernel_drops", |drop| {
+        let is_named = |(_, reason): &(&str, &str)| drop.contains(&format!(r#""name":"{reason}""#));
+        let is_unsure = FREED_IN.iter().any(is_named);
+        Some(if is_unsure {
+            between(drop, r#""cause":"#, ",", |_| Some("ANY".to_owned()))
+        } else {
+            drop.to_owned()
+        })
+    })
 }
 
 fn after_the_answer(text: &str) -> String {
@@ -256,12 +269,25 @@ fn without_hop(text: &str, place: &str) -> String {
     out + rest
 }
 
-/// Changes each object of `"key":[…]`, or takes it away; each ends with an object of its own.
+/// Changes each object of `"key":[…]`, or takes it away. No list and no bracket is inside the objects.
 fn json_list(text: &str, key: &str, change: impl Fn(&str) -> Option<String>) -> String {
     between(text, &format!(r#""{key}":["#), "]", |list| {
-        let objects = list.split_inclusive("}}").map(|object| object.trim_start_matches(','));
-        Some(objects.filter_map(&change).collect::<Vec<_>>().join(","))
+        Some(objects(list).into_iter().filter_map(&change).collect::<Vec<_>>().join(","))
     })
+}
+
+/// The objects of a list, which commas part.
+fn objects(list: &str) -> Vec<&str> {
+    let mut depth = 0;
+    let parts = list.split(|c: char| {
+        match c {
+            '{' => depth += 1,
+            '}' => depth -= 1,
+            _ => {}
+        }
+        c == ',' && depth == 0
+    });
+    parts.filter(|object| !object.is_empty()).collect()
 }
 
 /// Replaces the number of each `"key":NUMBER`; null stays, as it says that there is none.
@@ -349,7 +375,8 @@ mod tests {
         );
         same("hops     none of ours saw it\n", "hops     pod received 0.000 > pod delivered 0.010 ms\n");
         differ(host, "hops     eth0 in 0.000 > stack received 0.011 ms\n");
-        let hop = |point: &str| format!(r#"{{"ifindex":2,"point":"{point}","tuple":{{"sport":80}}}}"#);
+        let hop =
+            |point: &str| format!(r#"{{"ifindex":2,"point":"{point}","tuple":{{"sport":80}},"vlan":null}}"#);
         let hops = |hops: &[&str]| {
             let hops: Vec<_> = hops.iter().map(|point| hop(point)).collect();
             format!(r#"{{"hops":[{}],"replies":[]}}"#, hops.join(","))
@@ -422,6 +449,8 @@ mod tests {
     fn the_moment_at_which_maps_were_read_is_not_compared() {
         same("(match L3-L4, 0 packets so far)", "(match L3-L4, 5 packets so far)");
         differ("(match L3-L4, 0 packets so far)", "(match L3, 0 packets so far)");
+        same("to 10.0.0.143:80; eth0 in", "to 10.0.0.143:80 (confirmed by cilium_ct4_global); eth0 in");
+        same(r#"{"confirmed_by":null}"#, r#"{"confirmed_by":"cilium_ct4_global"}"#);
         same(r#"{"kept_by":null,"packets":0}"#, r#"{"kept_by":"TCP OUT a -> b service","packets":5}"#);
     }
 
@@ -437,6 +466,10 @@ mod tests {
         same(
             seven,
             "\nhooks     6 attached of 8; not bpf_skb_event_output: fentry: EPERM; not ip_rcv: fentry: EPERM\n",
+        );
+        same(
+            seven,
+            "\nhooks     6 attached of 8; not bpf_skb_event_output, ip_rcv: fentry: EPERM; kprobe: none\n",
         );
         differ(seven, "\nhooks     7 attached of 8; not eth0 ingress: EPERM\n");
         differ(seven, "\nhooks     6 attached of 8; not bpf_skb_event_output: EPERM, eth0 ingress: EPERM\n");
