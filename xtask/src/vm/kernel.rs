@@ -139,17 +139,30 @@ fn download(apt: &PrivateApt, dir: &Path, image: &str) -> Result<()> {
     }
     std::fs::create_dir_all(&partial)?;
     let shown = apt.run("apt-cache", &["show", "--no-all-versions", image])?;
-    let parts = parts(&shown);
-    for package in std::iter::once(image).chain(parts) {
+    for package in std::iter::once(image).chain(parts(&shown)) {
+        // Backports drop packages that an image still depends on. Its lists are the image's own where it is whole;
+        // where they are missing all the same, the modules cannot be put in order, and that is said.
+        if package.starts_with(LISTS) && !has(apt, package)? {
+            sh::say(&format!("`{package}` is not to be had; going on without it"));
+            continue;
+        }
         apt.unpack(package, &partial)?;
     }
     std::fs::rename(&partial, dir)?;
     Ok(())
 }
 
+/// Whether a suite has a package of this name.
+fn has(apt: &PrivateApt, package: &str) -> Result<bool> {
+    Ok(apt.run("apt-cache", &["pkgnames", package])?.lines().any(|name| name == package))
+}
+
+/// How the name begins of the package with a newer kernel's lists of modules.
+const LISTS: &str = "linux-base-";
+
 /// What the package of a newer kernel only depends on: its image, its modules, its lists of them.
 fn parts(shown: &str) -> Vec<&str> {
-    const PREFIXES: [&str; 3] = ["linux-base-", "linux-binary-", "linux-modules-"];
+    const PREFIXES: [&str; 3] = [LISTS, "linux-binary-", "linux-modules-"];
     let depends = shown.lines().find_map(|line| line.strip_prefix("Depends:")).unwrap_or_default();
     let names = depends.split([',', '|']).filter_map(|part| part.split_whitespace().next());
     names.filter(|name| PREFIXES.iter().any(|prefix| name.starts_with(prefix))).collect()
