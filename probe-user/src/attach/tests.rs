@@ -482,7 +482,7 @@ fn a_record_that_is_not_wanted_does_not_hold_up_the_next() {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         runtime.block_on(async {
             let (_attachment, mut records) = Attachment::start(&settings).unwrap();
-            // To another port: reserved, looked at, given back.
+            // To another port: looked at, and passed over.
             peer.run(|| UdpSocket::bind(("10.99.0.2", 0)).unwrap().send_to(&[1], (NODE, PORT + 1)).unwrap());
             send_udp(peer, NODE, 1, 8);
             let mut batch = Vec::new();
