@@ -11,11 +11,11 @@ use probe_model::cilium::lb::{LbBackend, LbKey, LbMaps, LbService, LbSourceRange
 use probe_model::cilium::lxc::{EndpointInfo, Mac};
 use probe_model::cilium::policy::{PolicyEntry, PolicyKey, PolicyLayout, PolicyMap, pin_name};
 use probe_model::cilium::{Direction, EndpointId};
-use probe_model::explain::{Verdict, explain};
+use probe_model::explain::{JudgedAs, SourceBy, Verdict, explain, source_history};
 use probe_model::netfilter::Ruleset;
 use probe_model::simulate::{Question, simulate};
 use probe_model::tuple::{Protocol, Tuple};
-use probe_model::world::{ConfigSource, Link, NamedPolicyMap, Route, World};
+use probe_model::world::{ConfigSource, Forwarding, Link, NamedPolicyMap, Route, RoutingMode, World};
 
 const APP: EndpointId = EndpointId(2686);
 const OTHER: EndpointId = EndpointId(340);
@@ -147,6 +147,56 @@ fn the_rule_names_the_service_port() {
     let explanation = explain(&world, &tcp(NAT_IP, FRONTEND, 80));
     assert_eq!(explanation.verdict, Verdict::Dropped(DropReason::POLICY));
     assert_eq!(explanation.cause.code, "PLS-26");
+}
+
+/// A node's address in the tunnel: the node's own packet, or one from outside that it sends on and marks as world.
+#[test]
+fn what_another_node_sends_on_is_world() {
+    let mut world = world();
+    world.config.routing = RoutingMode::Tunnel;
+    let router = Ipv4Addr::new(10, 0, 2, 1);
+    let sec_identity = Identity::REMOTE_NODE;
+    let tunnel_endpoint = Some(Ipv4Addr::new(10, 224, 0, 5).into());
+    let info = RemoteEndpointInfo { sec_identity, tunnel_endpoint, ..RemoteEndpointInfo::default() };
+    let node = (IpcacheKey { prefix: "10.0.2.1/32".parse().expect("a prefix"), cluster_id: 0 }, info);
+    world.ipcache = Some(Ipcache::new([node]));
+    let question = tcp(router, APP_IP, 8080);
+    assert_eq!(verdict(&world, &question), Verdict::Allowed, "both are");
+    world.policy.extend([policy(APP, &[])]);
+    assert_eq!(verdict(&world, &question), Verdict::Dropped(DropReason::POLICY), "neither is");
+    world.policy.extend([policy(APP, &[key(6, Direction::Ingress, 6, 8080)])]);
+    let Verdict::Inconclusive(cases) = verdict(&world, &question) else { panic!("only one is") };
+    assert_eq!(
+        cases,
+        [
+            "10.0.2.1's own, judged as remote-node (6), is allowed",
+            "what 10.0.2.1's node sends on from outside, judged as world (2), is dropped: Policy denied (133)",
+        ]
+    );
+}
+
+/// A service's packet for another node leaves with this node's address, and is a remote node's there.
+#[test]
+fn the_source_changes_on_the_way_to_another_node() {
+    let mut world = world();
+    world.config.forwarding = Some(Forwarding::Snat);
+    world.lb = Some(load_balancer(LbService::ROUTABLE, &[Ipv4Addr::new(10, 0, 2, 9)], &[]));
+    let address = "10.224.0.4/24".parse().expect("an address");
+    world.links = Some(vec![Link { name: "eth0".to_owned(), ifindex: 2, addresses: vec![address] }]);
+    let destination = "0.0.0.0/0".parse().expect("a prefix");
+    world.routes = vec![Route { destination, via: None, dev: "eth0".to_owned(), src: None, metric: 0 }];
+    let history = |routing| {
+        let mut world = world.clone();
+        world.config.routing = routing;
+        let ways = simulate(&world, &tcp(NAT_IP, FRONTEND, 80));
+        source_history(&world, &ways[0])
+    };
+    let hops = history(RoutingMode::Native);
+    let [first, second] = hops.as_slice() else { panic!("two hops: {hops:?}") };
+    assert_eq!((first.address, &first.by, first.judged), (NAT_IP.into(), &SourceBy::Sender, None));
+    assert_eq!(second.address, IpAddr::from(NODE_IP));
+    assert_eq!(second.judged, Some(JudgedAs::OtherNode(Identity::REMOTE_NODE)));
+    assert_eq!(history(RoutingMode::Tunnel).len(), 1, "no cilium_host here, so its address is not known");
 }
 
 #[test]

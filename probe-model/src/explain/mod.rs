@@ -2,6 +2,7 @@
 
 mod attribution;
 mod cause;
+mod history;
 mod near_miss;
 
 use std::net::{IpAddr, SocketAddr};
@@ -10,11 +11,12 @@ use crate::cilium::Direction;
 use crate::cilium::drop_reason::DropReason;
 use crate::cilium::family::Family;
 use crate::cilium::policy::PolicyVerdict;
-use crate::simulate::{Outcome, PolicyStep, Question, Step, Trajectory, simulate};
+use crate::simulate::{IdentityOrigin, Outcome, PolicyStep, Question, Step, Trajectory, simulate};
 use crate::world::{ConfigSource, PolicyRef, World};
 
 pub use attribution::{policies_behind, policies_selecting};
 pub use cause::{AZURE_PROBE, Cause, unknown_text};
+pub use history::{JudgedAs, Masquerade, SourceBy, SourceHop, source_history};
 pub use near_miss::{FailedField, NearMiss, near_miss};
 
 /// What plsprobe says of a packet, with its evidence.
@@ -115,14 +117,32 @@ fn verdict(world: &World, trajectories: &[Trajectory]) -> Verdict {
         return verdicts.into_iter().next().unwrap_or(Verdict::Allowed);
     }
     let each = trajectories.iter().zip(&verdicts).map(|(way, verdict)| {
-        let backend = format!("backend {}", SocketAddr::new(way.tuple.daddr, way.tuple.dport));
+        let case = case(world, way);
         match verdict {
-            Verdict::Dropped(reason) => format!("{backend} is dropped: {reason}"),
-            Verdict::Filtered => format!("{backend} is dropped by netfilter"),
-            _ => format!("{backend} is allowed"),
+            Verdict::Dropped(reason) => format!("{case} is dropped: {reason}"),
+            Verdict::Filtered => format!("{case} is dropped by netfilter"),
+            _ => format!("{case} is allowed"),
         }
     });
     Verdict::Inconclusive(each.collect())
+}
+
+/// What sets a way apart from the others: the backend, or what the sending node marked the packet as.
+fn case(world: &World, way: &Trajectory) -> String {
+    let from_tunnel = matches!(way.steps.first(), Some(Step::FromNetwork { overlay: true, .. }));
+    let judged = way.steps.iter().find_map(|step| match step {
+        Step::Identity { identity, origin, .. } if from_tunnel => Some((*identity, *origin)),
+        _ => None,
+    });
+    let source = way.sent.saddr;
+    match judged {
+        Some((identity, IdentityOrigin::SentOn)) => {
+            let whose = world.identity_text(identity);
+            format!("what {source}'s node sends on from outside, judged as {whose},")
+        }
+        Some((identity, _)) => format!("{source}'s own, judged as {},", world.identity_text(identity)),
+        None => format!("backend {}", SocketAddr::new(way.tuple.daddr, way.tuple.dport)),
+    }
 }
 
 fn of_outcome(outcome: &Outcome) -> Verdict {

@@ -75,7 +75,7 @@ impl Walk<'_> {
     }
 
     /// World's number for an address: one per family where both are on (from 1.15 on), else one for all.
-    fn world_identity(&self, address: IpAddr) -> Result<Identity, Unknown> {
+    pub(super) fn world_identity(&self, address: IpAddr) -> Result<Identity, Unknown> {
         let split = match Family::of(address) {
             Family::V4 => Identity::WORLD_IPV4,
             Family::V6 => Identity::WORLD_IPV6,

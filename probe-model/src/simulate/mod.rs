@@ -200,6 +200,8 @@ pub enum IdentityOrigin {
     Mark,
     /// The sending endpoint's own identity.
     Endpoint(EndpointId),
+    /// Another node sends on a packet from outside through the tunnel, and marks it as world.
+    SentOn,
 }
 
 /// One question to a policy map, and the answer.

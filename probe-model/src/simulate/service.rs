@@ -21,7 +21,7 @@ use crate::world::{AddressOwner, Forwarding, RoutingMode};
 const CILIUM_HOST: &str = "cilium_host";
 
 /// Whether an identity is that of this node or of another.
-fn is_of_node(identity: Identity) -> bool {
+pub(super) fn is_of_node(identity: Identity) -> bool {
     matches!(identity, Identity::HOST | Identity::REMOTE_NODE | Identity::KUBE_APISERVER)
         || identity.is_remote_node_scope()
 }

@@ -2,6 +2,7 @@
 
 use super::conntrack::Known;
 use super::identity::{MAGIC_HOST, Resolved, identity_mark};
+use super::service::is_of_node;
 use super::{Destination, IdentityOrigin, Outcome, Question, Step, Trajectory, Unknown};
 use crate::cilium::drop_reason::DropReason;
 use crate::cilium::family::Family;
@@ -107,7 +108,7 @@ impl Walk<'_> {
         let dev = if remote_pod { None } else { world.uplink() };
         let walk = self.step(Step::FromNetwork { dev: dev.map(str::to_owned), overlay: remote_pod });
         if remote_pod {
-            return walk.local_delivery(None);
+            return walk.from_tunnel();
         }
         if !walk.world.config.node_port || !walk.handles(Family::of(walk.tuple.daddr)) {
             return walk.host_stack(dev);
@@ -122,6 +123,23 @@ impl Walk<'_> {
             Ok(LbFound::OtherPorts(whole)) => walk.refuse(&whole, DropReason::NO_SERVICE),
             Ok(LbFound::Nothing) => walk.past_uplink(),
         }
+    }
+
+    /// `cil_from_overlay`: the packet carries the identity that the sending node gave it.
+    ///
+    /// A pod's is the ipcache's, too. A node's address stands for two: the node itself, or somebody outside whose packet
+    /// the node sends on to a service's backend and marks as world. Source: `handle_ipv4`, Cilium 1.14
+    /// `bpf/bpf_overlay.c`; `nodeport_nat_ipv4_fwd`, `bpf/lib/nodeport.h`.
+    fn from_tunnel(self) -> Vec<Trajectory> {
+        let sender = self.tuple.saddr;
+        if !self.identity_of(sender).is_ok_and(|(identity, _)| is_of_node(identity)) {
+            return self.local_delivery(None);
+        }
+        let sent_on = match self.world_identity(sender) {
+            Ok(world) => self.clone().local_delivery(Some((world, IdentityOrigin::SentOn))),
+            Err(unknown) => self.clone().unknown(unknown),
+        };
+        self.local_delivery(None).into_iter().chain(sent_on).collect()
     }
 
     /// From the uplink's program to the pod: at once with BPF host routing, else through the host's stack, whose

@@ -227,6 +227,9 @@ pub fn identity_origin(origin: IdentityOrigin) -> String {
         IdentityOrigin::HostMark => "the packet carries the host's mark".to_owned(),
         IdentityOrigin::Mark => "the packet's mark carries it".to_owned(),
         IdentityOrigin::Endpoint(id) => format!("endpoint {id}'s own"),
+        IdentityOrigin::SentOn => {
+            "what another node sends on from outside through the tunnel is marked as world".to_owned()
+        }
     }
 }
 
