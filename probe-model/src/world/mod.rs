@@ -1,5 +1,9 @@
 //! Everything known of one node at one time, decoded, with what is missing.
 
+pub mod kubernetes;
+pub mod nat;
+pub mod private_link;
+
 use core::fmt;
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr};
@@ -21,6 +25,8 @@ use crate::cilium::runtime_config::UTime;
 use crate::cilium::{Direction, EndpointId};
 use crate::netfilter::Ruleset;
 use crate::tuple::Protocol;
+use kubernetes::Kubernetes;
+use private_link::PrivateLink;
 
 /// Everything known of one node at one time.
 ///
@@ -77,6 +83,12 @@ pub struct World {
     pub links: Option<Vec<Link>>,
     /// The node's routes.
     pub routes: Vec<Route>,
+    /// What the Kubernetes API, or files of policies, say of the cluster.
+    pub kubernetes: Kubernetes,
+    /// What Azure says of Private Link.
+    pub private_link: PrivateLink,
+    /// Where two sources contradict each other, NAT IPs apart ([`nat::nat_sources`]).
+    pub disagreements: Vec<nat::Disagreement>,
     /// What could not be had.
     pub missing: Vec<Missing>,
 }
