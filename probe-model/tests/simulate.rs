@@ -11,7 +11,7 @@ use probe_model::cilium::lb::{LbBackend, LbKey, LbMaps, LbService, LbSourceRange
 use probe_model::cilium::lxc::{EndpointInfo, Mac};
 use probe_model::cilium::policy::{PolicyEntry, PolicyKey, PolicyLayout, PolicyMap, pin_name};
 use probe_model::cilium::{Direction, EndpointId};
-use probe_model::explain::{JudgedAs, SourceBy, Verdict, explain, source_history};
+use probe_model::explain::{Code, JudgedAs, SourceBy, Verdict, explain, source_history};
 use probe_model::netfilter::Ruleset;
 use probe_model::simulate::{Question, simulate};
 use probe_model::tuple::{Protocol, Tuple};
@@ -120,7 +120,7 @@ fn source_ranges_are_checked_on_the_nat_ip() {
     world.lb = Some(load_balancer(flags, &[APP_IP], &["10.221.1.0/24"]));
     let question = tcp(NAT_IP, FRONTEND, 80);
     assert_eq!(verdict(&world, &question), Verdict::Dropped(DropReason::NOT_IN_SRC_RANGE));
-    assert_eq!(explain(&world, &question).cause.code, "PLS-23");
+    assert_eq!(explain(&world, &question).cause.code, Code::SourceRanges);
     world.lb = Some(load_balancer(flags, &[APP_IP], &["10.224.0.8/32"]));
     assert_eq!(verdict(&world, &question), Verdict::Allowed);
 }
@@ -146,7 +146,7 @@ fn the_rule_names_the_service_port() {
     world.policy.extend([policy(APP, &[key(2, Direction::Ingress, 6, 80)])]);
     let explanation = explain(&world, &tcp(NAT_IP, FRONTEND, 80));
     assert_eq!(explanation.verdict, Verdict::Dropped(DropReason::POLICY));
-    assert_eq!(explanation.cause.code, "PLS-26");
+    assert_eq!(explanation.cause.code, Code::PortNotTargetPort);
 }
 
 /// A node's address in the tunnel: the node's own packet, or one from outside that it sends on and marks as world.
@@ -206,7 +206,7 @@ fn audit_mode_lets_through_and_says_so() {
     world.config.audit_mode = true;
     let explanation = explain(&world, &tcp(NAT_IP, FRONTEND, 80));
     assert_eq!(explanation.verdict, Verdict::Allowed);
-    assert!(explanation.caveats.iter().any(|caveat| caveat.code == "audit-mode"));
+    assert!(explanation.caveats.iter().any(|caveat| caveat.code == Code::AuditMode));
 }
 
 #[test]
@@ -233,7 +233,7 @@ fn answers_are_not_judged() {
     let entry = CtTuple::ingress(answer.tuple.reversed());
     world.conntrack.as_mut().expect("a map").insert(entry, CtEntry::default());
     let explanation = explain(&world, &answer);
-    assert_eq!((explanation.verdict, explanation.cause.code.as_str()), (Verdict::Allowed, "REPLY"));
+    assert_eq!((explanation.verdict, explanation.cause.code), (Verdict::Allowed, Code::Reply));
 }
 
 #[test]

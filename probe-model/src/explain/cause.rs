@@ -4,6 +4,7 @@
 
 use std::net::{IpAddr, Ipv4Addr};
 
+use super::catalogue::Code;
 use super::near_miss::{FailedField, NearMiss};
 use super::{Verdict, policies_selecting};
 use crate::cilium::Direction;
@@ -23,14 +24,14 @@ pub const AZURE_PROBE: Ipv4Addr = Ipv4Addr::new(168, 63, 129, 16);
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Cause {
     /// Stable code.
-    pub code: String,
+    pub code: Code,
     /// One sentence without its full stop.
     pub sentence: String,
 }
 
 impl Cause {
-    fn new(code: &str, sentence: String) -> Self {
-        Self { code: code.to_owned(), sentence }
+    fn new(code: Code, sentence: String) -> Self {
+        Self { code, sentence }
     }
 }
 
@@ -42,7 +43,7 @@ pub(super) fn cause(
     near_miss: Option<&NearMiss>,
 ) -> Cause {
     if let Verdict::Inconclusive(facts) = verdict {
-        return Cause::new("INCONCLUSIVE", facts.join("; "));
+        return Cause::new(Code::Inconclusive, facts.join("; "));
     }
     match &way.outcome {
         Outcome::Dropped(DropReason::POLICY) => default_deny(world, way, policies, near_miss),
@@ -50,10 +51,10 @@ pub(super) fn cause(
         Outcome::Dropped(reason) => datapath_drop(way, *reason),
         Outcome::Filtered { rule, rejected } => {
             let verb = if *rejected { "rejects" } else { "drops" };
-            Cause::new("PLS-14", format!("a netfilter rule of the node {verb} the packet: {rule}"))
+            Cause::new(Code::NodeFirewall, format!("a netfilter rule of the node {verb} the packet: {rule}"))
         }
         Outcome::Allowed(destination) => allowed(world, way, destination, policies),
-        Outcome::Unknown(unknown) => Cause::new("INCONCLUSIVE", unknown_text(world, unknown)),
+        Outcome::Unknown(unknown) => Cause::new(Code::Inconclusive, unknown_text(world, unknown)),
     }
 }
 
@@ -151,13 +152,13 @@ fn default_deny(
     };
     if way.sent.saddr == IpAddr::from(AZURE_PROBE) && direction == Direction::Ingress {
         let effect = "the load balancer's health probe fails, and it stops sending";
-        return Cause::new("PLS-07", format!("{sentence}: {effect}"));
+        return Cause::new(Code::ProbeDenied, format!("{sentence}: {effect}"));
     }
     if let Some((original, _)) = hidden {
         return if would_admit(world, step, original) {
-            Cause::new("PLS-03", format!("{sentence}; {original} itself would be admitted"))
+            Cause::new(Code::HiddenByKubeProxy, format!("{sentence}; {original} itself would be admitted"))
         } else {
-            Cause::new("PLS-01", sentence)
+            Cause::new(Code::DefaultDeny, sentence)
         };
     }
     let service_port = way.steps.iter().find_map(|step| match step {
@@ -171,9 +172,9 @@ fn default_deny(
             let (service, pod) = (key.dport, step.query.port);
             let hint =
                 format!("the rule names the service's port {service}, policy sees the pod's port {pod}");
-            Cause::new("PLS-26", format!("{sentence}: {hint}"))
+            Cause::new(Code::PortNotTargetPort, format!("{sentence}: {hint}"))
         }
-        _ => Cause::new("PLS-01", sentence),
+        _ => Cause::new(Code::DefaultDeny, sentence),
     }
 }
 
@@ -204,7 +205,7 @@ fn explicit_deny(world: &World, way: &Trajectory, policies: &[PolicyRef]) -> Cau
     let preposition = if step.query.direction == Direction::Ingress { "from" } else { "to" };
     let (direction, verb) = (step.query.direction, if policies.len() > 1 { "deny" } else { "denies" });
     Cause::new(
-        "PLS-34",
+        Code::ExplicitDeny,
         format!("{who} explicitly {verb} {direction} of {name} {preposition} {peer} on {port}"),
     )
 }
@@ -213,9 +214,9 @@ fn datapath_drop(way: &Trajectory, reason: DropReason) -> Cause {
     let meaning = reason.meaning().unwrap_or("unknown reason");
     let Tuple { daddr, dport, .. } = way.tuple;
     let code = match reason {
-        DropReason::NOT_IN_SRC_RANGE => "PLS-23",
-        DropReason::NO_SERVICE => "PLS-41",
-        _ => &format!("DROP-{}", reason.0),
+        DropReason::NOT_IN_SRC_RANGE => Code::SourceRanges,
+        DropReason::NO_SERVICE => Code::NoEndpoint,
+        _ => Code::Drop(reason),
     };
     let to = std::net::SocketAddr::new(daddr, dport);
     Cause::new(code, format!("{meaning}: {to}"))
@@ -224,25 +225,26 @@ fn datapath_drop(way: &Trajectory, reason: DropReason) -> Cause {
 fn allowed(world: &World, way: &Trajectory, destination: &Destination, policies: &[PolicyRef]) -> Cause {
     if let Some(Step::Reply(entry)) = way.steps.iter().find(|step| matches!(step, Step::Reply(_))) {
         return Cause::new(
-            "REPLY",
+            Code::Reply,
             format!("it answers a connection that conntrack knows ({entry}); answers are not judged"),
         );
     }
     if let Some(Step::Related(entry)) = way.steps.iter().find(|step| matches!(step, Step::Related(_))) {
         let text = format!("it is an ICMP error about a connection that conntrack knows ({entry})");
-        return Cause::new("RELATED", format!("{text}; those are not judged"));
+        return Cause::new(Code::Related, format!("{text}; those are not judged"));
     }
     let Some(step) = way.deciding_policy() else {
-        return Cause::new("NO-POLICY", no_policy(way, destination).to_owned());
+        return Cause::new(Code::NoPolicy, no_policy(way, destination).to_owned());
     };
     let (name, port) = subject(world, step);
     let direction = step.query.direction;
     let peer = world.identity_text(step.query.identity);
     match step.decision.entry {
         Some((key, _)) if policies.is_empty() && is_open(world, step, &key) => open(world, step, &name),
-        Some((key, _)) if key.sec_label == Identity::HOST && policies.is_empty() => {
-            Cause::new("ALLOW-LOCALHOST", format!("Cilium always lets the node reach its own pods ({name})"))
-        }
+        Some((key, _)) if key.sec_label == Identity::HOST && policies.is_empty() => Cause::new(
+            Code::AllowLocalhost,
+            format!("Cilium always lets the node reach its own pods ({name})"),
+        ),
         Some((key, _)) => {
             let who =
                 if policies.is_empty() { "an entry of no known policy".to_owned() } else { list(policies) };
@@ -250,9 +252,9 @@ fn allowed(world: &World, way: &Trajectory, destination: &Destination, policies:
             let whom =
                 if key.sec_label == Identity::UNKNOWN { format!("everybody, so also {peer},") } else { peer };
             let preposition = if direction == Direction::Ingress { "to" } else { "from" };
-            Cause::new("ALLOWED", format!("{who} {verb} {whom} {preposition} {name} on {port}"))
+            Cause::new(Code::Allowed, format!("{who} {verb} {whom} {preposition} {name} on {port}"))
         }
-        None => Cause::new("AUDIT", format!("policy audit mode lets {peer} through to {name} on {port}")),
+        None => Cause::new(Code::Audit, format!("policy audit mode lets {peer} through to {name} on {port}")),
     }
 }
 
@@ -308,8 +310,8 @@ fn open(world: &World, step: &PolicyStep, name: &str) -> Cause {
     let nobody = format!("{direction} of {name} is open: no policy selects it for {direction}");
     let only_other = policies_selecting(world, step.endpoint, other);
     if only_other.is_empty() || direction == Direction::Egress {
-        return Cause::new("OPEN", nobody);
+        return Cause::new(Code::Open, nobody);
     }
     let verb = if only_other.len() == 1 { "limits" } else { "limit" };
-    Cause::new("PLS-28", format!("{nobody} ({} only {verb} {other})", list(&only_other)))
+    Cause::new(Code::EgressOnly, format!("{nobody} ({} only {verb} {other})", list(&only_other)))
 }

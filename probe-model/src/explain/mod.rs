@@ -1,7 +1,9 @@
 //! Why: from the ways through the node to one verdict, its cause, and the policies behind it.
 
 mod attribution;
+mod catalogue;
 mod cause;
+mod finding;
 mod history;
 mod near_miss;
 
@@ -15,7 +17,9 @@ use crate::simulate::{IdentityOrigin, Outcome, PolicyStep, Question, Step, Traje
 use crate::world::{ConfigSource, PolicyRef, World};
 
 pub use attribution::{policies_behind, policies_selecting};
+pub use catalogue::{Area, Code, Severity};
 pub use cause::{AZURE_PROBE, Cause, unknown_text};
+pub use finding::{Evidence, FilePosition, Finding, Remedy, Source, Subject, SubjectKind};
 pub use history::{JudgedAs, Masquerade, SourceBy, SourceHop, source_history};
 pub use near_miss::{FailedField, NearMiss, near_miss};
 
@@ -68,7 +72,7 @@ pub enum Verdict {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Caveat {
     /// Stable code.
-    pub code: &'static str,
+    pub code: Code,
     /// One clause.
     pub text: String,
 }
@@ -160,34 +164,40 @@ fn caveats(world: &World, question: &Question, way: &Trajectory) -> Vec<Caveat> 
     if world.config.source == ConfigSource::Pins {
         let mode =
             if world.config.node_port { "kube-proxy replacement" } else { "no kube-proxy replacement" };
-        add("config-by-pins", format!("the agent's configuration is not known; the pinned maps say {mode}"));
+        add(
+            Code::ConfigByPins,
+            format!("the agent's configuration is not known; the pinned maps say {mode}"),
+        );
     }
     let from_host = matches!(way.steps.first(), Some(Step::FromHost));
     if from_host {
         let address = question.tuple.saddr;
         add(
-            "locally-sent",
+            Code::LocallySent,
             format!("{address} is this node's own address: judged as sent by the node itself"),
         );
     }
     let rules = world.rules(question.tuple.daddr);
     if from_host && rules.is_none() {
         let text = "the node's netfilter rules are not known: assumed that Cilium's own rule marks what the host sends";
-        add("host-mark", text.to_owned());
+        add(Code::HostMark, text.to_owned());
     }
     let through_stack = !world.config.node_port || world.config.host_legacy_routing;
     if through_stack && rules.is_none() && !from_host {
         let text = "the packet passes the host's stack, where netfilter may rewrite or drop it; its rules are not known";
-        add("netfilter-unknown", text.to_owned());
+        add(Code::NetfilterUnknown, text.to_owned());
     }
     if world.connections(Family::of(question.tuple.daddr)).is_none() {
-        add("conntrack-unknown", "the conntrack maps are not known: judged as a new connection".to_owned());
+        add(
+            Code::ConntrackUnknown,
+            "the conntrack maps are not known: judged as a new connection".to_owned(),
+        );
     }
     for step in way.policy_steps().filter(|step| step.audited) {
         let endpoint = step.endpoint;
         let PolicyVerdict::Drop(reason) = step.decision.verdict else { continue };
         add(
-            "audit-mode",
+            Code::AuditMode,
             format!("policy audit mode lets through what endpoint {endpoint} would drop: {reason}"),
         );
     }
@@ -196,7 +206,7 @@ fn caveats(world: &World, question: &Question, way: &Trajectory) -> Vec<Caveat> 
         if let Some(policy) = policy.filter(|policy| policy.revision < policy.desired_revision) {
             let (realized, desired) = (policy.revision, policy.desired_revision);
             add(
-                "policy-pending",
+                Code::PolicyPending,
                 format!("the datapath has policy revision {realized}, the agent wants {desired}"),
             );
         }

@@ -7,6 +7,7 @@ use probe_common::HookPoint;
 use super::flow::{Hop, Path, exits};
 use super::outcome::Outcome;
 use super::sighting::{Namespace, Place};
+use crate::explain::Code;
 use crate::tuple::Protocol;
 
 /// What was watched while a flow was traced: what is not seen there did not happen there.
@@ -104,20 +105,20 @@ pub enum Candidate {
 
 impl Candidate {
     /// A stable code.
-    pub fn code(self) -> &'static str {
+    pub fn code(self) -> Code {
         match self {
-            Self::CiliumUnread => "cilium-unread",
-            Self::TcProgram { .. } => "tc-program",
-            Self::HostStack => "host-stack",
-            Self::OtherNode => "other-node",
-            Self::Device { .. } => "device",
-            Self::PodStack => "pod-stack",
-            Self::ListenQueue => "listen-queue",
-            Self::Application => "application",
-            Self::Unwatched => "unwatched",
-            Self::OtherInterface => "other-interface",
-            Self::BeyondNode => "beyond-node",
-            Self::LostRecord => "lost-record",
+            Self::CiliumUnread => Code::CiliumUnread,
+            Self::TcProgram { .. } => Code::TcProgram,
+            Self::HostStack => Code::HostStack,
+            Self::OtherNode => Code::OtherNode,
+            Self::Device { .. } => Code::Device,
+            Self::PodStack => Code::PodStack,
+            Self::ListenQueue => Code::ListenQueue,
+            Self::Application => Code::Application,
+            Self::Unwatched => Code::Unwatched,
+            Self::OtherInterface => Code::OtherInterface,
+            Self::BeyondNode => Code::BeyondNode,
+            Self::LostRecord => Code::LostRecord,
         }
     }
 }

@@ -9,6 +9,7 @@ use super::packet::{Fragment, TcpFlags};
 use super::sighting::{Namespace, Seen, SocketEvent};
 use crate::cilium::drop_reason::DropReason;
 use crate::cilium::events::{Notification, ObservationPoint};
+use crate::explain::Code;
 use crate::tuple::Protocol;
 
 /// How a flow was turned away by somebody who answered.
@@ -59,6 +60,21 @@ pub enum Outcome {
     NoAnswer,
     /// It was seen, and then neither further on nor answered nor dropped.
     Silent,
+}
+
+impl Outcome {
+    /// Its code in the catalogue.
+    pub fn code(self) -> Code {
+        match self {
+            Self::Answered => Code::Answered,
+            Self::AnswerLost => Code::AnswerLost,
+            Self::Refused { .. } => Code::Refused,
+            Self::DroppedByCilium { .. } => Code::DroppedByCilium,
+            Self::DroppedByKernel { .. } => Code::DroppedByKernel,
+            Self::NoAnswer => Code::NoAnswer,
+            Self::Silent => Code::Silent,
+        }
+    }
 }
 
 /// What one flow's packets tell.

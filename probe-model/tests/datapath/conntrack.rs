@@ -4,7 +4,7 @@ use probe_model::cilium::ct::{CtEntry, CtTuple};
 use probe_model::cilium::drop_reason::DropReason;
 use probe_model::cilium::family::Family;
 use probe_model::cilium::policy::PolicyLayout;
-use probe_model::explain::{Verdict, explain};
+use probe_model::explain::{Code, Verdict, explain};
 use probe_model::simulate::{Destination, Outcome, Step};
 
 use super::{APP, allow, both, outcome, tcp, way};
@@ -108,7 +108,7 @@ fn icmp_errors_about_a_connection_pass() {
             assert_eq!(outcome(&world, &question), DENIED, "no error");
         }
         let explanation = explain(&world, &to_pod(error));
-        assert_eq!((explanation.verdict, explanation.cause.code.as_str()), (Verdict::Allowed, "RELATED"));
+        assert_eq!((explanation.verdict, explanation.cause.code), (Verdict::Allowed, Code::Related));
         // An error about another peer's connection.
         assert_eq!(outcome(&world, &net.icmp_question(net.remote_node, net.app, error)), DENIED);
     });

@@ -6,7 +6,7 @@ use probe_model::cilium::identity::Identity;
 use probe_model::cilium::ipcache::Ipcache;
 use probe_model::cilium::policy::PolicyLayout;
 use probe_model::cilium::{Direction, EndpointId};
-use probe_model::explain::{Verdict, explain};
+use probe_model::explain::{Code, Verdict, explain};
 use probe_model::simulate::{Destination, IdentityOrigin, Outcome, Question, Step, Unknown};
 use probe_model::world::{ConfigSource, World};
 
@@ -172,10 +172,10 @@ fn a_default_deny_is_explained() {
         allow(&mut world, LAYOUT, APP, &[any(6, Direction::Ingress)]);
         let explanation = explain(&world, &tcp(net.client, net.frontend, 80));
         assert_eq!(explanation.verdict, Verdict::Dropped(DropReason::POLICY));
-        assert_eq!(explanation.cause.code, "PLS-01");
+        assert_eq!(explanation.cause.code, Code::DefaultDeny);
         let near_miss = explanation.near_miss.expect("an entry for another peer");
         assert_eq!(near_miss.key.sec_label, Identity::REMOTE_NODE);
-        let no_rules = explanation.caveats.iter().any(|caveat| caveat.code == "netfilter-unknown");
+        let no_rules = explanation.caveats.iter().any(|caveat| caveat.code == Code::NetfilterUnknown);
         assert!(!no_rules, "BPF host routing passes the stack by");
     });
 }
@@ -192,10 +192,10 @@ fn what_nothing_enforces_is_open() {
             let classes: &[u32] = if layout == PolicyLayout::Aggregates { &[0, 2, 6, 11, 12] } else { &[0] };
             let keys: Vec<_> = classes.iter().map(|class| any(*class, Direction::Ingress)).collect();
             allow(&mut world, layout, APP, &keys);
-            assert_eq!(code(&world), "OPEN", "{layout}");
+            assert_eq!(code(&world), Code::Open, "{layout}");
             if layout == PolicyLayout::Aggregates {
                 allow(&mut world, layout, APP, &keys[1..]);
-                assert_eq!(code(&world), "ALLOWED", "not everybody");
+                assert_eq!(code(&world), Code::Allowed, "not everybody");
             }
         }
     });

@@ -1,5 +1,6 @@
 //! What the kernel's drops mean, in words and as stable codes.
 
+use probe_model::explain::Code;
 use probe_model::path::DropCause;
 
 /// What dropped the packet, after "dropped": `by netfilter`.
@@ -30,29 +31,29 @@ pub(super) fn text(cause: DropCause) -> &'static str {
 }
 
 /// A stable code.
-pub(super) fn code(cause: DropCause) -> &'static str {
+pub(super) fn code(cause: DropCause) -> Code {
     match cause {
-        DropCause::Netfilter => "netfilter",
-        DropCause::Routing => "routing",
-        DropCause::ReversePath => "rp-filter",
-        DropCause::RoutingOrReversePath => "routing-or-rp-filter",
-        DropCause::TooBig => "mtu",
-        DropCause::TcIngress => "tc-ingress",
-        DropCause::TcEgress => "tc-egress",
-        DropCause::Xdp => "xdp",
-        DropCause::SocketProgram => "socket-program",
-        DropCause::Neighbor => "neighbor",
-        DropCause::Fragments => "fragments",
-        DropCause::NoSocket => "no-socket",
-        DropCause::ListenOverflow => "listen-overflow",
-        DropCause::TcpState => "tcp-state",
-        DropCause::Overload => "overload",
-        DropCause::Device => "device",
-        DropCause::OtherHost => "other-host",
-        DropCause::Malformed => "malformed",
-        DropCause::IpsecPolicy => "ipsec-policy",
-        DropCause::SecurityModule => "security-module",
-        DropCause::Ipv6Disabled => "ipv6-disabled",
-        DropCause::Tunnel => "tunnel",
+        DropCause::Netfilter => Code::Netfilter,
+        DropCause::Routing => Code::Routing,
+        DropCause::ReversePath => Code::ReversePath,
+        DropCause::RoutingOrReversePath => Code::RoutingOrReversePath,
+        DropCause::TooBig => Code::Mtu,
+        DropCause::TcIngress => Code::TcIngress,
+        DropCause::TcEgress => Code::TcEgress,
+        DropCause::Xdp => Code::Xdp,
+        DropCause::SocketProgram => Code::SocketProgram,
+        DropCause::Neighbor => Code::Neighbor,
+        DropCause::Fragments => Code::Fragments,
+        DropCause::NoSocket => Code::NoSocket,
+        DropCause::ListenOverflow => Code::ListenOverflow,
+        DropCause::TcpState => Code::TcpState,
+        DropCause::Overload => Code::Overload,
+        DropCause::Device => Code::Device,
+        DropCause::OtherHost => Code::OtherHost,
+        DropCause::Malformed => Code::Malformed,
+        DropCause::IpsecPolicy => Code::IpsecPolicy,
+        DropCause::SecurityModule => Code::SecurityModule,
+        DropCause::Ipv6Disabled => Code::Ipv6Disabled,
+        DropCause::Tunnel => Code::Tunnel,
     }
 }

@@ -297,12 +297,12 @@ pub fn value(world: &World, explanation: &Explanation) -> Value {
         "verdict": verdict_word(&explanation.verdict),
         "drop_reason": drop_reason(&explanation.verdict),
         "undecided": match &explanation.verdict { Verdict::Inconclusive(facts) => json!(facts), _ => Value::Null },
-        "cause": { "code": explanation.cause.code, "sentence": explanation.cause.sentence },
+        "cause": { "code": explanation.cause.code.text(), "sentence": explanation.cause.sentence },
         "policies": explanation.policies.iter().map(policy_value).collect::<Vec<_>>(),
         "near_miss": explanation.near_miss.as_ref().map(near_miss_value),
         "ways": explanation.trajectories.iter().map(|way| way_value(world, way)).collect::<Vec<_>>(),
         "caveats": explanation.caveats.iter()
-            .map(|caveat| json!({ "code": caveat.code, "text": caveat.text })).collect::<Vec<_>>(),
+            .map(|caveat| json!({ "code": caveat.code.text(), "text": caveat.text })).collect::<Vec<_>>(),
         "world": {
             "origin": world.origin, "cilium": world.version, "observed": false,
             "missing": world.missing.iter()

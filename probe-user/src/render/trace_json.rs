@@ -102,31 +102,32 @@ fn source_value(source: &EventSource) -> Value {
 }
 
 fn outcome_value(path: &Path, names: &Names) -> Value {
+    let outcome = path.outcome.code().text();
     match path.outcome {
-        Outcome::Answered => json!({ "outcome": "answered" }),
-        Outcome::AnswerLost => json!({ "outcome": "answer-lost" }),
+        Outcome::Answered | Outcome::AnswerLost | Outcome::NoAnswer | Outcome::Silent => {
+            json!({ "outcome": outcome })
+        }
         Outcome::Refused { refusal, from } => {
             let by = match refusal {
                 Refusal::Reset => json!({ "tcp": "reset" }),
                 Refusal::Icmp { icmp_type, code } => json!({ "icmp_type": icmp_type, "icmp_code": code }),
             };
             let socket = path.reset_had_socket();
-            json!({ "outcome": "refused", "from": from.to_string(), "by": by, "had_socket": socket })
+            json!({ "outcome": outcome, "from": from.to_string(), "by": by, "had_socket": socket })
         }
         Outcome::DroppedByCilium { reason, established, reply } => json!({
-            "outcome": "dropped-by-cilium", "code": reason.0, "name": reason.name(), "text": reason.text(),
+            "outcome": outcome, "code": reason.0, "name": reason.name(), "text": reason.text(),
             "established": established, "reply": reply,
         }),
         Outcome::DroppedByKernel { reason, reply } => {
             let drop = path.drops.iter().find(|drop| drop.reason == reason && drop.reply == reply);
-            let cause = drop.and_then(|drop| names.drop_cause(drop)).map(drop_cause::code);
+            let cause =
+                drop.and_then(|drop| names.drop_cause(drop)).map(|cause| drop_cause::code(cause).text());
             json!({
-                "outcome": "dropped-by-kernel", "code": reason, "name": names.drop_reason(reason),
+                "outcome": outcome, "code": reason, "name": names.drop_reason(reason),
                 "cause": cause, "reply": reply,
             })
         }
-        Outcome::NoAnswer => json!({ "outcome": "no-answer" }),
-        Outcome::Silent => json!({ "outcome": "silent" }),
     }
 }
 
@@ -139,7 +140,7 @@ fn gap_value(gap: &Gap, names: &Names) -> Value {
         "last": gap.last.as_ref().map(|hop| hop_value(hop, names)),
         "direction": if gap.reply { "reply" } else { "forward" },
         "candidates": gap.candidates.iter().map(|candidate| json!({
-            "code": candidate.code(),
+            "code": candidate.code().text(),
             "interface": place(candidate).and_then(|place| interface(place, names)),
             "text": candidate_text(*candidate, names),
         })).collect::<Vec<_>>(),
@@ -231,7 +232,7 @@ fn event_value(event: &CiliumEvent, agent: Option<Release>) -> Value {
 fn drop_value(drop: &PathDrop, names: &Names) -> Value {
     json!({
         "ktime_ns": drop.ktime_ns, "reason": drop.reason, "name": names.freed(drop),
-        "cause": names.drop_cause(drop).map(drop_cause::code), "at": names.freed_at(drop),
+        "cause": names.drop_cause(drop).map(|cause| drop_cause::code(cause).text()), "at": names.freed_at(drop),
         "location": format!("{:#x}", drop.location), "ifindex": drop.ifindex, "netns": drop.netns,
         "reply": drop.reply, "count": drop.count, "tuple": tuple_value(&drop.tuple),
     })

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
 use probe_common::{Config, Counter, PacketRecord, SocketRecord};
-use probe_model::explain::Caveat;
+use probe_model::explain::{Caveat, Code};
 use probe_model::path::{
     HookPoint, Namespace, Outcome as PathOutcome, Path, Patience, Seen, Sighting, Tracker, Watch,
 };
@@ -152,7 +152,7 @@ fn notice(text: &str) {
 /// What every answer says of a trace with an expression.
 fn packets_filtered() -> Caveat {
     let text = "an answer, reset or drop that `--filter` does not match was not seen".to_owned();
-    Caveat { code: "packets-filtered", text }
+    Caveat { code: Code::PacketsFiltered, text }
 }
 
 /// How long the agent may take to pass on what Cilium's programs said, in nanoseconds.
@@ -567,7 +567,7 @@ impl<'o> Session<'o> {
             _ => path.last_ns,
         };
         let caveat = |gap: &Gap| Caveat {
-            code: "hook-gap",
+            code: Code::HookGap,
             text: format!(
                 "nothing was seen at {} for {} ({})",
                 gap.place,

@@ -30,7 +30,8 @@ const STACK: Ways = Ways { through_stack: true, to_other_node: false };
 #[track_caller]
 fn check_gap(path: &Path, watch: &Watch, ways: Ways, last: Option<HookPoint>, codes: &[&str]) {
     let gap = path.gap(watch, ways).expect("a gap");
-    let found: Vec<_> = gap.candidates.iter().map(|candidate| candidate.code()).collect();
+    let found: Vec<_> = gap.candidates.iter().map(|candidate| candidate.code().text()).collect();
+    let found: Vec<_> = found.iter().map(AsRef::as_ref).collect();
     assert_eq!((gap.last.map(|hop| hop.place.point), found.as_slice()), (last, codes), "{path:#?}");
 }
 
