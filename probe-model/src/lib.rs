@@ -3,6 +3,7 @@
 
 pub mod cilium;
 pub mod explain;
+pub mod lint;
 pub mod netfilter;
 pub mod path;
 pub mod simulate;

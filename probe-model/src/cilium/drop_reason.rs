@@ -20,6 +20,8 @@ impl DropReason {
     pub const POLICY: Self = Self(133);
     /// `DROP_INVALID`: the packet is too short or cannot be parsed.
     pub const INVALID: Self = Self(134);
+    /// `DROP_FRAG_NEEDED`: too big, and it may not be fragmented.
+    pub const FRAG_NEEDED: Self = Self(136);
     /// `DROP_CT_UNKNOWN_PROTO`: conntrack does not track this protocol.
     pub const CT_UNKNOWN_PROTO: Self = Self(137);
     /// `DROP_UNKNOWN_L3`: neither IPv4 nor IPv6, or a family the agent has switched off.
@@ -28,10 +30,14 @@ impl DropReason {
     pub const MISSED_TAIL_CALL: Self = Self(140);
     /// `DROP_UNROUTABLE`: routed to cilium_host, but no endpoint or tunnel has the address.
     pub const UNROUTABLE: Self = Self(151);
+    /// `DROP_CT_CREATE_FAILED`: conntrack could not take the flow: its map is full, or there is no memory.
+    pub const CT_CREATE_FAILED: Self = Self(155);
     /// `DROP_FRAG_NOSUPPORT`: a fragment, while fragment tracking is off.
     pub const FRAG_NOSUPPORT: Self = Self(157);
     /// `DROP_NO_SERVICE`: the service frontend has no usable backend.
     pub const NO_SERVICE: Self = Self(158);
+    /// `DROP_NAT_NO_MAPPING`: SNAT ports are exhausted, or the reverse mapping is missing.
+    pub const NAT_NO_MAPPING: Self = Self(167);
     /// `DROP_NO_FIB`: the kernel has no route for the packet.
     pub const NO_FIB: Self = Self(169);
     /// `DROP_ENCAP_PROHIBITED`: a pod sent UDP to the tunnel port.

@@ -3,6 +3,8 @@
 use std::fmt;
 
 use super::catalogue::{Code, Severity};
+use crate::cilium::EndpointId;
+use crate::world::{PolicyRef, World};
 
 /// One thing that is wrong, with what proves it and what to do.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -61,6 +63,33 @@ pub struct Subject {
     pub name: String,
     /// Where it is written, if it was read from a file.
     pub written: Option<FilePosition>,
+}
+
+impl Subject {
+    /// A policy object.
+    pub fn of_policy(policy: &PolicyRef) -> Self {
+        let kind = match policy.kind.as_str() {
+            "CiliumNetworkPolicy" => SubjectKind::CiliumNetworkPolicy,
+            "CiliumClusterwideNetworkPolicy" => SubjectKind::CiliumClusterwideNetworkPolicy,
+            _ => SubjectKind::NetworkPolicy,
+        };
+        Self { kind, namespace: policy.namespace.clone(), name: policy.name.clone(), written: None }
+    }
+
+    /// A pod of this node.
+    pub fn of_endpoint(world: &World, id: EndpointId) -> Self {
+        let pod = world.endpoints.get(&id).and_then(|endpoint| endpoint.pod.as_ref());
+        let (namespace, name) = match pod {
+            Some(pod) => (Some(pod.namespace.clone()), pod.name.clone()),
+            None => (None, world.endpoint_name(id)),
+        };
+        Self { kind: SubjectKind::Pod, namespace, name, written: None }
+    }
+
+    /// This node.
+    pub fn of_node() -> Self {
+        Self { kind: SubjectKind::Node, namespace: None, name: "this node".to_owned(), written: None }
+    }
 }
 
 impl fmt::Display for Subject {

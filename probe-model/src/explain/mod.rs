@@ -14,6 +14,7 @@ use crate::cilium::drop_reason::DropReason;
 use crate::cilium::family::Family;
 use crate::cilium::policy::PolicyVerdict;
 use crate::simulate::{IdentityOrigin, Outcome, PolicyStep, Question, Step, Trajectory, simulate};
+use crate::tuple::Protocol;
 use crate::world::{ConfigSource, PolicyRef, World};
 
 pub use attribution::{policies_behind, policies_selecting};
@@ -47,6 +48,22 @@ impl Explanation {
     pub fn trajectory(&self) -> &Trajectory {
         // `simulate` gives at least one way.
         &self.trajectories[0]
+    }
+
+    /// The answer's cause as a finding, with what proves it.
+    pub fn finding(&self, world: &World) -> Finding {
+        let subject = match self.policies.first() {
+            Some(policy) => Subject::of_policy(policy),
+            None => {
+                self.policy().map_or_else(Subject::of_node, |step| Subject::of_endpoint(world, step.endpoint))
+            }
+        };
+        let mut finding = Finding::new(self.cause.code, subject, self.cause.sentence.clone());
+        for (source, what) in evidence(world, self.trajectory()) {
+            finding = finding.because(source, what);
+        }
+        finding.assumptions.extend(self.caveats.iter().map(|caveat| caveat.code));
+        finding
     }
 
     /// The policy check that decided, if one did.
@@ -94,6 +111,40 @@ pub fn explain(world: &World, question: &Question) -> Explanation {
     let cause = cause::cause(world, &verdict, first, &policies, near_miss.as_ref());
     let caveats = caveats(world, question, first);
     Explanation { question: *question, verdict, trajectories, cause, policies, near_miss, caveats }
+}
+
+/// What proves a way: the identity of the peer, the rules that rewrote it, the entry that decided.
+fn evidence(world: &World, way: &Trajectory) -> Vec<(Source, String)> {
+    way.steps
+        .iter()
+        .filter_map(|step| match step {
+            Step::Netfilter { rule, after, .. } => {
+                Some((Source::Netfilter, format!("{rule} makes it {after}")))
+            }
+            Step::Identity { address, identity, .. } => {
+                Some((Source::Maps, format!("{address} is {}", world.identity_text(*identity))))
+            }
+            Step::Policy(step) => Some((Source::Maps, entry_evidence(world, step))),
+            _ => None,
+        })
+        .collect()
+}
+
+fn entry_evidence(world: &World, step: &PolicyStep) -> String {
+    let PolicyStep { map, query, decision, .. } = step;
+    let protocol = Protocol(query.protocol);
+    match &decision.entry {
+        Some((key, entry)) => {
+            let verb = if entry.deny() { "denies" } else { "admits" };
+            format!("the entry of {} in {map} {verb} it", world.identity_text(key.sec_label))
+        }
+        None => format!(
+            "no entry in {map} for {} of {}, {}/{protocol}",
+            query.direction,
+            world.identity_text(query.identity),
+            query.port
+        ),
+    }
 }
 
 /// The other end's address, as the policy check saw it.

@@ -2,6 +2,8 @@
 //!
 //! Codes `PLS-nn` are those of the project's catalogue of root causes.
 
+mod datapath;
+
 use std::net::{IpAddr, Ipv4Addr};
 
 use super::catalogue::Code;
@@ -14,7 +16,7 @@ use crate::cilium::identity::Identity;
 use crate::cilium::policy::{PolicyKey, PolicyLayout, PolicyQuery, PolicyVerdict};
 use crate::netfilter::Hook;
 use crate::simulate::{Destination, Outcome, PolicyStep, Step, Trajectory, Unjudged, Unknown};
-use crate::tuple::{Protocol, Tuple};
+use crate::tuple::Protocol;
 use crate::world::{Missing, PolicyRef, World};
 
 /// The address of Azure's health probes and DNS.
@@ -48,11 +50,8 @@ pub(super) fn cause(
     match &way.outcome {
         Outcome::Dropped(DropReason::POLICY) => default_deny(world, way, policies, near_miss),
         Outcome::Dropped(DropReason::POLICY_DENY) => explicit_deny(world, way, policies),
-        Outcome::Dropped(reason) => datapath_drop(way, *reason),
-        Outcome::Filtered { rule, rejected } => {
-            let verb = if *rejected { "rejects" } else { "drops" };
-            Cause::new(Code::NodeFirewall, format!("a netfilter rule of the node {verb} the packet: {rule}"))
-        }
+        Outcome::Dropped(reason) => datapath::dropped(world, way, *reason),
+        Outcome::Filtered { rule, rejected } => datapath::filtered(rule, *rejected),
         Outcome::Allowed(destination) => allowed(world, way, destination, policies),
         Outcome::Unknown(unknown) => Cause::new(Code::Inconclusive, unknown_text(world, unknown)),
     }
@@ -132,7 +131,7 @@ fn default_deny(
     policies: &[PolicyRef],
     near_miss: Option<&NearMiss>,
 ) -> Cause {
-    let Some(step) = way.deciding_policy() else { return datapath_drop(way, DropReason::POLICY) };
+    let Some(step) = way.deciding_policy() else { return datapath::dropped(world, way, DropReason::POLICY) };
     let (name, port) = subject(world, step);
     let peer = world.identity_text(step.query.identity);
     let direction = step.query.direction;
@@ -198,7 +197,9 @@ fn would_admit(world: &World, step: &PolicyStep, source: IpAddr) -> bool {
 }
 
 fn explicit_deny(world: &World, way: &Trajectory, policies: &[PolicyRef]) -> Cause {
-    let Some(step) = way.deciding_policy() else { return datapath_drop(way, DropReason::POLICY_DENY) };
+    let Some(step) = way.deciding_policy() else {
+        return datapath::dropped(world, way, DropReason::POLICY_DENY);
+    };
     let (name, port) = subject(world, step);
     let peer = world.identity_text(step.query.identity);
     let who = if policies.is_empty() { "a deny rule".to_owned() } else { list(policies) };
@@ -208,18 +209,6 @@ fn explicit_deny(world: &World, way: &Trajectory, policies: &[PolicyRef]) -> Cau
         Code::ExplicitDeny,
         format!("{who} explicitly {verb} {direction} of {name} {preposition} {peer} on {port}"),
     )
-}
-
-fn datapath_drop(way: &Trajectory, reason: DropReason) -> Cause {
-    let meaning = reason.meaning().unwrap_or("unknown reason");
-    let Tuple { daddr, dport, .. } = way.tuple;
-    let code = match reason {
-        DropReason::NOT_IN_SRC_RANGE => Code::SourceRanges,
-        DropReason::NO_SERVICE => Code::NoEndpoint,
-        _ => Code::Drop(reason),
-    };
-    let to = std::net::SocketAddr::new(daddr, dport);
-    Cause::new(code, format!("{meaning}: {to}"))
 }
 
 fn allowed(world: &World, way: &Trajectory, destination: &Destination, policies: &[PolicyRef]) -> Cause {

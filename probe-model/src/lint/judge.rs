@@ -1,0 +1,27 @@
+//! One packet judged by [`explain`], as a finding.
+
+use std::net::IpAddr;
+
+use super::scope::Entry;
+use crate::explain::{Explanation, Finding, Verdict, explain};
+use crate::world::World;
+
+/// What becomes of a packet.
+pub(super) enum Judged {
+    /// It gets through.
+    Allowed(Box<Explanation>),
+    /// It is dropped, and why.
+    Dropped(Finding),
+    /// It cannot be said, and why.
+    Unknown(String),
+}
+
+/// Judges the first packet of a connection from `source`.
+pub(super) fn judge(world: &World, entry: Entry, source: IpAddr) -> Judged {
+    let explanation = explain(world, &entry.question(source));
+    match &explanation.verdict {
+        Verdict::Allowed => Judged::Allowed(Box::new(explanation)),
+        Verdict::Inconclusive(facts) => Judged::Unknown(facts.join("; ")),
+        Verdict::Dropped(_) | Verdict::Filtered => Judged::Dropped(explanation.finding(world)),
+    }
+}

@@ -1,0 +1,194 @@
+//! What policy and the node make of Private Link's own packets: one packet of every NAT IP, judged.
+
+use std::collections::BTreeSet;
+use std::net::IpAddr;
+
+use ipnet::IpNet;
+
+use super::Lint;
+use super::judge::{Judged, judge};
+use super::private_link::visible_nat_ip;
+use super::scope::{Entry, Scope};
+use crate::cilium::identity::Identity;
+use crate::explain::{Code, Explanation, Finding, Remedy, Source, SourceBy, Subject, source_history};
+use crate::simulate::{Destination, Outcome, Sender, Step, Trajectory};
+use crate::world::RoutingMode;
+use crate::world::World;
+use crate::world::nat::NatSource;
+
+/// Addresses looked through for one that no prefix covers.
+const CANDIDATES: usize = 256;
+
+pub(super) fn check(scope: &Scope<'_>, sources: &[NatSource], lint: &mut Lint) {
+    if sources.is_empty() {
+        lint.unjudged(
+            "Private Link's packets".to_owned(),
+            "no source knows its NAT IPs: give them as --pls-nat-ip, or the subnet as --pls-subnet"
+                .to_owned(),
+        );
+    }
+    if scope.entries.is_empty() {
+        lint.unjudged(
+            "Private Link's packets".to_owned(),
+            format!("no load balancer's address is known that leads to {}", scope.name),
+        );
+    }
+    for entry in &scope.entries {
+        for address in addresses(scope.world, sources) {
+            check_one(scope, *entry, address, lint);
+        }
+    }
+}
+
+fn check_one(scope: &Scope<'_>, entry: Entry, address: IpAddr, lint: &mut Lint) {
+    match judge(scope.world, entry, address) {
+        Judged::Dropped(finding) => lint.findings.push(finding),
+        Judged::Allowed(explanation) => passes_although(scope, &explanation, lint),
+        Judged::Unknown(why) => {
+            if !by_node(scope, entry, address, lint) {
+                lint.unjudged(format!("a packet from {address} to {}", entry.socket), why);
+            }
+        }
+    }
+}
+
+/// The addresses to judge: each known one, and of each range one of every identity in it.
+fn addresses(world: &World, sources: &[NatSource]) -> BTreeSet<IpAddr> {
+    sources.iter().flat_map(|source| of_range(world, source.prefix)).collect()
+}
+
+/// One address of every prefix of the ipcache within the range, and one that none of them covers.
+fn of_range(world: &World, range: IpNet) -> Vec<IpAddr> {
+    let inside = world.ipcache.iter().flat_map(|ipcache| ipcache.entries());
+    let inside: Vec<_> = inside.map(|(prefix, _)| prefix).filter(|prefix| range.contains(prefix)).collect();
+    if range.prefix_len() == range.max_prefix_len() {
+        return vec![range.addr()];
+    }
+    let covered = |address: &IpAddr| inside.iter().any(|prefix| prefix.contains(address));
+    // Azure keeps a subnet's first three addresses to itself.
+    let free =
+        range.hosts().skip(3).take(CANDIDATES).find(|address| {
+            !covered(address) && world.owner(*address) == crate::world::AddressOwner::Elsewhere
+        });
+    let own = inside.iter().map(|prefix| prefix.network()).filter(|address| {
+        world.ipcache.as_ref().and_then(|ipcache| ipcache.lookup(*address)).is_some_and(|(_, info)| {
+            let identity = info.sec_identity;
+            identity.is_local_scope() || identity.is_world()
+        })
+    });
+    own.chain(free).collect()
+}
+
+/// What gets through that an operator may not expect to.
+fn passes_although(scope: &Scope<'_>, explanation: &Explanation, lint: &mut Lint) {
+    if explanation.cause.code == Code::EgressOnly {
+        lint.findings.push(explanation.finding(scope.world));
+        return;
+    }
+    let Some((key, _)) = explanation.policy().and_then(|step| step.decision.entry.as_ref()) else { return };
+    if explanation.policies.is_empty() {
+        return;
+    }
+    let whom = match key.sec_label {
+        Identity::UNKNOWN => "everybody",
+        label if label.is_world() => "everything outside the cluster (world)",
+        Identity::REMOTE_NODE => "every other node, and so whoever comes by one",
+        _ => return,
+    };
+    let policies = &explanation.policies;
+    let names = policies.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
+    let sentence = format!(
+        "{names} admits {whom} to {}, not Private Link alone",
+        explanation
+            .policy()
+            .map_or_else(|| scope.name.clone(), |step| scope.world.endpoint_name(step.endpoint))
+    );
+    let shown = format!(
+        "the entry that admits {} is for {}",
+        explanation.question.tuple.saddr,
+        scope.world.identity_text(key.sec_label)
+    );
+    lint.findings.push(
+        Finding::new(Code::TooWide, Subject::of_policy(&policies[0]), sentence)
+            .because(Source::Maps, shown)
+            .remedy(Remedy::Text("admit the NAT subnet by ipBlock, then take the wide rule away".to_owned())),
+    );
+}
+
+/// Which way a packet takes by the backend that was chosen.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Way {
+    /// To a pod of this node, which lets it in.
+    Admitted,
+    /// To a pod of this node, which does not.
+    Denied,
+    /// To a pod of another node, with this node's address as its source.
+    Rewritten,
+    /// Anything else.
+    Other,
+}
+
+fn way_of(way: &Trajectory) -> Way {
+    let rewritten =
+        way.steps.iter().any(|step| matches!(step, Step::Forward { sender: Sender::ThisNode(_), .. }));
+    match &way.outcome {
+        _ if rewritten => Way::Rewritten,
+        Outcome::Allowed(Destination::Endpoint(_)) => Way::Admitted,
+        Outcome::Dropped(_) | Outcome::Filtered { .. } => Way::Denied,
+        _ => Way::Other,
+    }
+}
+
+/// Backends on other nodes see this node as the source: the causes that only the choice of the backend tells apart.
+///
+/// Whether it said all there is to say.
+fn by_node(scope: &Scope<'_>, entry: Entry, address: IpAddr, lint: &mut Lint) -> bool {
+    let world = scope.world;
+    let explanation = crate::explain::explain(world, &entry.question(address));
+    let ways: Vec<_> = explanation.trajectories.iter().map(way_of).collect();
+    if !ways.contains(&Way::Rewritten) || !names_address(world, address, &explanation) {
+        return false;
+    }
+    let tunnel = world.config.routing == RoutingMode::Tunnel;
+    let (code, seen) = match (ways.contains(&Way::Admitted), tunnel) {
+        (true, _) => (Code::SomeNodesOnly, if tunnel { "world" } else { "a remote node" }),
+        (false, true) => (Code::RemoteAsWorld, "world"),
+        (false, false) => (Code::RemoteAsNode, "a remote node"),
+    };
+    let history = explanation.trajectories.iter().map(|way| source_history(world, way));
+    let rewritten = history.flatten().find_map(|hop| match hop.by {
+        SourceBy::CiliumForward { node } => Some((hop.address, node)),
+        _ => None,
+    });
+    let to = match rewritten.and_then(|(_, node)| node) {
+        Some(node) => format!("node {node}"),
+        None => "the backend's node".to_owned(),
+    };
+    let by = rewritten.map_or_else(|| "its own address".to_owned(), |(address, _)| address.to_string());
+    let remote = ways.iter().filter(|way| **way == Way::Rewritten).count();
+    let sentence = match code {
+        Code::SomeNodesOnly => format!(
+            "{remote} of {} backends of {} are on other nodes, which see {by} instead of {address} and judge it as {seen}: a rule for the NAT IP admits only what is for a pod of the node it came to",
+            ways.len(),
+            scope.name
+        ),
+        _ => format!(
+            "the pods of {} are on other nodes, which see {by} instead of {address} and judge it as {seen}: a rule for the NAT IP can never match there ({to})",
+            scope.name
+        ),
+    };
+    let mut finding = Finding::new(code, scope.subject(), sentence)
+        .because(Source::Maps, format!("{remote} of {} backends are no endpoints of this node", ways.len()));
+    for remedy in visible_nat_ip(scope) {
+        finding = finding.remedy(remedy);
+    }
+    lint.findings.push(finding);
+    true
+}
+
+/// Whether a rule names the address: it has an identity of its own here, or the pods' policies admit it by one.
+fn names_address(world: &World, address: IpAddr, explanation: &Explanation) -> bool {
+    let own = world.ipcache.as_ref().and_then(|ipcache| ipcache.lookup(address));
+    let is_named = own.is_some_and(|(_, info)| info.sec_identity.is_local_scope());
+    is_named || explanation.trajectories.iter().any(|way| way_of(way) == Way::Denied)
+}
