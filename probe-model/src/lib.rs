@@ -4,6 +4,7 @@
 pub mod cilium;
 pub mod explain;
 pub mod lint;
+pub mod intent;
 pub mod netfilter;
 pub mod path;
 pub mod simulate;

@@ -1,0 +1,265 @@
+//! Who is who: identities and their labels, addresses and their identities, pods and their named ports.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
+
+use super::label::{Label, Labels};
+use super::object::{Options, PeerKind, Peers, Policy};
+use super::selector::NAMESPACE;
+use crate::cilium::identity::Identity;
+use crate::tuple::Protocol;
+use crate::world::{PodName, World};
+
+/// The number of the first CIDR identity.
+const FIRST_LOCAL: u32 = 0x0100_0001;
+/// Reserved identities that have no address of their own in the ipcache, but that rules can name.
+const RESERVED: [u32; 10] = [1, 2, 3, 4, 5, 6, 7, 8, 9, 10];
+
+/// A port that a pod's definition gives a name.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct NamedPort {
+    /// Its name.
+    pub name: String,
+    /// Its protocol.
+    pub protocol: Protocol,
+    /// Its number.
+    pub port: u16,
+}
+
+/// A pod.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Pod {
+    /// Namespace and name.
+    pub name: PodName,
+    /// Its identity.
+    pub identity: Identity,
+    /// Its addresses.
+    pub addresses: Vec<IpAddr>,
+    /// The ports that it names; `None` if that is not known.
+    pub named_ports: Option<Vec<NamedPort>>,
+}
+
+/// What a named port comes to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum NamedPortIs {
+    /// This port.
+    Port(u16),
+    /// Nothing, for the reason given as a clause: the rule's term matches no packet.
+    Nothing(String),
+    /// Not known, for the reason given as a clause.
+    Unknown(String),
+}
+
+/// The addresses of an identity, none for those of pods and nodes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Extent {
+    v4: Option<Ipv4Net>,
+    v6: Option<Ipv6Net>,
+}
+
+impl Extent {
+    /// Whether it holds all of the other one's addresses of a family.
+    pub(super) fn contains(self, other: Self) -> bool {
+        let v4 = self.v4.zip(other.v4).is_some_and(|(outer, inner)| outer.contains(&inner));
+        let v6 = self.v6.zip(other.v6).is_some_and(|(outer, inner)| outer.contains(&inner));
+        v4 || v6
+    }
+}
+
+/// Who is who in the cluster, as one node sees it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Cluster {
+    /// How the agent is configured.
+    pub options: Options,
+    /// The labels of every identity that is known.
+    pub identities: BTreeMap<Identity, Labels>,
+    /// The ipcache: which identity an address has, by its longest prefix.
+    pub prefixes: BTreeMap<IpNet, Identity>,
+    /// Pods.
+    pub pods: Vec<Pod>,
+}
+
+impl Cluster {
+    /// Adds the reserved identities, with the labels that Cilium gives them, where they are not known otherwise.
+    #[must_use]
+    pub fn with_reserved(mut self) -> Self {
+        for number in RESERVED {
+            let identity = Identity(number);
+            let own = identity.reserved_name().map(|name| Label::plain("reserved", name));
+            // A node with the API server is a node too.
+            let node = (identity == Identity::KUBE_APISERVER).then(|| Label::plain("reserved", "remote-node"));
+            self.identities.entry(identity).or_insert_with(|| Labels::new(own.into_iter().chain(node)));
+        }
+        self
+    }
+
+    /// From the facts of one node.
+    ///
+    /// Identities and their labels are the agent's (`GET /identity`, and `GET /endpoint` for its own pods), prefixes are
+    /// the ipcache's. A CIDR identity without labels gets those of its prefix. Named ports are not among a node's facts, so
+    /// they stay unknown; so are the pods of other nodes, beyond their addresses and identities.
+    pub fn from_world(world: &World, options: Options) -> Self {
+        let options = Options { ipv4: world.config.ipv4, ipv6: world.config.ipv6, ..options };
+        let known = world.identities.iter().map(|(identity, labels)| (*identity, labels));
+        let own = world.endpoints.values().map(|endpoint| (endpoint.identity, &endpoint.labels));
+        let labelled = known.chain(own).filter(|(_, labels)| !labels.is_empty());
+        let identities =
+            labelled.map(|(identity, labels)| (identity, Labels::parse(labels.iter().map(String::as_str))));
+        let caches = world.ipcache.iter().chain(&world.ipcaches_in_use);
+        let prefixes = caches.flat_map(|cache| cache.entries().map(|(prefix, info)| (prefix, info.sec_identity)));
+        let pods = world.endpoints.values().filter(|endpoint| !endpoint.is_host()).filter_map(|endpoint| {
+            Some(Pod {
+                name: endpoint.pod.clone()?,
+                identity: world.endpoint_identity(endpoint.id),
+                addresses: endpoint.addresses.clone(),
+                named_ports: None,
+            })
+        });
+        let mut cluster = Self {
+            identities: identities.collect(),
+            prefixes: prefixes.collect(),
+            pods: pods.collect(),
+            options,
+        };
+        cluster.name_cidr_identities();
+        cluster.with_reserved()
+    }
+
+    /// Gives CIDR identities without labels those of their prefix.
+    fn name_cidr_identities(&mut self) {
+        for (prefix, identity) in &self.prefixes {
+            if identity.is_local_scope() {
+                self.identities.entry(*identity).or_insert_with(|| cidr_labels(*prefix));
+            }
+        }
+    }
+
+    /// The same cluster once these policies are applied: with an identity for each prefix that they bring in.
+    ///
+    /// A prefix that has one keeps it, unless it is a pod's: Cilium makes an identity for a pod's address too, which
+    /// nothing ever has. New ones get numbers that are free; a real agent may choose others.
+    #[must_use]
+    pub fn with_prefixes_of(mut self, policies: &[Policy]) -> Self {
+        let mut free = self.identities.keys().filter(|identity| identity.is_local_scope()).map(|identity| identity.0 + 1);
+        let mut next = free.next_back().unwrap_or(FIRST_LOCAL);
+        let known: BTreeSet<_> =
+            self.identities.iter().filter(|(id, _)| id.is_local_scope()).filter_map(|(_, labels)| labels.prefix()).collect();
+        let wanted: BTreeSet<_> = policies.iter().flat_map(prefixes).filter(|prefix| !known.contains(prefix)).collect();
+        for prefix in wanted {
+            if prefix.prefix_len() == 0 {
+                continue; // that is the world, which has its number
+            }
+            let holder = self.prefixes.get(&prefix).copied();
+            if holder.is_some_and(|identity| self.is_node(identity)) {
+                continue; // the node keeps its identity, and has no CIDR label
+            }
+            let identity = Identity(next);
+            next += 1;
+            self.identities.insert(identity, cidr_labels(prefix));
+            self.prefixes.entry(prefix).or_insert(identity);
+        }
+        self
+    }
+
+    /// The addresses of an identity that stands for addresses.
+    pub(super) fn extent(&self, identity: Identity) -> Extent {
+        let (v4, v6) = (Some(Ipv4Net::default()), Some(Ipv6Net::default()));
+        match identity {
+            Identity::WORLD => Extent { v4, v6 },
+            Identity::WORLD_IPV4 => Extent { v4, v6: None },
+            Identity::WORLD_IPV6 => Extent { v4: None, v6 },
+            _ if !identity.is_local_scope() => Extent::default(),
+            _ => match self.identities.get(&identity).and_then(Labels::prefix) {
+                Some(IpNet::V4(prefix)) => Extent { v4: Some(prefix), v6: None },
+                Some(IpNet::V6(prefix)) => Extent { v4: None, v6: Some(prefix) },
+                None => Extent::default(),
+            },
+        }
+    }
+
+    /// Whether the identity is a node's.
+    pub fn is_node(&self, identity: Identity) -> bool {
+        let node = |labels: &Labels| labels.has_reserved("host") || labels.has_reserved("remote-node");
+        self.identities.get(&identity).is_some_and(node)
+    }
+
+    /// Whether the identity is a pod's.
+    pub fn is_pod(&self, identity: Identity) -> bool {
+        self.identities.get(&identity).is_some_and(|labels| labels.kubernetes(NAMESPACE).is_some())
+    }
+
+    /// The identity of an address and the prefix that it has it by; the world without one where no prefix covers it.
+    pub fn lookup(&self, address: IpAddr) -> (Option<IpNet>, Identity) {
+        let lengths = (0..=IpNet::from(address).prefix_len()).rev();
+        let mut covering = lengths.filter_map(|length| IpNet::new(address, length).ok()).map(|net| net.trunc());
+        let found = covering.find_map(|net| Some((net, *self.prefixes.get(&net)?)));
+        found.map_or((None, self.world(address)), |(prefix, identity)| (Some(prefix), identity))
+    }
+
+    /// The identity of what no prefix covers.
+    pub fn world(&self, address: IpAddr) -> Identity {
+        match (self.options.ipv4 && self.options.ipv6, address) {
+            (false, _) => Identity::WORLD,
+            (true, IpAddr::V4(_)) => Identity::WORLD_IPV4,
+            (true, IpAddr::V6(_)) => Identity::WORLD_IPV6,
+        }
+    }
+
+    /// The pod of this identity's labels in words: `default/web`, or its labels if several have them.
+    pub fn pod(&self, namespace: &str, name: &str) -> Option<&Pod> {
+        self.pods.iter().find(|pod| pod.name.namespace == namespace && pod.name.name == name)
+    }
+
+    /// The port that an ingress rule's name means for the pod that it selects.
+    pub fn own_port(&self, pod: &Pod, name: &str, protocol: Protocol) -> NamedPortIs {
+        let pod_name = &pod.name;
+        let Some(ports) = &pod.named_ports else {
+            return NamedPortIs::Unknown(format!("which ports {pod_name} names is not known"));
+        };
+        match ports.iter().find(|port| port.name == name) {
+            Some(port) if port.protocol == protocol => NamedPortIs::Port(port.port),
+            Some(port) => {
+                NamedPortIs::Nothing(format!("{pod_name} gives the name `{name}` to {}/{}", port.protocol, port.port))
+            }
+            None => NamedPortIs::Nothing(format!("{pod_name} names no port `{name}`")),
+        }
+    }
+
+    /// The port that an egress rule's name means: it must be the same in all pods that have the name.
+    pub fn shared_port(&self, name: &str, protocol: Protocol) -> NamedPortIs {
+        let ports = self.pods.iter().flat_map(|pod| pod.named_ports.iter().flatten());
+        let numbers: BTreeSet<_> =
+            ports.filter(|port| port.name == name && port.protocol == protocol).map(|port| port.port).collect();
+        if numbers.len() > 1 {
+            return NamedPortIs::Nothing(format!("pods give the name `{name}` to different ports, so it means none"));
+        }
+        if let Some(unknown) = self.pods.iter().find(|pod| pod.named_ports.is_none()) {
+            return NamedPortIs::Unknown(format!("which ports {} names is not known", unknown.name));
+        }
+        match numbers.first() {
+            Some(port) => NamedPortIs::Port(*port),
+            None => NamedPortIs::Nothing(format!("no pod names a {protocol} port `{name}`")),
+        }
+    }
+}
+
+/// The labels of a CIDR identity.
+fn cidr_labels(prefix: IpNet) -> Labels {
+    Labels::new([Label::cidr(prefix), Label::plain("reserved", "world")])
+}
+
+/// Every prefix that a policy brings in.
+pub(super) fn prefixes(policy: &Policy) -> Vec<IpNet> {
+    let parts = policy.rules.iter().flat_map(|rule| rule.ingress.parts.iter().chain(&rule.egress.parts));
+    let peers = parts.flat_map(|part| match &part.peers {
+        Peers::Listed(peers) => peers.as_slice(),
+        Peers::Nobody(_) => &[],
+    });
+    let prefixes = peers.flat_map(|peer| match &peer.kind {
+        PeerKind::Cidr { remaining, .. } => remaining.as_slice(),
+        PeerKind::Labels | PeerKind::Entity(_) => &[],
+    });
+    prefixes.copied().collect()
+}

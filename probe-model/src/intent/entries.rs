@@ -1,0 +1,320 @@
+//! The policy map of one direction, and how Cilium's agent fills it: deny before allow, authentication handed down.
+//!
+//! The datapath matches an identity exactly or not at all, and an entry of the packet's own identity before one of any
+//! identity. So the agent must itself see to it that a deny of many wins over an allow of few: it leaves out an allow that
+//! a deny covers, and repeats a deny for the protocol and port of each allow that would otherwise be found first.
+//!
+//! Source: Cilium 1.16 `pkg/policy/mapstate.go`, in our own words.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::cluster::Cluster;
+use super::object::Authentication;
+use super::port::L4Key;
+use crate::cilium::identity::Identity;
+
+/// Why an entry is there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Origin {
+    /// The policy of this number, as read.
+    Policy(usize),
+    /// No rule enforces this direction: everything is allowed.
+    NotEnforced,
+    /// The node itself may reach every pod.
+    Localhost,
+    /// Only rules without default deny enforce this direction: the rest is allowed.
+    NoDefaultDeny,
+}
+
+/// An entry of the policy map.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Entry {
+    /// It denies.
+    pub deny: bool,
+    /// It hands the packet to Cilium's proxy.
+    pub redirect: bool,
+    /// The authentication that must have happened.
+    pub authentication: Authentication,
+    /// A rule names the authentication itself, so that no other's is handed down to it.
+    pub explicit: bool,
+    /// What is behind it.
+    pub derived_from: BTreeSet<Origin>,
+}
+
+impl Entry {
+    /// A deny without more.
+    fn denying(derived_from: BTreeSet<Origin>) -> Self {
+        Self { deny: true, redirect: false, authentication: Authentication::Disabled, explicit: false, derived_from }
+    }
+
+    /// An allow that explicitly needs no authentication.
+    pub(super) fn allowing(origin: Origin) -> Self {
+        Self {
+            deny: false,
+            redirect: false,
+            authentication: Authentication::Disabled,
+            explicit: true,
+            derived_from: BTreeSet::from([origin]),
+        }
+    }
+
+    /// Takes in another entry for the same key.
+    fn merge(&mut self, other: &Self) {
+        self.deny |= other.deny;
+        if self.deny {
+            self.redirect = false;
+            self.explicit = false;
+            self.authentication = Authentication::Disabled;
+        } else {
+            self.redirect |= other.redirect;
+            match (self.explicit, other.explicit) {
+                (true, true) => self.authentication = self.authentication.max(other.authentication),
+                (false, _) => {
+                    self.authentication = other.authentication;
+                    self.explicit = other.explicit;
+                }
+                (true, false) => {}
+            }
+        }
+        self.derived_from.extend(&other.derived_from);
+    }
+}
+
+/// What rules of a direction use: without denies or authentication much need not be looked at.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Features {
+    pub(super) deny: bool,
+    pub(super) authentication: bool,
+}
+
+/// A key: whom, and which protocol and port.
+pub(super) type Key = (L4Key, Identity);
+
+/// The entries of one direction.
+pub(super) struct Entries<'a> {
+    cluster: &'a Cluster,
+    groups: BTreeMap<L4Key, BTreeMap<Identity, Entry>>,
+}
+
+const ANYBODY: Identity = Identity::UNKNOWN;
+
+impl<'a> Entries<'a> {
+    pub(super) fn new(cluster: &'a Cluster) -> Self {
+        Self { cluster, groups: BTreeMap::new() }
+    }
+
+    pub(super) fn into_entries(self) -> impl Iterator<Item = (L4Key, Identity, Entry)> {
+        let groups = self.groups.into_iter();
+        groups.flat_map(|(l4, group)| group.into_iter().map(move |(identity, entry)| (l4, identity, entry)))
+    }
+
+    /// Puts in an entry with all that follows from it.
+    pub(super) fn insert(&mut self, key: Key, entry: Entry, features: Features) {
+        if features.deny {
+            let denies_everything = self.get((L4Key::EVERYTHING, ANYBODY)).is_some_and(|entry| entry.deny);
+            if denies_everything {
+                return;
+            }
+            if entry.deny {
+                self.insert_deny(key, entry);
+                return;
+            }
+            if !self.make_room_for_allow(key) {
+                return;
+            }
+        }
+        if features.authentication {
+            self.insert_with_authentication(key, entry);
+        } else {
+            self.add(key, entry);
+        }
+    }
+
+    /// A deny takes the allows that it covers with it, and is repeated for those of wider identities that are narrower in
+    /// protocol and port, as the datapath would find them first.
+    fn insert_deny(&mut self, (l4, identity): Key, entry: Entry) {
+        let mut covered = Vec::new();
+        let mut repeated = BTreeSet::new();
+        for (other_l4, group) in &self.groups {
+            let is_wider = l4.is_wider(other_l4);
+            if !is_wider && l4 != *other_l4 {
+                continue;
+            }
+            for (other, _) in group.iter().filter(|(_, other)| !other.deny) {
+                if self.contains(*other, identity) {
+                    if is_wider {
+                        repeated.insert(*other_l4);
+                    }
+                } else if *other == identity || self.contains(identity, *other) {
+                    covered.push((*other_l4, *other));
+                }
+            }
+        }
+        for key in covered {
+            self.remove(key);
+        }
+        for other_l4 in repeated {
+            self.add((other_l4, identity), Entry::denying(entry.derived_from.clone()));
+        }
+        self.add((l4, identity), entry);
+    }
+
+    /// Repeats the denies of narrower identities that an allow of this key would come before. `false` if a deny covers
+    /// the allow, which then must not be put in.
+    fn make_room_for_allow(&mut self, (l4, identity): Key) -> bool {
+        let mut repeated = Vec::new();
+        let mut is_covered = false;
+        for (other_l4, group) in &self.groups {
+            let is_wider = other_l4.is_wider(&l4);
+            if !is_wider && *other_l4 != l4 {
+                continue;
+            }
+            for (other, deny) in group.iter().filter(|(_, other)| other.deny) {
+                if self.contains(identity, *other) {
+                    if is_wider {
+                        repeated.push(((l4, *other), Entry::denying(deny.derived_from.clone())));
+                    }
+                } else if *other == identity || self.contains(*other, identity) {
+                    is_covered = true;
+                }
+            }
+            if is_covered {
+                break;
+            }
+        }
+        for (key, deny) in repeated {
+            self.add(key, deny);
+        }
+        !is_covered
+    }
+
+    /// An allow without an authentication of its own takes that of the narrowest one around it that has one; one with its
+    /// own hands it to those inside that have none.
+    fn insert_with_authentication(&mut self, key: Key, mut entry: Entry) {
+        if entry.explicit {
+            self.hand_down(key, &entry);
+        } else {
+            self.inherit(key, &mut entry);
+        }
+        self.add(key, entry);
+    }
+
+    fn inherit(&mut self, (l4, identity): Key, entry: &mut Entry) {
+        let mut narrowest = 0;
+        let mut combined = Vec::new();
+        for (other_key, other) in self.allows().filter(|(_, other)| other.explicit) {
+            let around = specificity(other_key, (l4, identity));
+            if around > narrowest {
+                entry.authentication = other.authentication;
+                narrowest = around;
+            } else if around == 0 && is_combinable(other_key, (l4, identity)) {
+                combined.push(((l4, other_key.1), combination(other, other.authentication, entry)));
+            }
+        }
+        if narrowest == 0 {
+            for (key, both) in combined {
+                self.add(key, both);
+            }
+        }
+    }
+
+    fn hand_down(&mut self, (l4, identity): Key, entry: &Entry) {
+        let key = (l4, identity);
+        let mut inside = Vec::new();
+        let mut explicit = Vec::new();
+        let mut combined = Vec::new();
+        for (other_key, other) in self.allows() {
+            let around = specificity(key, other_key);
+            match (around > 0, other.explicit) {
+                (true, true) => explicit.push(other_key),
+                (true, false) => inside.push((other_key, around)),
+                (false, false) if is_combinable(key, other_key) => {
+                    combined.push(((other_key.0, identity), combination(entry, entry.authentication, other)));
+                }
+                (false, _) => {}
+            }
+        }
+        for (key, both) in combined {
+            self.add(key, both);
+        }
+        inside.retain(|(other, around)| explicit.iter().all(|nearer| specificity(*nearer, *other) <= *around));
+        for (other, _) in inside {
+            if let Some(found) = self.groups.get_mut(&other.0).and_then(|group| group.get_mut(&other.1)) {
+                found.authentication = entry.authentication;
+            }
+        }
+    }
+
+    fn allows(&self) -> impl Iterator<Item = (Key, &Entry)> {
+        let all = self.groups.iter().flat_map(|(l4, group)| group.iter().map(move |(id, entry)| ((*l4, *id), entry)));
+        all.filter(|(_, entry)| !entry.deny)
+    }
+
+    fn get(&self, (l4, identity): Key) -> Option<&Entry> {
+        self.groups.get(&l4)?.get(&identity)
+    }
+
+    fn remove(&mut self, (l4, identity): Key) {
+        if let Some(group) = self.groups.get_mut(&l4) {
+            group.remove(&identity);
+        }
+    }
+
+    /// Puts in an entry; what is there is merged, and an allow never changes a deny.
+    fn add(&mut self, (l4, identity): Key, entry: Entry) {
+        let group = self.groups.entry(l4).or_default();
+        match group.get_mut(&identity) {
+            Some(old) if old.deny && !entry.deny => {}
+            Some(old) => old.merge(&entry),
+            None => {
+                group.insert(identity, entry);
+            }
+        }
+    }
+
+    /// Whether another identity is a part of this one: of any, or of one whose addresses hold the other's.
+    fn contains(&self, identity: Identity, other: Identity) -> bool {
+        if identity == other || other == ANYBODY {
+            return false;
+        }
+        if identity == ANYBODY {
+            return true;
+        }
+        self.cluster.extent(identity).contains(self.cluster.extent(other))
+    }
+}
+
+/// How narrowly one key lies around another, 0 if it does not: any identity before one's own, then by protocol and port.
+fn specificity((l4, identity): Key, (other_l4, other): Key) -> u8 {
+    let is_any = identity == ANYBODY;
+    if !is_any && identity != other {
+        return 0;
+    }
+    let own = if is_any { 0 } else { 3 };
+    if l4.protocol == 0 {
+        // Around everything but itself.
+        let is_around = other_l4.protocol != 0 || (is_any && other != ANYBODY);
+        return if is_around { own + 1 } else { 0 };
+    }
+    if l4.protocol != other_l4.protocol {
+        0
+    } else if l4.port_is_wider(&other_l4) {
+        own + 2
+    } else if is_any && other != ANYBODY && l4 == other_l4 {
+        3
+    } else {
+        0
+    }
+}
+
+/// Whether the first key is one of an identity alone and the other one of protocol and port alone: then neither lies
+/// around the other, and what they have in common gets an entry of its own.
+fn is_combinable((l4, identity): Key, (other_l4, other): Key) -> bool {
+    identity != ANYBODY && l4.protocol == 0 && other == ANYBODY && other_l4.protocol != 0
+}
+
+/// The entry for what two keys have in common.
+fn combination(by_identity: &Entry, authentication: Authentication, by_port: &Entry) -> Entry {
+    let derived_from = by_identity.derived_from.union(&by_port.derived_from).copied().collect();
+    Entry { deny: false, redirect: false, authentication, explicit: false, derived_from }
+}

@@ -1,0 +1,160 @@
+//! The rules of one direction for one pod, merged by protocol and port.
+//!
+//! Cilium calls this an L4 filter: for each protocol and port that any rule names, who is meant, and what happens to them.
+//! A selector that several rules name for the same port has one answer there: a deny wins, a redirect stays.
+//!
+//! Source: Cilium 1.16 `pkg/policy/{l4,rule}.go`, in our own words.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::entries::Origin;
+use super::object::{Authentication, Part, Peers};
+use super::port::{RulePort, RuleProtocol};
+use super::selector::Selector;
+use crate::tuple::Protocol;
+
+/// Which filter a rule's port belongs to: ranges and names each have their own, whatever ports they cover.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct FilterKey {
+    pub(super) port: FilterPort,
+    pub(super) protocol: Protocol,
+}
+
+/// The port of a filter.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum FilterPort {
+    Number { first: u16, end: u16 },
+    Name(String),
+}
+
+/// What rules say of one selector for one port.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct PerSelector {
+    pub(super) deny: bool,
+    pub(super) redirect: bool,
+    pub(super) authentication: Option<Authentication>,
+    pub(super) origins: BTreeSet<Origin>,
+}
+
+impl PerSelector {
+    /// Whether an entry for any identity with this answer makes one with the other answer for the same port needless.
+    pub(super) fn covers(&self, other: &Self) -> bool {
+        if self.deny || other.deny {
+            return self.deny;
+        }
+        let other_has_own = other.authentication.is_some() && other.authentication != self.authentication;
+        !other_has_own && (self.redirect || !other.redirect)
+    }
+
+    fn merge(&mut self, other: Self) -> Result<(), Conflict> {
+        self.origins.extend(other.origins);
+        if self.deny || other.deny {
+            let deny = Self { deny: true, origins: std::mem::take(&mut self.origins), ..Self::default() };
+            *self = deny;
+            return Ok(());
+        }
+        self.redirect |= other.redirect;
+        match (self.authentication, other.authentication) {
+            (Some(one), Some(two)) if one != two => return Err(Conflict),
+            (own, new) => self.authentication = own.or(new),
+        }
+        Ok(())
+    }
+}
+
+/// Two rules ask for different authentication of the same peers on the same port, which Cilium cannot merge.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Conflict;
+
+/// One filter.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Filter {
+    pub(super) selectors: BTreeMap<Selector, PerSelector>,
+}
+
+impl Filter {
+    /// The answer for everybody, if a rule means everybody.
+    pub(super) fn everybody(&self) -> Option<&PerSelector> {
+        self.selectors.get(&Selector::everybody())
+    }
+
+    fn add(&mut self, selector: &Selector, answer: PerSelector) -> Result<(), Conflict> {
+        match self.selectors.get_mut(selector) {
+            Some(old) => old.merge(answer),
+            None => {
+                self.selectors.insert(selector.clone(), answer);
+                Ok(())
+            }
+        }
+    }
+}
+
+/// The filters of one direction.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Filters(pub(super) BTreeMap<FilterKey, Filter>);
+
+impl Filters {
+    /// Adds what a part of a rule says. `is_host` tells whether a selector means the node itself: where that may always
+    /// reach the pod on ingress, and a rule hands it to the proxy, the proxy is told to let it through.
+    pub(super) fn add(
+        &mut self,
+        part: &Part,
+        origin: Origin,
+        is_host: Option<&dyn Fn(&Selector) -> bool>,
+    ) -> Result<(), Conflict> {
+        let Peers::Listed(peers) = &part.peers else { return Ok(()) };
+        let mut selectors: Vec<_> = peers.iter().flat_map(|peer| &peer.selectors).collect();
+        let everybody = Selector::everybody();
+        let is_known = part.unevaluated.is_empty() || !selectors.is_empty();
+        if !is_known || (selectors.is_empty() && part.ports.is_none()) {
+            return Ok(());
+        }
+        if selectors.is_empty() || selectors.iter().any(|selector| selector.is_everybody()) {
+            selectors = vec![&everybody];
+        }
+        for (key, redirect) in keys(part) {
+            let answer = PerSelector {
+                deny: part.deny,
+                redirect: redirect && !part.deny,
+                authentication: part.authentication,
+                origins: BTreeSet::from([origin]),
+            };
+            let filter = self.0.entry(key).or_default();
+            let host = answer.redirect && is_host.is_some_and(|is_host| selectors.iter().any(|one| is_host(one)));
+            for selector in &selectors {
+                filter.add(selector, answer.clone())?;
+            }
+            if host {
+                filter.add(&Selector::reserved("host"), PerSelector::default())?;
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Filters {
+    /// Allows everybody, where only rules without default deny enforce the direction.
+    pub(super) fn allow_everybody(&mut self, key: FilterKey) {
+        let answer = PerSelector { origins: BTreeSet::from([Origin::NoDefaultDeny]), ..PerSelector::default() };
+        // It has no authentication to conflict with.
+        let _merged = self.0.entry(key).or_default().add(&Selector::everybody(), answer);
+    }
+}
+
+/// The filters that a part belongs to, and whether it hands to the proxy there.
+fn keys(part: &Part) -> Vec<(FilterKey, bool)> {
+    let Some(ports) = &part.ports else {
+        let port = FilterPort::Number { first: 0, end: 0 };
+        return vec![(FilterKey { port, protocol: Protocol::ANY }, false)];
+    };
+    let of_term = |port: &RulePort, protocol: &RuleProtocol, redirect: bool| {
+        let port = match port {
+            RulePort::Number { first, end } => FilterPort::Number { first: *first, end: *end },
+            RulePort::Name(name) => FilterPort::Name(name.clone()),
+        };
+        let protocols = protocol.protocols().iter();
+        let keys = protocols.map(move |protocol| (FilterKey { port: port.clone(), protocol: *protocol }, redirect));
+        keys.collect::<Vec<_>>()
+    };
+    ports.iter().flat_map(|term| of_term(&term.port, &term.protocol, term.redirect)).collect()
+}
