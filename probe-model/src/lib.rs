@@ -3,8 +3,8 @@
 
 pub mod cilium;
 pub mod explain;
-pub mod lint;
 pub mod intent;
+pub mod lint;
 pub mod netfilter;
 pub mod path;
 pub mod simulate;

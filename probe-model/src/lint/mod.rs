@@ -74,9 +74,7 @@ fn is_of(scope: &Scope<'_>, origin: &NatOrigin) -> bool {
         }
         NatOrigin::Annotation { service }
         | NatOrigin::ServiceSubnet { service, .. }
-        | NatOrigin::Conntrack { service, .. } => {
-            scope.service.is_none_or(|own| own.to_string() == *service)
-        }
+        | NatOrigin::Conntrack { service, .. } => scope.service.is_none_or(|own| own.to_string() == *service),
         NatOrigin::NatIpFlag | NatOrigin::SubnetFlag | NatOrigin::ProxyHeader => true,
     }
 }

@@ -11,8 +11,8 @@ use probe_model::world::private_link::{
 use probe_model::world::{Forwarding, RoutingMode, World};
 
 use crate::base::{
-    APP, FRONTEND, NAT_IPS, NODE, NODE_PORT, POD, SIBLING_ID, connection, net, pod, policy, private_link, recorded,
-    slice, working,
+    APP, FRONTEND, NAT_IPS, NODE, NODE_PORT, POD, SIBLING_ID, connection, net, pod, policy, private_link,
+    recorded, slice, working,
 };
 
 /// A cause, a cluster that has it, and one that only looks so.
