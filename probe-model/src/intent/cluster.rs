@@ -6,7 +6,7 @@ use std::net::IpAddr;
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
 use super::label::{Label, Labels};
-use super::object::{Options, PeerKind, Peers, Policy};
+use super::object::{Options, PeerKind, Policy};
 use super::selector::NAMESPACE;
 use crate::cilium::identity::Identity;
 use crate::tuple::Protocol;
@@ -89,7 +89,8 @@ impl Cluster {
             let identity = Identity(number);
             let own = identity.reserved_name().map(|name| Label::plain("reserved", name));
             // A node with the API server is a node too.
-            let node = (identity == Identity::KUBE_APISERVER).then(|| Label::plain("reserved", "remote-node"));
+            let node =
+                (identity == Identity::KUBE_APISERVER).then(|| Label::plain("reserved", "remote-node"));
             self.identities.entry(identity).or_insert_with(|| Labels::new(own.into_iter().chain(node)));
         }
         self
@@ -108,7 +109,8 @@ impl Cluster {
         let identities =
             labelled.map(|(identity, labels)| (identity, Labels::parse(labels.iter().map(String::as_str))));
         let caches = world.ipcache.iter().chain(&world.ipcaches_in_use);
-        let prefixes = caches.flat_map(|cache| cache.entries().map(|(prefix, info)| (prefix, info.sec_identity)));
+        let prefixes =
+            caches.flat_map(|cache| cache.entries().map(|(prefix, info)| (prefix, info.sec_identity)));
         let pods = world.endpoints.values().filter(|endpoint| !endpoint.is_host()).filter_map(|endpoint| {
             Some(Pod {
                 name: endpoint.pod.clone()?,
@@ -142,11 +144,20 @@ impl Cluster {
     /// nothing ever has. New ones get numbers that are free; a real agent may choose others.
     #[must_use]
     pub fn with_prefixes_of(mut self, policies: &[Policy]) -> Self {
-        let mut free = self.identities.keys().filter(|identity| identity.is_local_scope()).map(|identity| identity.0 + 1);
+        let mut free = self
+            .identities
+            .keys()
+            .filter(|identity| identity.is_local_scope())
+            .map(|identity| identity.0 + 1);
         let mut next = free.next_back().unwrap_or(FIRST_LOCAL);
-        let known: BTreeSet<_> =
-            self.identities.iter().filter(|(id, _)| id.is_local_scope()).filter_map(|(_, labels)| labels.prefix()).collect();
-        let wanted: BTreeSet<_> = policies.iter().flat_map(prefixes).filter(|prefix| !known.contains(prefix)).collect();
+        let known: BTreeSet<_> = self
+            .identities
+            .iter()
+            .filter(|(id, _)| id.is_local_scope())
+            .filter_map(|(_, labels)| labels.prefix())
+            .collect();
+        let wanted: BTreeSet<_> =
+            policies.iter().flat_map(prefixes).filter(|prefix| !known.contains(prefix)).collect();
         for prefix in wanted {
             if prefix.prefix_len() == 0 {
                 continue; // that is the world, which has its number
@@ -193,7 +204,8 @@ impl Cluster {
     /// The identity of an address and the prefix that it has it by; the world without one where no prefix covers it.
     pub fn lookup(&self, address: IpAddr) -> (Option<IpNet>, Identity) {
         let lengths = (0..=IpNet::from(address).prefix_len()).rev();
-        let mut covering = lengths.filter_map(|length| IpNet::new(address, length).ok()).map(|net| net.trunc());
+        let mut covering =
+            lengths.filter_map(|length| IpNet::new(address, length).ok()).map(|net| net.trunc());
         let found = covering.find_map(|net| Some((net, *self.prefixes.get(&net)?)));
         found.map_or((None, self.world(address)), |(prefix, identity)| (Some(prefix), identity))
     }
@@ -220,9 +232,10 @@ impl Cluster {
         };
         match ports.iter().find(|port| port.name == name) {
             Some(port) if port.protocol == protocol => NamedPortIs::Port(port.port),
-            Some(port) => {
-                NamedPortIs::Nothing(format!("{pod_name} gives the name `{name}` to {}/{}", port.protocol, port.port))
-            }
+            Some(port) => NamedPortIs::Nothing(format!(
+                "{pod_name} gives the name `{name}` to {}/{}",
+                port.protocol, port.port
+            )),
             None => NamedPortIs::Nothing(format!("{pod_name} names no port `{name}`")),
         }
     }
@@ -230,10 +243,14 @@ impl Cluster {
     /// The port that an egress rule's name means: it must be the same in all pods that have the name.
     pub fn shared_port(&self, name: &str, protocol: Protocol) -> NamedPortIs {
         let ports = self.pods.iter().flat_map(|pod| pod.named_ports.iter().flatten());
-        let numbers: BTreeSet<_> =
-            ports.filter(|port| port.name == name && port.protocol == protocol).map(|port| port.port).collect();
+        let numbers: BTreeSet<_> = ports
+            .filter(|port| port.name == name && port.protocol == protocol)
+            .map(|port| port.port)
+            .collect();
         if numbers.len() > 1 {
-            return NamedPortIs::Nothing(format!("pods give the name `{name}` to different ports, so it means none"));
+            return NamedPortIs::Nothing(format!(
+                "pods give the name `{name}` to different ports, so it means none"
+            ));
         }
         if let Some(unknown) = self.pods.iter().find(|pod| pod.named_ports.is_none()) {
             return NamedPortIs::Unknown(format!("which ports {} names is not known", unknown.name));
@@ -253,10 +270,7 @@ fn cidr_labels(prefix: IpNet) -> Labels {
 /// Every prefix that a policy brings in.
 pub(super) fn prefixes(policy: &Policy) -> Vec<IpNet> {
     let parts = policy.rules.iter().flat_map(|rule| rule.ingress.parts.iter().chain(&rule.egress.parts));
-    let peers = parts.flat_map(|part| match &part.peers {
-        Peers::Listed(peers) => peers.as_slice(),
-        Peers::Nobody(_) => &[],
-    });
+    let peers = parts.flat_map(|part| &part.peers.listed);
     let prefixes = peers.flat_map(|peer| match &peer.kind {
         PeerKind::Cidr { remaining, .. } => remaining.as_slice(),
         PeerKind::Labels | PeerKind::Entity(_) => &[],

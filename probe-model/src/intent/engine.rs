@@ -1,10 +1,10 @@
 //! What the policy objects make of one pod's policy map.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use super::cluster::{Cluster, NamedPortIs, Pod};
-use super::entries::{Entries, Entry, Features, Origin};
+use super::entries::{Entries, Entry, Features, Origin, Owner};
 use super::filter::{Conflict, Filter, FilterKey, FilterPort, Filters, PerSelector};
 use super::label::Labels;
 use super::object::{
@@ -261,7 +261,7 @@ impl Engine {
                 continue;
             }
             let redirected_with_all = !answer.deny && around.is_some_and(|around| around.redirect);
-            let entry = entry(answer, redirected_with_all);
+            let entry = entry(selector, answer, redirected_with_all);
             let identities: &[Identity] =
                 if is_everybody { &[Identity::UNKNOWN] } else { &self.selected(selector) };
             for identity in identities {
@@ -318,13 +318,14 @@ fn features(filters: &Filters) -> Features {
     }
 }
 
-fn entry(answer: &PerSelector, redirected_with_all: bool) -> Entry {
+fn entry(selector: &Arc<Selector>, answer: &PerSelector, redirected_with_all: bool) -> Entry {
     Entry {
         deny: answer.deny,
         redirect: answer.redirect || redirected_with_all,
         authentication: answer.authentication.unwrap_or(Authentication::Disabled),
         explicit: answer.authentication.is_some(),
         derived_from: answer.origins.clone(),
+        owners: BTreeSet::from([Owner::Selector(Arc::clone(selector))]),
     }
 }
 
@@ -333,8 +334,7 @@ fn intent_entry(direction: Direction, (l4, identity, entry): (L4Key, Identity, E
         (0, _) => BITS_BEFORE_PROTOCOL,
         (_, bits) => BITS_BEFORE_PORT + u32::from(bits),
     };
-    let key =
-        PolicyKey { prefixlen, sec_label: identity, direction, protocol: l4.protocol, dport: l4.port };
+    let key = PolicyKey { prefixlen, sec_label: identity, direction, protocol: l4.protocol, dport: l4.port };
     IntentEntry { key, entry }
 }
 

@@ -7,10 +7,12 @@
 //! Source: Cilium 1.16 `pkg/policy/mapstate.go`, in our own words.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 use super::cluster::Cluster;
 use super::object::Authentication;
 use super::port::L4Key;
+use super::selector::Selector;
 use crate::cilium::identity::Identity;
 
 /// Why an entry is there.
@@ -39,12 +41,37 @@ pub struct Entry {
     pub explicit: bool,
     /// What is behind it.
     pub derived_from: BTreeSet<Origin>,
+    /// What asked for it.
+    pub(super) owners: BTreeSet<Owner>,
+}
+
+/// What asked for an entry.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(super) enum Owner {
+    /// Nothing that could go.
+    Nobody,
+    /// A selector.
+    Selector(Arc<Selector>),
+    /// An entry of another key.
+    Key(Key),
 }
 
 impl Entry {
     /// A deny without more.
-    fn denying(derived_from: BTreeSet<Origin>) -> Self {
-        Self { deny: true, redirect: false, authentication: Authentication::Disabled, explicit: false, derived_from }
+    fn denying(owner: Owner, derived_from: BTreeSet<Origin>) -> Self {
+        Self {
+            deny: true,
+            redirect: false,
+            authentication: Authentication::Disabled,
+            explicit: false,
+            derived_from,
+            owners: BTreeSet::from([owner]),
+        }
+    }
+
+    /// The same for other owners.
+    fn owned(self, owners: BTreeSet<Owner>) -> Self {
+        Self { owners, ..self }
     }
 
     /// An allow that explicitly needs no authentication.
@@ -55,6 +82,7 @@ impl Entry {
             authentication: Authentication::Disabled,
             explicit: true,
             derived_from: BTreeSet::from([origin]),
+            owners: BTreeSet::from([Owner::Nobody]),
         }
     }
 
@@ -77,6 +105,7 @@ impl Entry {
             }
         }
         self.derived_from.extend(&other.derived_from);
+        self.owners.extend(other.owners.iter().cloned());
     }
 }
 
@@ -109,7 +138,7 @@ impl<'a> Entries<'a> {
     }
 
     /// Puts in an entry with all that follows from it.
-    pub(super) fn insert(&mut self, key: Key, entry: Entry, features: Features) {
+    pub(super) fn insert(&mut self, key: Key, mut entry: Entry, features: Features) {
         if features.deny {
             let denies_everything = self.get((L4Key::EVERYTHING, ANYBODY)).is_some_and(|entry| entry.deny);
             if denies_everything {
@@ -119,8 +148,10 @@ impl<'a> Entries<'a> {
                 self.insert_deny(key, entry);
                 return;
             }
-            if !self.make_room_for_allow(key) {
-                return;
+            match self.make_room_for_allow(key) {
+                None => return,
+                Some(true) => entry = Entry::denying(Owner::Nobody, entry.derived_from).owned(entry.owners),
+                Some(false) => {}
             }
         }
         if features.authentication {
@@ -130,62 +161,100 @@ impl<'a> Entries<'a> {
         }
     }
 
-    /// A deny takes the allows that it covers with it, and is repeated for those of wider identities that are narrower in
-    /// protocol and port, as the datapath would find them first.
+    /// A deny ends the allows that it covers, and is repeated wherever the datapath would find an allow before it.
     fn insert_deny(&mut self, (l4, identity): Key, entry: Entry) {
-        let mut covered = Vec::new();
+        let mut removed = Vec::new();
         let mut repeated = BTreeSet::new();
-        for (other_l4, group) in &self.groups {
-            let is_wider = l4.is_wider(other_l4);
-            if !is_wider && l4 != *other_l4 {
-                continue;
-            }
-            for (other, _) in group.iter().filter(|(_, other)| !other.deny) {
-                if self.contains(*other, identity) {
+        for (other_l4, group) in self.groups_of_protocol(l4) {
+            let (is_wider, is_narrower) = (l4.is_wider(other_l4), other_l4.is_wider(&l4));
+            let is_same = l4 == *other_l4;
+            for other in group.iter().filter(|(_, other)| !other.deny).map(|(other, _)| *other) {
+                if self.contains(other, identity) {
                     if is_wider {
-                        repeated.insert(*other_l4);
+                        repeated.insert((*other_l4, identity));
                     }
-                } else if *other == identity || self.contains(identity, *other) {
-                    covered.push((*other_l4, *other));
+                } else if is_wider || is_same {
+                    if identity == ANYBODY || identity == other {
+                        removed.push((*other_l4, other));
+                    } else if self.contains(identity, other) {
+                        // The datapath does not know that one identity is a part of another.
+                        repeated.insert((*other_l4, other));
+                    }
+                } else if is_narrower && self.contains(identity, other) {
+                    repeated.insert((l4, other));
                 }
             }
         }
-        for key in covered {
-            self.remove(key);
+        removed.into_iter().for_each(|key| self.remove(key));
+        for key in &repeated {
+            self.add(*key, Entry::denying(Owner::Key((l4, identity)), entry.derived_from.clone()));
         }
-        for other_l4 in repeated {
-            self.add((other_l4, identity), Entry::denying(entry.derived_from.clone()));
+        if self.drop_needless_denies((l4, identity), &entry, &repeated) {
+            self.add((l4, identity), entry);
         }
-        self.add((l4, identity), entry);
     }
 
-    /// Repeats the denies of narrower identities that an allow of this key would come before. `false` if a deny covers
-    /// the allow, which then must not be put in.
-    fn make_room_for_allow(&mut self, (l4, identity): Key) -> bool {
-        let mut repeated = Vec::new();
-        let mut is_covered = false;
-        for (other_l4, group) in &self.groups {
-            let is_wider = other_l4.is_wider(&l4);
-            if !is_wider && *other_l4 != l4 {
-                continue;
-            }
+    /// Removes denies that a new one makes needless, but for the `kept` ones. `false` if the new one is needless itself.
+    fn drop_needless_denies(&mut self, (l4, identity): Key, entry: &Entry, kept: &BTreeSet<Key>) -> bool {
+        let mut needless = Vec::new();
+        for (other_l4, group) in self.groups_of_protocol(l4) {
+            let (is_wider, is_narrower) = (l4.is_wider(other_l4), other_l4.is_wider(&l4));
+            let is_same = l4 == *other_l4;
             for (other, deny) in group.iter().filter(|(_, other)| other.deny) {
-                if self.contains(identity, *other) {
-                    if is_wider {
-                        repeated.push(((l4, *other), Entry::denying(deny.derived_from.clone())));
+                let around = *other == ANYBODY || *other == identity;
+                let inside = identity == ANYBODY || *other == identity;
+                if around && (is_narrower || is_same) {
+                    // Of the same key, what another selector says is merged.
+                    if !(is_same && *other == identity) || deny.owners == entry.owners {
+                        return false;
                     }
-                } else if *other == identity || self.contains(*other, identity) {
-                    is_covered = true;
+                } else if inside && (is_wider || is_same) && !kept.contains(&(*other_l4, *other)) {
+                    needless.push((*other_l4, *other));
                 }
             }
-            if is_covered {
-                break;
+        }
+        needless.into_iter().for_each(|key| self.remove(key));
+        true
+    }
+
+    /// Repeats denies that an allow of this key would come before. `None` if a deny covers the allow, which then must not
+    /// be put in; else whether it must be put in as a deny, because one of a wider identity covers it.
+    fn make_room_for_allow(&mut self, (l4, identity): Key) -> Option<bool> {
+        let mut repeated = Vec::new();
+        let mut becomes_deny = false;
+        for (other_l4, group) in self.groups_of_protocol(l4) {
+            let (is_wider, is_narrower) = (other_l4.is_wider(&l4), l4.is_wider(other_l4));
+            let is_same = l4 == *other_l4;
+            for (other, deny) in group.iter().filter(|(_, other)| other.deny) {
+                let repeat = |key: Key| {
+                    let owner = Owner::Key((*other_l4, *other));
+                    (key, Entry::denying(owner, deny.derived_from.clone()))
+                };
+                if self.contains(identity, *other) {
+                    if is_wider {
+                        repeated.push(repeat((l4, *other)));
+                    }
+                } else if is_wider || is_same {
+                    if *other == ANYBODY || *other == identity {
+                        return None;
+                    }
+                    becomes_deny |= self.contains(*other, identity);
+                } else if is_narrower && self.contains(*other, identity) {
+                    repeated.push(repeat((*other_l4, identity)));
+                }
             }
         }
         for (key, deny) in repeated {
             self.add(key, deny);
         }
-        !is_covered
+        Some(becomes_deny)
+    }
+
+    /// The entries of protocols that have packets in common with a key's.
+    fn groups_of_protocol(&self, l4: L4Key) -> impl Iterator<Item = (&L4Key, &BTreeMap<Identity, Entry>)> {
+        let meets =
+            move |other: &L4Key| l4.protocol == 0 || other.protocol == 0 || l4.protocol == other.protocol;
+        self.groups.iter().filter(move |(other, _)| meets(other))
     }
 
     /// An allow without an authentication of its own takes that of the narrowest one around it that has one; one with its
@@ -208,7 +277,8 @@ impl<'a> Entries<'a> {
                 entry.authentication = other.authentication;
                 narrowest = around;
             } else if around == 0 && is_combinable(other_key, (l4, identity)) {
-                combined.push(((l4, other_key.1), combination(other, other.authentication, entry)));
+                combined
+                    .push(((l4, other_key.1), combination(other_key, other, other.authentication, entry)));
             }
         }
         if narrowest == 0 {
@@ -229,7 +299,10 @@ impl<'a> Entries<'a> {
                 (true, true) => explicit.push(other_key),
                 (true, false) => inside.push((other_key, around)),
                 (false, false) if is_combinable(key, other_key) => {
-                    combined.push(((other_key.0, identity), combination(entry, entry.authentication, other)));
+                    combined.push((
+                        (other_key.0, identity),
+                        combination(key, entry, entry.authentication, other),
+                    ));
                 }
                 (false, _) => {}
             }
@@ -237,7 +310,8 @@ impl<'a> Entries<'a> {
         for (key, both) in combined {
             self.add(key, both);
         }
-        inside.retain(|(other, around)| explicit.iter().all(|nearer| specificity(*nearer, *other) <= *around));
+        inside
+            .retain(|(other, around)| explicit.iter().all(|nearer| specificity(*nearer, *other) <= *around));
         for (other, _) in inside {
             if let Some(found) = self.groups.get_mut(&other.0).and_then(|group| group.get_mut(&other.1)) {
                 found.authentication = entry.authentication;
@@ -246,7 +320,10 @@ impl<'a> Entries<'a> {
     }
 
     fn allows(&self) -> impl Iterator<Item = (Key, &Entry)> {
-        let all = self.groups.iter().flat_map(|(l4, group)| group.iter().map(move |(id, entry)| ((*l4, *id), entry)));
+        let all = self
+            .groups
+            .iter()
+            .flat_map(|(l4, group)| group.iter().map(move |(id, entry)| ((*l4, *id), entry)));
         all.filter(|(_, entry)| !entry.deny)
     }
 
@@ -314,7 +391,8 @@ fn is_combinable((l4, identity): Key, (other_l4, other): Key) -> bool {
 }
 
 /// The entry for what two keys have in common.
-fn combination(by_identity: &Entry, authentication: Authentication, by_port: &Entry) -> Entry {
+fn combination(key: Key, by_identity: &Entry, authentication: Authentication, by_port: &Entry) -> Entry {
     let derived_from = by_identity.derived_from.union(&by_port.derived_from).copied().collect();
-    Entry { deny: false, redirect: false, authentication, explicit: false, derived_from }
+    let owners = BTreeSet::from([Owner::Key(key)]);
+    Entry { deny: false, redirect: false, authentication, explicit: false, derived_from, owners }
 }

@@ -6,9 +6,10 @@
 //! Source: Cilium 1.16 `pkg/policy/{l4,rule}.go`, in our own words.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 use super::entries::Origin;
-use super::object::{Authentication, Part, Peers};
+use super::object::{Authentication, Part};
 use super::port::{RulePort, RuleProtocol};
 use super::selector::Selector;
 use crate::tuple::Protocol;
@@ -69,7 +70,7 @@ pub(super) struct Conflict;
 /// One filter.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Filter {
-    pub(super) selectors: BTreeMap<Selector, PerSelector>,
+    pub(super) selectors: BTreeMap<Arc<Selector>, PerSelector>,
 }
 
 impl Filter {
@@ -82,7 +83,7 @@ impl Filter {
         match self.selectors.get_mut(selector) {
             Some(old) => old.merge(answer),
             None => {
-                self.selectors.insert(selector.clone(), answer);
+                self.selectors.insert(Arc::new(selector.clone()), answer);
                 Ok(())
             }
         }
@@ -102,8 +103,10 @@ impl Filters {
         origin: Origin,
         is_host: Option<&dyn Fn(&Selector) -> bool>,
     ) -> Result<(), Conflict> {
-        let Peers::Listed(peers) = &part.peers else { return Ok(()) };
-        let mut selectors: Vec<_> = peers.iter().flat_map(|peer| &peer.selectors).collect();
+        if part.peers.nobody.is_some() {
+            return Ok(());
+        }
+        let mut selectors: Vec<_> = part.peers.listed.iter().flat_map(|peer| &peer.selectors).collect();
         let everybody = Selector::everybody();
         let is_known = part.unevaluated.is_empty() || !selectors.is_empty();
         if !is_known || (selectors.is_empty() && part.ports.is_none()) {
@@ -120,7 +123,8 @@ impl Filters {
                 origins: BTreeSet::from([origin]),
             };
             let filter = self.0.entry(key).or_default();
-            let host = answer.redirect && is_host.is_some_and(|is_host| selectors.iter().any(|one| is_host(one)));
+            let host =
+                answer.redirect && is_host.is_some_and(|is_host| selectors.iter().any(|one| is_host(one)));
             for selector in &selectors {
                 filter.add(selector, answer.clone())?;
             }
@@ -135,7 +139,8 @@ impl Filters {
 impl Filters {
     /// Allows everybody, where only rules without default deny enforce the direction.
     pub(super) fn allow_everybody(&mut self, key: FilterKey) {
-        let answer = PerSelector { origins: BTreeSet::from([Origin::NoDefaultDeny]), ..PerSelector::default() };
+        let answer =
+            PerSelector { origins: BTreeSet::from([Origin::NoDefaultDeny]), ..PerSelector::default() };
         // It has no authentication to conflict with.
         let _merged = self.0.entry(key).or_default().add(&Selector::everybody(), answer);
     }
@@ -153,7 +158,8 @@ fn keys(part: &Part) -> Vec<(FilterKey, bool)> {
             RulePort::Name(name) => FilterPort::Name(name.clone()),
         };
         let protocols = protocol.protocols().iter();
-        let keys = protocols.map(move |protocol| (FilterKey { port: port.clone(), protocol: *protocol }, redirect));
+        let keys =
+            protocols.map(move |protocol| (FilterKey { port: port.clone(), protocol: *protocol }, redirect));
         keys.collect::<Vec<_>>()
     };
     ports.iter().flat_map(|term| of_term(&term.port, &term.protocol, term.redirect)).collect()

@@ -99,7 +99,10 @@ impl Labels {
 
     /// The value of a key of Kubernetes, if there is one.
     pub fn kubernetes(&self, key: &str) -> Option<&str> {
-        self.all.iter().find(|label| label.source == "k8s" && label.key == key).map(|label| label.value.as_str())
+        self.all
+            .iter()
+            .find(|label| label.source == "k8s" && label.key == key)
+            .map(|label| label.value.as_str())
     }
 }
 
@@ -109,7 +112,9 @@ mod tests {
 
     #[test]
     fn labels_come_back_as_they_went_in() {
-        for text in ["k8s:app=web", "reserved:world", "cidr:10.0.0.0/8", "k8s:a.b/c=d:e", "cidr:2001-db8--/32"] {
+        for text in
+            ["k8s:app=web", "reserved:world", "cidr:10.0.0.0/8", "k8s:a.b/c=d:e", "cidr:2001-db8--/32"]
+        {
             assert_eq!(Label::parse(text).to_string(), text);
         }
         assert_eq!(Label::parse("cidr:2001-db8--/32").prefix(), "2001:db8::/32".parse().ok());
@@ -118,7 +123,8 @@ mod tests {
 
     #[test]
     fn the_longest_of_several_prefixes_is_the_identitys_own() {
-        let labels = Labels::parse(["cidr:0.0.0.0/0", "cidr:10.1.0.0/16", "cidr:10.0.0.0/8", "reserved:world"]);
+        let labels =
+            Labels::parse(["cidr:0.0.0.0/0", "cidr:10.1.0.0/16", "cidr:10.0.0.0/8", "reserved:world"]);
         assert_eq!(labels.prefix(), "10.1.0.0/16".parse().ok());
     }
 }

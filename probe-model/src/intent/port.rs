@@ -105,7 +105,9 @@ impl fmt::Display for PortTerm {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { protocol, port, .. } = self;
         match protocol {
-            RuleProtocol::One(protocol) if protocol.is_icmp() && port.is_every() => write!(f, "{protocol} of every type"),
+            RuleProtocol::One(protocol) if protocol.is_icmp() && port.is_every() => {
+                write!(f, "{protocol} of every type")
+            }
             RuleProtocol::One(protocol) if protocol.is_icmp() => write!(f, "{protocol} type {port}"),
             _ if port.is_every() => write!(f, "{protocol} on every port"),
             RuleProtocol::Any => write!(f, "{protocol} on port {port}"),
@@ -180,7 +182,9 @@ mod tests {
 
     #[test]
     fn a_range_is_covered_by_prefixes_and_nothing_else_is() {
-        for (first, last) in [(1, 1), (1, 65535), (0, 1), (0, 65534), (1024, 65535), (30000, 32767), (8000, 9000)] {
+        for (first, last) in
+            [(1, 1), (1, 65535), (0, 1), (0, 65534), (1024, 65535), (30000, 32767), (8000, 9000)]
+        {
             let keys = keys(6, first, last);
             assert_eq!(covered(&keys), (first..=last).collect::<Vec<_>>(), "{first}-{last}");
             for (one, other) in keys.iter().flat_map(|one| keys.iter().map(move |other| (one, other))) {

@@ -181,7 +181,10 @@ impl Selector {
     pub fn unmet(&self, labels: &Labels) -> Vec<String> {
         let values = self.labels.iter().filter(|(key, wanted)| key.value(labels) != Some(wanted));
         let expressions = self.expressions.iter().filter(|expression| !expression.holds(labels));
-        values.map(|(key, value)| format!("{key}={value}")).chain(expressions.map(ToString::to_string)).collect()
+        values
+            .map(|(key, value)| format!("{key}={value}"))
+            .chain(expressions.map(ToString::to_string))
+            .collect()
     }
 
     /// Every key that it names.
@@ -232,8 +235,8 @@ pub fn entity(name: &str, cluster: &str) -> Option<Vec<Selector>> {
             selectors.push(Selector::cluster(cluster));
             Some(selectors)
         }
-        "world-ipv4" | "world-ipv6" | "host" | "init" | "ingress" | "unmanaged" | "remote-node" | "health"
-        | "none" | "kube-apiserver" => known(&[name]),
+        "world-ipv4" | "world-ipv6" | "host" | "init" | "ingress" | "unmanaged" | "remote-node"
+        | "health" | "none" | "kube-apiserver" => known(&[name]),
         _ => None,
     }
 }

@@ -56,7 +56,9 @@ impl Case {
                 }
                 let expected = subject[&format!("{direction}_enforced")].as_bool();
                 if Some(intent.enforced) != expected {
-                    compared.differences.push(format!("{at}: enforced {}, expected {expected:?}", intent.enforced));
+                    compared
+                        .differences
+                        .push(format!("{at}: enforced {}, expected {expected:?}", intent.enforced));
                 }
                 compare_entries(&engine, &intent, subject, &numbers, &at, &mut compared, self.is_unstable());
                 self.compare_verdicts(&engine, universe, &intent, subject, &at, &mut compared);
@@ -79,10 +81,13 @@ impl Case {
             match (expected.get(object), found.get(object)) {
                 (Some(error), Some(reasons)) => {
                     if !reasons.iter().any(|reason| words(reason) == words(error)) {
-                        differences.push(format!("object {object}: refused for {reasons:?}, expected `{error}`"));
+                        differences
+                            .push(format!("object {object}: refused for {reasons:?}, expected `{error}`"));
                     }
                 }
-                (expected, found) => differences.push(format!("object {object}: refused {found:?}, expected {expected:?}")),
+                (expected, found) => {
+                    differences.push(format!("object {object}: refused {found:?}, expected {expected:?}"))
+                }
             }
         }
     }
@@ -169,7 +174,8 @@ fn compare_entries(
         .collect();
     let direction = intent.direction.to_string();
     let theirs = list(subject, "entries").iter().filter(|entry| text(entry, "direction") == direction);
-    let theirs: BTreeMap<String, Row> = theirs.map(|entry| (expected_key(entry), expected_row(entry))).collect();
+    let theirs: BTreeMap<String, Row> =
+        theirs.map(|entry| (expected_key(entry), expected_row(entry))).collect();
     compared.entries += ours.len();
     for key in theirs.keys().chain(ours.keys()).collect::<BTreeSet<_>>() {
         let (found, expected) = (ours.get(key), theirs.get(key));
@@ -215,14 +221,21 @@ fn row(engine: &Engine, direction: Direction, entry: &Entry) -> Row {
 
 fn expected_row(entry: &Value) -> Row {
     let flag = |name: &str| entry[name].as_bool().expect("a flag");
-    let texts = |list: &Value| list.as_array().expect("labels").iter().map(|label| label.as_str().expect("a label").to_owned()).collect();
+    let texts = |list: &Value| {
+        list.as_array()
+            .expect("labels")
+            .iter()
+            .map(|label| label.as_str().expect("a label").to_owned())
+            .collect()
+    };
     let derived_from = list(entry, "derived_from").iter().map(texts).collect();
     (flag("deny"), flag("proxy"), text(entry, "auth").to_owned(), derived_from)
 }
 
 fn shown((deny, proxy, authentication, derived_from): &Row) -> String {
     let last = |label: &String| label.rsplit('=').next().unwrap_or_default().to_owned();
-    let origins: Vec<_> = derived_from.iter().map(|labels| labels.iter().map(last).collect::<Vec<_>>().join(" ")).collect();
+    let origins: Vec<_> =
+        derived_from.iter().map(|labels| labels.iter().map(last).collect::<Vec<_>>().join(" ")).collect();
     let verb = if *deny { "deny" } else { "allow" };
     let proxy = if *proxy { " proxy" } else { "" };
     format!("{verb}{proxy} {authentication} {origins:?}")

@@ -28,12 +28,14 @@ fn every_case_is_as_ciliums_own_engine_has_it() {
         let compared = case.compare(&universe);
         entries += compared.entries;
         verdicts += compared.verdicts;
-        differences.extend(compared.differences.into_iter().map(|text| format!("case {}: {text}", case.name())));
+        differences
+            .extend(compared.differences.into_iter().map(|text| format!("case {}: {text}", case.name())));
     }
     if other.is_none() {
         assert_eq!((cases, verdicts), (300, 244_800), "cases and verdicts");
     }
-    let wrong: BTreeSet<_> = differences.iter().map(|text| text.split(':').next().unwrap_or_default()).collect();
+    let wrong: BTreeSet<_> =
+        differences.iter().map(|text| text.split(':').next().unwrap_or_default()).collect();
     let shown = differences.iter().take(SHOWN).cloned().collect::<Vec<_>>().join("\n");
     assert!(
         differences.is_empty(),

@@ -47,7 +47,8 @@ impl Universe {
     pub fn read(path: &Path) -> Self {
         let json = std::fs::read_to_string(path).expect("the universe");
         let universe: Value = serde_json::from_str(&json).expect("JSON");
-        let mut cluster = Cluster { pods: list(&universe, "pods").iter().map(pod).collect(), ..Cluster::default() };
+        let mut cluster =
+            Cluster { pods: list(&universe, "pods").iter().map(pod).collect(), ..Cluster::default() };
         cluster.options.cluster_name = text(&universe, "cluster_name").to_owned();
         for pod in list(&universe, "pods") {
             let identity = Identity(number(pod, "identity"));
@@ -81,10 +82,12 @@ fn pod(value: &Value) -> Pod {
         port: number(port, "port"),
     };
     Pod {
-        name: PodName { namespace: text(value, "namespace").to_owned(), name: text(value, "name").to_owned() },
+        name: PodName {
+            namespace: text(value, "namespace").to_owned(),
+            name: text(value, "name").to_owned(),
+        },
         identity: Identity(number(value, "identity")),
         addresses: vec![address(text(value, "ip"))],
         named_ports: Some(list(value, "named_ports").iter().map(named).collect()),
     }
 }
-

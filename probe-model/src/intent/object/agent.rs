@@ -30,7 +30,8 @@ pub fn read_agent_rules(rules: &[Value], options: &Options) -> Objects {
 
 /// The labels of a rule, sorted.
 fn labels(rule: &Value) -> Vec<String> {
-    let text = |label: &Value, field: &str| label.get(field).and_then(Value::as_str).unwrap_or_default().to_owned();
+    let text =
+        |label: &Value, field: &str| label.get(field).and_then(Value::as_str).unwrap_or_default().to_owned();
     let list = rule.get("labels").and_then(Value::as_array).into_iter().flatten();
     let label = |label: &Value| Label {
         source: text(label, "source"),

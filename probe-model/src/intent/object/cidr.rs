@@ -18,7 +18,10 @@ impl Reader<'_> {
             self.refuse(if text.is_empty() {
                 "IP must be specified".to_owned()
             } else {
-                format!("unable to parse CIDR: {text:?} at `{}` is neither a prefix nor an address", node.path)
+                format!(
+                    "unable to parse CIDR: {text:?} at `{}` is neither a prefix nor an address",
+                    node.path
+                )
             });
             return None;
         };
@@ -45,7 +48,9 @@ impl Reader<'_> {
         let text = node.and_then(Node::text).unwrap_or_default();
         let prefix = text.parse::<IpNet>().ok();
         if prefix.is_none() {
-            self.refuse(format!("Unable to parse CIDRRule {text:?}: `{at}` needs a prefix such as 10.0.0.0/8"));
+            self.refuse(format!(
+                "Unable to parse CIDRRule {text:?}: `{at}` needs a prefix such as 10.0.0.0/8"
+            ));
         }
         prefix.map(|prefix| prefix.trunc())
     }

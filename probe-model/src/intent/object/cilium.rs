@@ -3,7 +3,9 @@
 use serde_json::Value;
 
 use super::ports::L7;
-use super::{Authentication, Effect, Node, Part, Peer, PeerKind, Peers, Reader, Rule, RuleSubject, Side, Unevaluated};
+use super::{
+    Authentication, Effect, Node, Part, Peer, PeerKind, Peers, Reader, Rule, RuleSubject, Side, Unevaluated,
+};
 use crate::cilium::Direction;
 use crate::intent::port::PortTerm;
 use crate::intent::selector::{Expression, LabelKey, NAMESPACE, Operator, Selector, entity};
@@ -120,7 +122,12 @@ impl Reader<'_> {
         let mut parts = Vec::new();
         for (name, deny) in [(words.allow, false), (words.deny, true)] {
             for element in self.list(node, name) {
+                let before = self.reasons.len();
                 parts.push(self.part(&element, words, deny, scope, init, is_host));
+                if deny {
+                    // 1.16 does not check denying rules: what is wrong in one is left out.
+                    self.reasons.truncate(before);
+                }
             }
         }
         let switch = node.field("enableDefaultDeny").and_then(|switch| switch.field(words.allow));
@@ -179,8 +186,7 @@ impl Reader<'_> {
         effect: Effect,
         unevaluated: &mut Vec<Unevaluated>,
     ) -> Peers {
-        let mut peers = Vec::new();
-        let mut nobody = None;
+        let (mut peers, mut nobody) = (Vec::new(), None);
         for suffix in PEER_LISTS {
             let Some(list) = node.field(&format!("{}{suffix}", words.preposition)) else { continue };
             let elements = self.elements(&list);
@@ -202,7 +208,7 @@ impl Reader<'_> {
                 }
             }
         }
-        nobody.map_or(Peers::Listed(peers), Peers::Nobody)
+        Peers { nobody, listed: peers }
     }
 
     /// Peers whose addresses or labels plsprobe does not know.
@@ -251,7 +257,9 @@ impl Reader<'_> {
             self.refuse("host policies do not support L7 rules yet");
         }
         if !to_ports.is_empty() && !icmps.is_empty() {
-            self.refuse("The ICMPs block may only be present without ToPorts. Define a separate rule to use ToPorts.");
+            self.refuse(
+                "The ICMPs block may only be present without ToPorts. Define a separate rule to use ToPorts.",
+            );
         }
         if ingress && to_ports.iter().any(|to_ports| L7::of(to_ports).dns) {
             self.refuse("L7 protocol DNS is not supported on ingress yet");
@@ -279,7 +287,8 @@ impl Reader<'_> {
         }
         let labels = node.field("matchLabels");
         let labels = labels.iter().flat_map(Node::fields).map(|(name, value)| (key(name), value));
-        let labels = labels.map(|(name, value)| (name, value.text().unwrap_or_default().to_owned())).collect();
+        let labels =
+            labels.map(|(name, value)| (name, value.text().unwrap_or_default().to_owned())).collect();
         let expressions = self.list(node, "matchExpressions");
         let expressions = expressions.iter().filter_map(|node| self.expression(node, key)).collect();
         Selector { labels, expressions }
@@ -300,12 +309,18 @@ impl Reader<'_> {
                 return None;
             }
             ("Exists" | "DoesNotExist", false) => {
-                self.refuse(format!("invalid label selector: `{}` has values, which {operator} takes none of", node.path));
+                self.refuse(format!(
+                    "invalid label selector: `{}` has values, which {operator} takes none of",
+                    node.path
+                ));
                 return None;
             }
             (other, _) => {
                 let known = "In, NotIn, Exists or DoesNotExist";
-                self.refuse(format!("invalid label selector: `{}` has operator `{other}`, expected {known}", node.path));
+                self.refuse(format!(
+                    "invalid label selector: `{}` has operator `{other}`, expected {known}",
+                    node.path
+                ));
                 return None;
             }
         };

@@ -66,7 +66,7 @@ impl Reader<'_> {
         let part = |peers: Vec<Peer>| Part {
             path: rule.path.clone(),
             deny: false,
-            peers: Peers::Listed(peers),
+            peers: Peers { nobody: None, listed: peers },
             ports: ports.clone(),
             authentication: None,
             unevaluated: unevaluated.clone(),
@@ -77,7 +77,8 @@ impl Reader<'_> {
     fn peer(&mut self, node: &Node<'_>) -> Vec<Peer> {
         let mut peers = Vec::new();
         let (namespaces, pods) = (node.field("namespaceSelector"), node.field("podSelector"));
-        let labels = |selector| Peer { path: node.path.clone(), kind: PeerKind::Labels, selectors: vec![selector] };
+        let labels =
+            |selector| Peer { path: node.path.clone(), kind: PeerKind::Labels, selectors: vec![selector] };
         if let Some(namespaces) = &namespaces {
             peers.push(labels(self.namespaced_selector(namespaces, pods.as_ref())));
         } else if pods.is_some() {

@@ -138,12 +138,12 @@ pub struct Part {
 }
 
 /// Whom a part means.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Peers {
-    /// Nobody, because a list of peers is written and empty. Where that list is.
-    Nobody(Path),
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Peers {
+    /// Nobody, because a list of peers is written and empty, whatever stands beside it. Where that list is.
+    pub nobody: Option<Path>,
     /// These. None at all is everybody where ports are named, and nobody where none are.
-    Listed(Vec<Peer>),
+    pub listed: Vec<Peer>,
 }
 
 /// One peer.
@@ -261,7 +261,9 @@ pub fn read_one(number: usize, object: &Value, options: &Options) -> Result<Poli
     let mut reader = Reader { policy: reference.clone(), options, reasons: Vec::new() };
     let rules = match (text("apiVersion"), reference.kind.as_str()) {
         ("networking.k8s.io/v1", "NetworkPolicy") => kubernetes::rules(&mut reader, object),
-        ("cilium.io/v2", "CiliumNetworkPolicy" | "CiliumClusterwideNetworkPolicy") => cilium::rules(&mut reader, object),
+        ("cilium.io/v2", "CiliumNetworkPolicy" | "CiliumClusterwideNetworkPolicy") => {
+            cilium::rules(&mut reader, object)
+        }
         (version, kind) => {
             let known = "NetworkPolicy (networking.k8s.io/v1), CiliumNetworkPolicy or CiliumClusterwideNetworkPolicy (cilium.io/v2)";
             reader.refuse(format!("found kind `{kind}` of `{version}`, expected {known}"));

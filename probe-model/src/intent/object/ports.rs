@@ -76,7 +76,11 @@ impl L7 {
             list.is_some_and(|list| !list.is_empty())
         };
         let proto = rules.as_ref().and_then(|rules| rules.field("l7proto"));
-        let has = |name: &str| to_ports.field(name).is_some_and(|field| field.value.as_array().is_none_or(|list| !list.is_empty()));
+        let has = |name: &str| {
+            to_ports
+                .field(name)
+                .is_some_and(|field| field.value.as_array().is_none_or(|list| !list.is_empty()))
+        };
         let transport = ["terminatingTLS", "originatingTLS", "serverNames", "listener"].into_iter().any(has);
         Self { http: some("http"), kafka: some("kafka"), dns: some("dns"), other: proto.is_some(), transport }
     }
@@ -106,7 +110,12 @@ impl Reader<'_> {
                 None => Some(RulePort::Number { first: 0, end: 0 }),
                 Some(port) => self.port(&port, end),
             };
-            terms.extend(port.map(|port| PortTerm { path: node.path.clone(), protocol, port, redirect: false }));
+            terms.extend(port.map(|port| PortTerm {
+                path: node.path.clone(),
+                protocol,
+                port,
+                redirect: false,
+            }));
         }
         (!terms.is_empty()).then_some(terms)
     }
@@ -186,7 +195,10 @@ impl Reader<'_> {
         }
         let first = text.parse().ok();
         if first.is_none() {
-            self.refuse(format!("Unable to parse port: {text:?} at `{}` is neither a port nor a name of one", node.path));
+            self.refuse(format!(
+                "Unable to parse port: {text:?} at `{}` is neither a port nor a name of one",
+                node.path
+            ));
         }
         first.map(|first| RulePort::Number { first, end })
     }
@@ -223,11 +235,19 @@ impl Reader<'_> {
         let named = |text: &str| names.iter().find(|(name, _)| *name == text).map(|(_, number)| *number);
         let number = number.and_then(|number| u8::try_from(number).ok()).map(u16::from);
         let Some(first) = number.or_else(|| named(value.as_str()?)) else {
-            self.refuse(format!("`{}` has type {value}, expected 0 to 255 or a name that Cilium knows", node.path));
+            self.refuse(format!(
+                "`{}` has type {value}, expected 0 to 255 or a name that Cilium knows",
+                node.path
+            ));
             return None;
         };
         let port = RulePort::Number { first, end: 0 };
-        Some(PortTerm { path: node.path.clone(), protocol: RuleProtocol::One(protocol), port, redirect: false })
+        Some(PortTerm {
+            path: node.path.clone(),
+            protocol: RuleProtocol::One(protocol),
+            port,
+            redirect: false,
+        })
     }
 }
 
@@ -247,9 +267,17 @@ mod tests {
 
     #[test]
     fn names_of_ports() {
-        for (text, is_name) in [("http", true), ("dns-tcp", true), ("8080", false), ("0x10", true), ("a--b", false),
-            ("-a", false), ("", false), ("a-name-too-long-to-be-one", false), ("8a", true)]
-        {
+        for (text, is_name) in [
+            ("http", true),
+            ("dns-tcp", true),
+            ("8080", false),
+            ("0x10", true),
+            ("a--b", false),
+            ("-a", false),
+            ("", false),
+            ("a-name-too-long-to-be-one", false),
+            ("8a", true),
+        ] {
             assert_eq!(is_service_name(text), is_name, "{text}");
         }
     }
