@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use super::cluster::{Cluster, NamedPortIs, Pod};
 use super::entries::{Entries, Entry, Features, Origin, Owner};
-use super::filter::{Conflict, Filter, FilterKey, FilterPort, Filters, PerSelector};
+use super::filter::{Conflict, Filter, FilterKey, Filters, PerSelector};
 use super::label::Labels;
 use super::object::{
     Authentication, Effect, Enforcement, Objects, Policy, Rejected, Rule, RuleSubject, Unevaluated,
@@ -224,8 +224,7 @@ impl Engine {
         }
         let some = sides.iter().any(|(_, side)| side.enforces);
         if some && !sides.iter().any(|(_, side)| side.default_deny) {
-            let key = FilterKey { port: FilterPort::Number { first: 0, end: 0 }, protocol: Protocol::ANY };
-            filters.allow_everybody(key);
+            filters.allow_everybody();
         }
         filters
     }
@@ -240,10 +239,10 @@ impl Engine {
         features: Features,
         unevaluated: &mut Vec<Unevaluated>,
     ) {
-        let (first, end) = match &key.port {
-            FilterPort::Number { first, end } => (*first, *end),
-            FilterPort::Name(name) => match self.named_port(pod, direction, name, key.protocol) {
-                NamedPortIs::Port(port) => (port, 0),
+        let (protocol, first, end) = match key {
+            FilterKey::Numbered { protocol, first, end, .. } => (*protocol, *first, *end),
+            FilterKey::Named { name, protocol } => match self.named_port(pod, direction, name, *protocol) {
+                NamedPortIs::Port(port) => (*protocol, port, 0),
                 NamedPortIs::Nothing(_) => return,
                 NamedPortIs::Unknown(why) => {
                     unevaluated.extend(self.unknown_port(filter, name, &why));
@@ -252,7 +251,7 @@ impl Engine {
             },
         };
         let names_port = first != 0;
-        let l4_keys = keys(key.protocol.0, first, end);
+        let l4_keys = keys(protocol.0, first, end);
         let everybody = filter.everybody().filter(|_| names_port);
         for (selector, answer) in &filter.selectors {
             let is_everybody = selector.is_everybody();

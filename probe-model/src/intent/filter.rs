@@ -5,27 +5,37 @@
 //!
 //! Source: Cilium 1.16 `pkg/policy/{l4,rule}.go`, in our own words.
 
+use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use super::entries::Origin;
 use super::object::{Authentication, Part};
-use super::port::{RulePort, RuleProtocol};
+use super::port::{PortTerm, RulePort};
 use super::selector::Selector;
 use crate::tuple::Protocol;
 
 /// Which filter a rule's port belongs to: ranges and names each have their own, whatever ports they cover.
+///
+/// In the order in which Cilium fills the map, which shows where denies overlap: names first, then each protocol's ports,
+/// a wider range before what begins where it does.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) struct FilterKey {
-    pub(super) port: FilterPort,
-    pub(super) protocol: Protocol,
+pub(super) enum FilterKey {
+    Named { name: String, protocol: Protocol },
+    Numbered { protocol: Protocol, first: u16, last: Reverse<u16>, end: u16 },
 }
 
-/// The port of a filter.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) enum FilterPort {
-    Number { first: u16, end: u16 },
-    Name(String),
+impl FilterKey {
+    /// The filter of a port, with the `endPort` as it is written.
+    fn numbered(protocol: Protocol, first: u16, end: u16) -> Self {
+        let (_, last) = RulePort::Number { first, end }.range().unwrap_or((first, first));
+        Self::Numbered { protocol, first, last: Reverse(last), end }
+    }
+
+    /// The filter of rules that name no port: everything.
+    pub(super) fn everything() -> Self {
+        Self::numbered(Protocol::ANY, 0, 0)
+    }
 }
 
 /// What rules say of one selector for one port.
@@ -138,29 +148,23 @@ impl Filters {
 
 impl Filters {
     /// Allows everybody, where only rules without default deny enforce the direction.
-    pub(super) fn allow_everybody(&mut self, key: FilterKey) {
+    pub(super) fn allow_everybody(&mut self) {
         let answer =
             PerSelector { origins: BTreeSet::from([Origin::NoDefaultDeny]), ..PerSelector::default() };
         // It has no authentication to conflict with.
-        let _merged = self.0.entry(key).or_default().add(&Selector::everybody(), answer);
+        let _merged = self.0.entry(FilterKey::everything()).or_default().add(&Selector::everybody(), answer);
     }
 }
 
 /// The filters that a part belongs to, and whether it hands to the proxy there.
 fn keys(part: &Part) -> Vec<(FilterKey, bool)> {
-    let Some(ports) = &part.ports else {
-        let port = FilterPort::Number { first: 0, end: 0 };
-        return vec![(FilterKey { port, protocol: Protocol::ANY }, false)];
-    };
-    let of_term = |port: &RulePort, protocol: &RuleProtocol, redirect: bool| {
-        let port = match port {
-            RulePort::Number { first, end } => FilterPort::Number { first: *first, end: *end },
-            RulePort::Name(name) => FilterPort::Name(name.clone()),
+    let Some(ports) = &part.ports else { return vec![(FilterKey::everything(), false)] };
+    let of_term = |term: &PortTerm| {
+        let key = |protocol: &Protocol| match &term.port {
+            RulePort::Number { first, end } => FilterKey::numbered(*protocol, *first, *end),
+            RulePort::Name(name) => FilterKey::Named { name: name.clone(), protocol: *protocol },
         };
-        let protocols = protocol.protocols().iter();
-        let keys =
-            protocols.map(move |protocol| (FilterKey { port: port.clone(), protocol: *protocol }, redirect));
-        keys.collect::<Vec<_>>()
+        term.protocol.protocols().iter().map(|protocol| (key(protocol), term.redirect)).collect::<Vec<_>>()
     };
-    ports.iter().flat_map(|term| of_term(&term.port, &term.protocol, term.redirect)).collect()
+    ports.iter().flat_map(of_term).collect()
 }

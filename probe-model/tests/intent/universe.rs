@@ -1,6 +1,5 @@
 //! The cluster of every case.
 
-use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::path::Path;
 
