@@ -3,6 +3,8 @@
 use crate::cilium::identity::Identity;
 use crate::cilium::policy::{PolicyKey, PolicyVerdict};
 use crate::cilium::{Direction, EndpointId};
+use crate::intent::label::Labels;
+use crate::intent::object::{Policy, Rule, RuleSubject};
 use crate::simulate::PolicyStep;
 use crate::tuple::Protocol;
 use crate::world::{L4Filter, PolicyRef, SelectorUse, World};
@@ -35,11 +37,22 @@ pub fn policies_behind(world: &World, endpoint: EndpointId, key: &PolicyKey, den
 ///
 /// Empty if the agent was not asked or no rule of its selects the endpoint.
 pub fn policies_selecting(world: &World, endpoint: EndpointId, direction: Direction) -> Vec<PolicyRef> {
-    let labels =
-        world.endpoints.get(&endpoint).map(|endpoint| endpoint.labels.as_slice()).unwrap_or_default();
-    let rules = world.rules.iter().flatten();
-    let selecting = rules.filter(|rule| rule.has(direction) && rule.selects(labels) != Some(false));
-    sorted(selecting.map(|rule| rule.policy.clone()))
+    let rules = rules_selecting(world, endpoint).into_iter();
+    let enforcing = rules.filter(|(_, rule)| rule.side(direction).enforces);
+    sorted(enforcing.map(|(policy, _)| policy.reference.clone()))
+}
+
+/// The rules that select an endpoint, each with its policy: the agent's, which this node enforces.
+pub fn rules_selecting(world: &World, endpoint: EndpointId) -> Vec<(&Policy, &Rule)> {
+    let labels = world.endpoints.get(&endpoint).map(|endpoint| endpoint.labels.as_slice()).unwrap_or_default();
+    let labels = Labels::parse(labels.iter().map(String::as_str));
+    let selects = |rule: &Rule| match &rule.subject {
+        RuleSubject::Endpoints(selector) => selector.selects(&labels),
+        RuleSubject::Nodes(_) => false,
+    };
+    let policies = world.rules.iter().flat_map(|objects| &objects.policies);
+    let rules = policies.flat_map(|policy| policy.rules.iter().map(move |rule| (policy, rule)));
+    rules.filter(|(_, rule)| selects(rule)).collect()
 }
 
 fn sorted(policies: impl Iterator<Item = PolicyRef>) -> Vec<PolicyRef> {

@@ -6,6 +6,7 @@ mod cause;
 mod finding;
 mod history;
 mod near_miss;
+mod remedy;
 
 use std::net::{IpAddr, SocketAddr};
 
@@ -17,7 +18,7 @@ use crate::simulate::{IdentityOrigin, Outcome, PolicyStep, Question, Step, Traje
 use crate::tuple::Protocol;
 use crate::world::{ConfigSource, PolicyRef, World};
 
-pub use attribution::{policies_behind, policies_selecting};
+pub use attribution::{policies_behind, policies_selecting, rules_selecting};
 pub use catalogue::{Area, Code, Severity};
 pub use cause::{AZURE_PROBE, Cause, unknown_text};
 pub use finding::{Evidence, FilePosition, Finding, Remedy, Source, Subject, SubjectKind};
@@ -62,6 +63,7 @@ impl Explanation {
         for (source, what) in evidence(world, self.trajectory()) {
             finding = finding.because(source, what);
         }
+        finding.remedy = self.remedies(world);
         finding.assumptions.extend(self.caveats.iter().map(|caveat| caveat.code));
         finding
     }

@@ -15,8 +15,8 @@ use crate::world::nat::NatSource;
 const CILIUM_HOST: &str = "cilium_host";
 
 pub(super) fn check(scope: &Scope<'_>, sources: &[NatSource], lint: &mut Lint) {
-    among_pods(scope, sources, lint);
-    overlap(scope, sources, lint);
+    let is_said = among_pods(scope, sources, lint);
+    overlap(scope, if is_said { &[] } else { sources }, lint);
 }
 
 fn overlaps(one: IpNet, other: IpNet) -> bool {
@@ -39,11 +39,11 @@ fn pod_ranges(world: &World) -> Vec<(IpNet, Source, String)> {
     by_api.chain(by_route).collect()
 }
 
-/// kube-proxy takes a source within the pods' range for a pod, and skips what Local is for.
-fn among_pods(scope: &Scope<'_>, sources: &[NatSource], lint: &mut Lint) {
+/// kube-proxy takes a source within the pods' range for a pod, and skips what Local is for. Whether that is so here.
+fn among_pods(scope: &Scope<'_>, sources: &[NatSource], lint: &mut Lint) -> bool {
     let local = scope.traffic_policy() == Some(TrafficPolicy::Local);
     if scope.world.config.node_port || !local {
-        return;
+        return false;
     }
     for source in sources {
         let found = pod_ranges(scope.world).into_iter().find(|(net, ..)| overlaps(*net, source.prefix));
@@ -61,8 +61,9 @@ fn among_pods(scope: &Scope<'_>, sources: &[NatSource], lint: &mut Lint) {
                         .to_owned(),
                 )),
         );
-        return;
+        return true;
     }
+    false
 }
 
 /// Pods' addresses that are somebody else's, too: answers go astray.

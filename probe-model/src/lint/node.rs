@@ -74,7 +74,7 @@ fn not_installed(scope: &Scope<'_>, lint: &mut Lint) {
         namespace: Some(own.namespace.clone()).filter(|namespace| !namespace.is_empty()),
         name: own.name.clone(),
     };
-    let installed = |wanted: &PolicyRef| rules.iter().any(|rule| rule.policy == *wanted);
+    let installed = |wanted: &PolicyRef| rules.policies.iter().any(|own| own.reference == *wanted);
     let namespaces: Vec<_> = scope.namespaces().collect();
     let is_relevant = |namespace: &Option<String>| {
         namespace.as_ref().is_none_or(|own| namespaces.iter().any(|wanted| wanted == own))
@@ -86,7 +86,7 @@ fn not_installed(scope: &Scope<'_>, lint: &mut Lint) {
             format!("the agent of this node has not installed {wanted}, which the Kubernetes API has"),
         );
     }
-    let gone = rules.iter().map(|rule| &rule.policy).filter(|policy| {
+    let gone = rules.policies.iter().map(|own| &own.reference).filter(|policy| {
         let kind = PolicyKind::ALL.into_iter().find(|kind| kind.name() == policy.kind);
         let is_listed = kind.is_some_and(|kind| world.kubernetes.complete.contains(&kind));
         is_listed && is_relevant(&policy.namespace) && !from_api().any(|own| of(own) == **policy)

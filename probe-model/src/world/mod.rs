@@ -23,6 +23,7 @@ use crate::cilium::policy::{PolicyCounters, PolicyEntry, PolicyKey, PolicyMap};
 use crate::cilium::policystats::PolicyStatsKey;
 use crate::cilium::runtime_config::UTime;
 use crate::cilium::{Direction, EndpointId};
+use crate::intent::object::Objects;
 use crate::netfilter::Ruleset;
 use crate::tuple::Protocol;
 use kubernetes::Kubernetes;
@@ -71,8 +72,8 @@ pub struct World {
     pub now: Option<UTime>,
     /// Labels of identities, as the agent names them.
     pub identities: BTreeMap<Identity, Vec<String>>,
-    /// Policy rules that the agent holds.
-    pub rules: Option<Vec<Rule>>,
+    /// Policy rules that the agent holds (`GET /policy`).
+    pub rules: Option<Objects>,
     /// Identities by selector, as the agent writes it in [`SelectorUse::selector`].
     pub selectors: BTreeMap<String, Vec<Identity>>,
     /// Services by frontend, as the agent names them.
@@ -355,44 +356,6 @@ impl fmt::Display for PolicyRef {
             write!(f, "{namespace}/")?;
         }
         f.write_str(&self.name)
-    }
-}
-
-/// One rule of the agent's policy repository (`GET /policy`).
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Rule {
-    /// The object it is from.
-    pub policy: PolicyRef,
-    /// Labels that an endpoint must have to be selected.
-    pub match_labels: BTreeMap<String, String>,
-    /// Whether the selector has more than labels, which plsprobe does not read yet.
-    pub has_expressions: bool,
-    /// Whether it has an ingress part, and so switches ingress to default deny.
-    pub ingress: bool,
-    /// Whether it has an egress part, and so switches egress to default deny.
-    pub egress: bool,
-}
-
-impl Rule {
-    /// Whether the rule selects an endpoint with these labels; `None` if its expressions could decide otherwise.
-    pub fn selects(&self, labels: &[String]) -> Option<bool> {
-        let has = |key: &str, value: &str| {
-            labels.iter().any(|label| {
-                let (label_key, label_value) = label.split_once('=').unwrap_or((label, ""));
-                let any_source = || key.strip_prefix("any:") == label_key.split_once(':').map(|(_, key)| key);
-                label_value == value && (label_key == key || any_source())
-            })
-        };
-        let all = self.match_labels.iter().all(|(key, value)| has(key, value));
-        if all && self.has_expressions { None } else { Some(all) }
-    }
-
-    /// Whether the rule has a part for `direction`.
-    pub fn has(&self, direction: Direction) -> bool {
-        match direction {
-            Direction::Ingress => self.ingress,
-            Direction::Egress => self.egress,
-        }
     }
 }
 

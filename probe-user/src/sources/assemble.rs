@@ -308,6 +308,10 @@ fn read_rest(node: &RawNode, world: &mut World) {
     world.endpoints =
         endpoints.unwrap_or_default().into_iter().map(|endpoint| (endpoint.id, endpoint)).collect();
     world.identities = identities.unwrap_or_default();
+    for rejected in rules.iter().flat_map(|rules| &rules.rejected) {
+        let what = format!("rest/policy: {}", rejected.policy);
+        answer.missing.push(Missing { what, why: rejected.reasons.join("; ") });
+    }
     world.rules = rules;
     world.selectors = selectors.unwrap_or_default();
     world.service_names = services.unwrap_or_default();

@@ -7,11 +7,13 @@ use anyhow::{Context as _, Result};
 use probe_model::cilium::identity::Identity;
 use probe_model::cilium::{Direction, EndpointId};
 use probe_model::tuple::Protocol;
+use probe_model::intent::object::{Objects, Options, read_agent_rules};
 use probe_model::world::{
     Config, ConfigSource, Endpoint, EndpointPolicy, Forwarding, Interface, L4Filter, PodName, PolicyRef,
-    RoutingMode, Rule, SelectorUse, ServiceName,
+    RoutingMode, SelectorUse, ServiceName,
 };
 use serde::Deserialize;
+use serde_json::Value;
 
 /// `GET /endpoint`.
 ///
@@ -38,11 +40,13 @@ pub fn identities(text: &str) -> Result<BTreeMap<Identity, Vec<String>>> {
 /// # Errors
 ///
 /// If the text is no such answer.
-pub fn rules(text: &str) -> Result<Vec<Rule>> {
+pub fn rules(text: &str) -> Result<Objects> {
     let model: PolicyModel = serde_json::from_str(text)?;
-    let Some(rules) = model.policy.filter(|rules| !rules.trim().is_empty()) else { return Ok(Vec::new()) };
-    let rules: Option<Vec<RuleModel>> = serde_json::from_str(&rules).context("failed to read `policy`")?;
-    Ok(rules.unwrap_or_default().into_iter().map(RuleModel::rule).collect())
+    let Some(rules) = model.policy.filter(|rules| !rules.trim().is_empty()) else {
+        return Ok(Objects::default());
+    };
+    let rules: Option<Vec<Value>> = serde_json::from_str(&rules).context("failed to read `policy`")?;
+    Ok(read_agent_rules(&rules.unwrap_or_default(), &Options::default()))
 }
 
 /// `GET /policy/selectors`: identities by selector, as the agent writes it.
@@ -199,54 +203,6 @@ struct ServiceFlags {
 #[derive(Deserialize)]
 struct PolicyModel {
     policy: Option<String>,
-}
-
-#[derive(Deserialize)]
-#[serde(rename_all = "camelCase")]
-struct RuleModel {
-    endpoint_selector: Option<SelectorModel>,
-    labels: Option<Vec<LabelModel>>,
-    ingress: Option<Vec<serde_json::Value>>,
-    ingress_deny: Option<Vec<serde_json::Value>>,
-    egress: Option<Vec<serde_json::Value>>,
-    egress_deny: Option<Vec<serde_json::Value>>,
-}
-
-#[derive(Default, Deserialize)]
-#[serde(rename_all = "camelCase")]
-struct SelectorModel {
-    match_labels: Option<BTreeMap<String, String>>,
-    match_expressions: Option<Vec<serde_json::Value>>,
-}
-
-#[derive(Deserialize)]
-struct LabelModel {
-    key: String,
-    #[serde(default)]
-    value: String,
-    #[serde(default)]
-    source: String,
-}
-
-impl RuleModel {
-    fn rule(self) -> Rule {
-        let labels: Vec<_> = self
-            .labels
-            .unwrap_or_default()
-            .into_iter()
-            .map(|LabelModel { key, value, source }| format!("{source}:{key}={value}"))
-            .collect();
-        let selector = self.endpoint_selector.unwrap_or_default();
-        let some =
-            |parts: &[Option<Vec<serde_json::Value>>]| parts.iter().flatten().any(|part| !part.is_empty());
-        Rule {
-            policy: PolicyRef::from_labels(labels.iter().map(String::as_str)),
-            match_labels: selector.match_labels.unwrap_or_default(),
-            has_expressions: selector.match_expressions.is_some_and(|all| !all.is_empty()),
-            ingress: some(&[self.ingress, self.ingress_deny]),
-            egress: some(&[self.egress, self.egress_deny]),
-        }
-    }
 }
 
 #[derive(Deserialize)]

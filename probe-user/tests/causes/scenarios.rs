@@ -2,9 +2,15 @@
 
 use std::net::{IpAddr, Ipv4Addr};
 
-use probe_model::cilium::lb::{LbBackend, LbKey, LbMaps, LbService, LoadBalancer, Slot};
+use probe_model::cilium::lb::{LbBackend, LbKey, LbMaps, LbService, LbSourceRange, LoadBalancer, Slot};
+use probe_model::cilium::policy::PolicyMap;
+use probe_model::cilium::{Direction, EndpointId};
 use probe_model::explain::Code;
-use probe_model::world::kubernetes::{Node, PolicyOrigin, Service, ServiceEvent, TrafficPolicy};
+use probe_model::intent::object::{Options, read_agent_rules};
+use probe_model::netfilter::Ruleset;
+use probe_model::world::kubernetes::{
+    Node, PolicyObject, PolicyOrigin, PortRef, Service, ServiceEvent, TrafficPolicy,
+};
 use probe_model::world::private_link::{
     AzureLoadBalancer, ConnectionState, PrivateLinkService, SecurityGroup, SecurityRule,
 };
@@ -110,6 +116,116 @@ fn move_away(world: &mut World, is_second: bool) {
     service(world).ports[0].node_port = None;
 }
 
+/// kube-proxy with `externalTrafficPolicy: Cluster`, and a rule that names the NAT subnet.
+fn kube_proxy_cluster() -> World {
+    let mut world = working("cilium-1.14-tunnel-kubeproxy", "cidr-subnet-80", &NAT_IPS[..1]);
+    let cluster = Ipv4Addr::new(10, 224, 0, 6).into();
+    service(&mut world).ingress = vec![cluster];
+    service(&mut world).external_traffic_policy = Some(TrafficPolicy::Cluster);
+    service(&mut world).ports[0].node_port = None;
+    link(&mut world).frontends[0].address = Some(cluster);
+    balancer(&mut world).frontends[0].address = Some(cluster);
+    world
+}
+
+fn iptables() -> String {
+    let all = fixtures::scenarios("cilium-1.14-tunnel-kubeproxy");
+    let node = all[0].path.parent().expect("a folder").join("node/iptables-save.txt");
+    std::fs::read_to_string(node).expect("the recorded rules")
+}
+
+/// The masquerading chain of another owner, in place of kube-proxy's.
+fn masquerade_by(world: &mut World, chain: &str) {
+    let text = iptables().replace("KUBE-POSTROUTING", chain);
+    world.netfilter = Some(Ruleset::parse(&text).expect("rules"));
+}
+
+/// The recorded rules with one more before the others of FORWARD in the filter table.
+fn filter(rule: &str) -> Ruleset {
+    let text = iptables();
+    let (before, after) = text.split_once("*filter").expect("a filter table");
+    let first = after.replacen("\n-A FORWARD", &format!("\n{rule}\n-A FORWARD"), 1);
+    let text = format!("{before}*filter{first}");
+    Ruleset::parse(&text).expect("rules")
+}
+
+/// The service's backends listen on another port than the service.
+fn target_port(world: &mut World, port: u16) {
+    let mut known = maps(world);
+    for (_, backend) in known.backends.as_mut().expect("backends") {
+        backend.port = port;
+    }
+    world.lb = Some(LoadBalancer::new(known));
+    service(world).ports[0].target_port = PortRef::Number(port);
+}
+
+/// The service takes only this source.
+fn source_range(world: &mut World, prefix: &str) {
+    let mut known = maps(world);
+    let mut id = 0;
+    for (_, value) in known.services.iter_mut().filter(|(key, _)| key.address == IpAddr::from(FRONTEND)) {
+        value.flags |= LbService::SOURCE_RANGE;
+        id = value.rev_nat_index;
+    }
+    known.source_ranges = Some(vec![LbSourceRange { rev_nat_id: id, prefix: net(prefix) }]);
+    world.lb = Some(LoadBalancer::new(known));
+    service(world).source_ranges = vec![net(prefix)];
+}
+
+/// The agent's one rule for the app: these sources (`fromCIDRSet`), this port.
+fn rules(world: &mut World, cidrs: &str, port: &str) {
+    let rule = format!(
+        r#"{{"endpointSelector":{{"matchLabels":{{"k8s:app":"pls-app","k8s:io.kubernetes.pod.namespace":"default"}}}},
+            "ingress":[{{"fromCIDRSet":{cidrs},"toPorts":[{{"ports":[{{"port":"{port}","protocol":"TCP"}}]}}]}}],
+            "labels":[{{"key":"io.cilium.k8s.policy.derived-from","value":"NetworkPolicy","source":"k8s"}},
+                {{"key":"io.cilium.k8s.policy.name","value":"allow-pls-nat","source":"k8s"}},
+                {{"key":"io.cilium.k8s.policy.namespace","value":"default","source":"k8s"}}]}}"#
+    );
+    let rule = serde_json::from_str(&rule).expect("a rule");
+    world.rules = Some(read_agent_rules(&[rule], &Options::default()));
+}
+
+fn rule_port(world: &mut World, port: &str) {
+    rules(world, r#"[{"cidr":"10.224.0.8/32"}]"#, port);
+}
+
+/// The policy as Kubernetes has it, with these ports.
+fn ports(port: &str) -> PolicyObject {
+    let spec = format!(
+        r#"{{"podSelector":{{"matchLabels":{{"app":"pls-app"}}}},"policyTypes":["Ingress"],"ingress":[{{"from":[{{"ipBlock":{{"cidr":"10.224.0.8/32"}}}}],"ports":[{{"protocol":"TCP","port":{port}}}]}}]}}"#
+    );
+    policy("allow-pls-nat", &spec)
+}
+
+fn app(world: &World) -> EndpointId {
+    let own = world.endpoints.values().find(|own| own.addresses.contains(&APP.into()));
+    own.expect("the app").id
+}
+
+fn app_map(world: &World) -> &PolicyMap {
+    &world.policy[&app(world)].map
+}
+
+/// Ingress as the one has it, egress as the other.
+fn both_directions(ingress: &World, egress: &World) -> PolicyMap {
+    let of = |world, direction| {
+        app_map(world).iter().filter(move |(key, _)| key.direction == direction).collect::<Vec<_>>()
+    };
+    let all = [of(ingress, Direction::Ingress), of(egress, Direction::Egress)].concat();
+    PolicyMap::new(app_map(ingress).layout(), all)
+}
+
+/// The cluster's DNS service.
+fn dns() -> Service {
+    Service {
+        namespace: "kube-system".to_owned(),
+        name: "kube-dns".to_owned(),
+        kind: "ClusterIP".to_owned(),
+        cluster_ips: vec![Ipv4Addr::new(10, 0, 167, 10).into()],
+        ..Service::default()
+    }
+}
+
 fn security_rule(name: &str, priority: u32, allows: bool, source: &str) -> SecurityRule {
     SecurityRule {
         name: name.to_owned(),
@@ -140,18 +256,120 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
         neighbour: ("the rule admits the one NAT IP", good),
     },
     Scenario {
-        code: Code::HiddenByKubeProxy,
-        shows: "kube-proxy rewrites the source, and the rule names the NAT subnet",
+        code: Code::WrongAddresses,
+        shows: "the rule names the peered network, whose addresses Private Link hides",
+        spoilt: || working("cilium-1.14", "cidr-peered-80", &NAT_IPS[..1]),
+        neighbour: ("the rule names the NAT subnet", || {
+            working("cilium-1.14", "cidr-subnet-80", &NAT_IPS[..1])
+        }),
+    },
+    Scenario {
+        code: Code::NewNatIp,
+        shows: "a second NAT IP, and the rule names the first",
+        spoilt: || working("cilium-1.14", "cidr-pls8-80", &NAT_IPS),
+        neighbour: ("the rule names the NAT subnet", || working("cilium-1.14", "cidr-subnet-80", &NAT_IPS)),
+    },
+    Scenario {
+        code: Code::PortNotTargetPort,
+        shows: "the pod listens on 8080, and the rule names the service's port 80",
+        spoilt: || with(|world| target_port(world, 8080)),
+        neighbour: ("the pod listens on 80", good),
+    },
+    Scenario {
+        code: Code::EndPortIgnored,
+        shows: "the rule names ports 79 to 8080, and this Cilium reads the first one alone",
         spoilt: || {
-            let mut world = working("cilium-1.14-tunnel-kubeproxy", "cidr-subnet-80", &NAT_IPS[..1]);
-            let cluster = Ipv4Addr::new(10, 224, 0, 6).into();
-            service(&mut world).ingress = vec![cluster];
-            service(&mut world).external_traffic_policy = Some(TrafficPolicy::Cluster);
-            service(&mut world).ports[0].node_port = None;
-            link(&mut world).frontends[0].address = Some(cluster);
-            balancer(&mut world).frontends[0].address = Some(cluster);
+            with(|world| {
+                target_port(world, 8080);
+                world.kubernetes.policies = vec![ports("79,\"endPort\":8080")];
+                rule_port(world, "79");
+            })
+        },
+        neighbour: ("the rule names the one port", || {
+            with(|world| world.kubernetes.policies = vec![ports("80")])
+        }),
+    },
+    Scenario {
+        code: Code::NatIpExcepted,
+        shows: "the rule takes the NAT IP out of its range",
+        spoilt: || {
+            let mut world = working("cilium-1.14", "deny-all", &NAT_IPS[..1]);
+            rules(&mut world, r#"[{"cidr":"10.224.0.0/16","except":["10.224.0.8/32"]}]"#, "80");
             world
         },
+        neighbour: ("another address is taken out", || {
+            with(|world| rules(world, r#"[{"cidr":"10.224.0.0/16","except":["10.224.0.99/32"]}]"#, "80"))
+        }),
+    },
+    Scenario {
+        code: Code::EgressBreaksApp,
+        shows: "an egress policy without the cluster's DNS",
+        spoilt: || {
+            with(|world| {
+                let egress_only = working("cilium-1.14", "egress-only", &NAT_IPS[..1]);
+                let id = app(world);
+                let both = both_directions(world, &egress_only);
+                world.policy.get_mut(&id).expect("the app's map").map = both;
+                let policy =
+                    world.endpoints.get_mut(&id).and_then(|own| own.policy.as_mut()).expect("a policy");
+                policy.egress_enforced = true;
+                world.kubernetes.services.as_mut().expect("services").push(dns());
+            })
+        },
+        neighbour: ("egress is not limited", || {
+            with(|world| world.kubernetes.services.as_mut().expect("services").push(dns()))
+        }),
+    },
+    Scenario {
+        code: Code::NatIpAmongPods,
+        shows: "the NAT IP lies in a node's pod range, and kube-proxy does Local",
+        spoilt: || {
+            let mut world = working("cilium-1.14-tunnel-kubeproxy", "cidr-subnet-80", &[]);
+            let nat = net("10.224.0.8/32");
+            world.private_link.declared.nat_ips = vec![nat];
+            world.kubernetes.nodes.as_mut().expect("nodes").push(node("10.224.0.8/29"));
+            world
+        },
+        neighbour: ("Cilium does kube-proxy's part", || {
+            working("cilium-1.14", "cidr-subnet-80", &NAT_IPS[..1])
+        }),
+    },
+    Scenario {
+        code: Code::SourceRanges,
+        shows: "loadBalancerSourceRanges names the consumer's network",
+        spoilt: || with(|world| source_range(world, "10.0.0.0/24")),
+        neighbour: ("loadBalancerSourceRanges names the NAT subnet", || {
+            with(|world| source_range(world, "10.224.0.0/24"))
+        }),
+    },
+    Scenario {
+        code: Code::MasqueradeAgent,
+        shows: "ip-masq-agent rewrites what comes in, and the rule names the NAT subnet",
+        spoilt: || {
+            let mut world = kube_proxy_cluster();
+            masquerade_by(&mut world, "IP-MASQ-AGENT");
+            world
+        },
+        neighbour: ("kube-proxy does", kube_proxy_cluster),
+    },
+    Scenario {
+        code: Code::NodeFirewall,
+        shows: "a rule of the node drops forwarded packets",
+        spoilt: || {
+            let mut world = working("cilium-1.14-tunnel-kubeproxy", "cidr-subnet-80", &NAT_IPS[..1]);
+            world.netfilter = Some(filter("-A FORWARD -s 10.224.0.8/32 -j DROP"));
+            world
+        },
+        neighbour: ("a rule drops another source", || {
+            let mut world = working("cilium-1.14-tunnel-kubeproxy", "cidr-subnet-80", &NAT_IPS[..1]);
+            world.netfilter = Some(filter("-A FORWARD -s 10.224.0.99/32 -j DROP"));
+            world
+        }),
+    },
+    Scenario {
+        code: Code::HiddenByKubeProxy,
+        shows: "kube-proxy rewrites the source, and the rule names the NAT subnet",
+        spoilt: kube_proxy_cluster,
         neighbour: ("externalTrafficPolicy Local leaves it visible", || {
             working("cilium-1.14-tunnel-kubeproxy", "cidr-subnet-80", &NAT_IPS[..1])
         }),

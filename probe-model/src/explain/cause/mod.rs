@@ -3,18 +3,18 @@
 //! Codes `PLS-nn` are those of the project's catalogue of root causes.
 
 mod datapath;
+mod policy;
 
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::Ipv4Addr;
 
 use super::catalogue::Code;
-use super::near_miss::{FailedField, NearMiss};
+use super::near_miss::NearMiss;
 use super::{Verdict, policies_selecting};
 use crate::cilium::Direction;
 use crate::cilium::drop_reason::DropReason;
 use crate::cilium::family::Family;
 use crate::cilium::identity::Identity;
-use crate::cilium::policy::{PolicyKey, PolicyLayout, PolicyQuery, PolicyVerdict};
-use crate::netfilter::Hook;
+use crate::cilium::policy::{PolicyKey, PolicyLayout};
 use crate::simulate::{Destination, Outcome, PolicyStep, Step, Trajectory, Unjudged, Unknown};
 use crate::tuple::Protocol;
 use crate::world::{Missing, PolicyRef, World};
@@ -48,8 +48,8 @@ pub(super) fn cause(
         return Cause::new(Code::Inconclusive, facts.join("; "));
     }
     match &way.outcome {
-        Outcome::Dropped(DropReason::POLICY) => default_deny(world, way, policies, near_miss),
-        Outcome::Dropped(DropReason::POLICY_DENY) => explicit_deny(world, way, policies),
+        Outcome::Dropped(DropReason::POLICY) => policy::default_deny(world, way, policies, near_miss),
+        Outcome::Dropped(DropReason::POLICY_DENY) => policy::explicit_deny(world, way, policies),
         Outcome::Dropped(reason) => datapath::dropped(world, way, *reason),
         Outcome::Filtered { rule, rejected } => datapath::filtered(rule, *rejected),
         Outcome::Allowed(destination) => allowed(world, way, destination, policies),
@@ -123,92 +123,6 @@ fn subject(world: &World, step: &PolicyStep) -> (String, String) {
 
 fn list(policies: &[PolicyRef]) -> String {
     policies.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
-}
-
-fn default_deny(
-    world: &World,
-    way: &Trajectory,
-    policies: &[PolicyRef],
-    near_miss: Option<&NearMiss>,
-) -> Cause {
-    let Some(step) = way.deciding_policy() else { return datapath::dropped(world, way, DropReason::POLICY) };
-    let (name, port) = subject(world, step);
-    let peer = world.identity_text(step.query.identity);
-    let direction = step.query.direction;
-    let preposition = if direction == Direction::Ingress { "from" } else { "to" };
-    let who = if policies.is_empty() {
-        format!("{direction} of {name} is default deny (the agent names no policy behind it)")
-    } else {
-        let verb = if policies.len() == 1 { "selects" } else { "select" };
-        format!("{} {verb} {name} for {direction}", list(policies))
-    };
-    let hidden = hidden_source(way).filter(|_| direction == Direction::Ingress);
-    let sentence = match hidden {
-        Some((original, rewritten)) => format!(
-            "{who}; netfilter replaced the source {original} by {rewritten} before policy ran, so Cilium judged {peer}, which no rule admits on {port}"
-        ),
-        None => format!("{who}, and no rule admits traffic {preposition} {peer} on {port}"),
-    };
-    if way.sent.saddr == IpAddr::from(AZURE_PROBE) && direction == Direction::Ingress {
-        let effect = "the load balancer's health probe fails, and it stops sending";
-        return Cause::new(Code::ProbeDenied, format!("{sentence}: {effect}"));
-    }
-    if let Some((original, _)) = hidden {
-        return if would_admit(world, step, original) {
-            Cause::new(Code::HiddenByKubeProxy, format!("{sentence}; {original} itself would be admitted"))
-        } else {
-            Cause::new(Code::DefaultDeny, sentence)
-        };
-    }
-    let service_port = way.steps.iter().find_map(|step| match step {
-        Step::Service { frontend, .. } => Some(frontend.key.dport),
-        _ => None,
-    });
-    match near_miss {
-        Some(NearMiss { key, failed: FailedField::Port, .. })
-            if service_port == Some(key.dport) && step.query.port != key.dport =>
-        {
-            let (service, pod) = (key.dport, step.query.port);
-            let hint =
-                format!("the rule names the service's port {service}, policy sees the pod's port {pod}");
-            Cause::new(Code::PortNotTargetPort, format!("{sentence}: {hint}"))
-        }
-        _ => Cause::new(Code::DefaultDeny, sentence),
-    }
-}
-
-/// The source before and after netfilter rewrote it, if it did.
-fn hidden_source(way: &Trajectory) -> Option<(IpAddr, IpAddr)> {
-    let after = way.steps.iter().find_map(|step| match step {
-        Step::Netfilter { hook: Hook::Postrouting, after, .. } => Some(after.saddr),
-        _ => None,
-    })?;
-    Some((way.sent.saddr, after)).filter(|(before, after)| before != after)
-}
-
-/// Whether the same policy map admits `source` where it denied what the source was replaced by.
-fn would_admit(world: &World, step: &PolicyStep, source: IpAddr) -> bool {
-    let identity = world.ipcache.as_ref().and_then(|ipcache| ipcache.lookup(source));
-    let identity = identity.map_or(Identity::WORLD, |(_, info)| info.sec_identity);
-    world.policy.get(&step.endpoint).is_some_and(|policy| {
-        let decision = policy.map.lookup(PolicyQuery { identity, ..step.query });
-        matches!(decision.verdict, PolicyVerdict::Allow { .. })
-    })
-}
-
-fn explicit_deny(world: &World, way: &Trajectory, policies: &[PolicyRef]) -> Cause {
-    let Some(step) = way.deciding_policy() else {
-        return datapath::dropped(world, way, DropReason::POLICY_DENY);
-    };
-    let (name, port) = subject(world, step);
-    let peer = world.identity_text(step.query.identity);
-    let who = if policies.is_empty() { "a deny rule".to_owned() } else { list(policies) };
-    let preposition = if step.query.direction == Direction::Ingress { "from" } else { "to" };
-    let (direction, verb) = (step.query.direction, if policies.len() > 1 { "deny" } else { "denies" });
-    Cause::new(
-        Code::ExplicitDeny,
-        format!("{who} explicitly {verb} {direction} of {name} {preposition} {peer} on {port}"),
-    )
 }
 
 fn allowed(world: &World, way: &Trajectory, destination: &Destination, policies: &[PolicyRef]) -> Cause {

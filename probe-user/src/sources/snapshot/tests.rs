@@ -230,7 +230,7 @@ fn planted_secrets_stay_at_home() {
     assert!(found.rest["policy"].contains("any:token") && found.rest["policy"].contains("kept"));
     let world = assemble::assemble(&found);
     assert_eq!(world.endpoints.len(), 1, "{:?}", world.missing);
-    assert_eq!(world.rules.unwrap().len(), 1);
+    assert_eq!(world.rules.unwrap().policies.len(), 1);
     assert_eq!(world.config.routing, probe_model::world::RoutingMode::Native);
 }
 
