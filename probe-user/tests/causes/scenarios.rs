@@ -281,6 +281,7 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
         spoilt: || {
             with(|world| {
                 target_port(world, 8080);
+                world.version = Some("1.14.9".to_owned());
                 world.kubernetes.policies = vec![ports("79,\"endPort\":8080")];
                 rule_port(world, "79");
             })
