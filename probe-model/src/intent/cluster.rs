@@ -210,6 +210,13 @@ impl Cluster {
         found.map_or((None, self.world(address)), |(prefix, identity)| (Some(prefix), identity))
     }
 
+    /// The identity of a prefix as a whole: of the longest one that holds it.
+    pub(super) fn lookup_prefix(&self, prefix: IpNet) -> Identity {
+        let wider = std::iter::successors(Some(prefix), IpNet::supernet);
+        let mut found = wider.filter_map(|wider| self.prefixes.get(&wider).copied());
+        found.next().unwrap_or_else(|| self.world(prefix.addr()))
+    }
+
     /// The identity of what no prefix covers.
     pub fn world(&self, address: IpAddr) -> Identity {
         match (self.options.ipv4 && self.options.ipv6, address) {

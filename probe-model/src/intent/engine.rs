@@ -134,6 +134,17 @@ impl Engine {
         Self { cluster, policies, rejected, selected: Mutex::default() }
     }
 
+    /// The same with one policy more, or in place of the one from the same object.
+    #[must_use]
+    pub fn with_policy(&self, policy: Policy) -> Self {
+        let mut policies = self.policies.clone();
+        match policies.iter_mut().find(|old| old.object == policy.object) {
+            Some(old) => *old = policy,
+            None => policies.push(policy),
+        }
+        Self::new(self.cluster.clone(), Objects { policies, rejected: self.rejected.clone() })
+    }
+
     /// The cluster, with an identity for each prefix that the policies bring in.
     pub fn cluster(&self) -> &Cluster {
         &self.cluster
@@ -156,8 +167,7 @@ impl Engine {
 
     /// The rules that select an identity, each with the number of its policy.
     pub fn rules_selecting(&self, identity: Identity) -> Vec<(usize, &Rule)> {
-        let empty = Labels::default();
-        let labels = self.cluster.identities.get(&identity).unwrap_or(&empty);
+        let labels = self.cluster.identities.get(&identity).unwrap_or(const { &Labels::NONE });
         let all = self.policies.iter().enumerate();
         let rules = all.flat_map(|(number, policy)| policy.rules.iter().map(move |rule| (number, rule)));
         let selects = |rule: &Rule| match &rule.subject {

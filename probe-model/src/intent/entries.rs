@@ -166,7 +166,7 @@ impl<'a> Entries<'a> {
         let mut removed = Vec::new();
         let mut repeated = BTreeSet::new();
         for (other_l4, group) in self.groups_of_protocol(l4) {
-            let (is_wider, is_narrower) = (l4.is_wider(other_l4), other_l4.is_wider(&l4));
+            let (is_wider, is_narrower) = (l4.is_wider(*other_l4), other_l4.is_wider(l4));
             let is_same = l4 == *other_l4;
             for other in group.iter().filter(|(_, other)| !other.deny).map(|(other, _)| *other) {
                 if self.contains(other, identity) {
@@ -185,7 +185,9 @@ impl<'a> Entries<'a> {
                 }
             }
         }
-        removed.into_iter().for_each(|key| self.remove(key));
+        for key in removed {
+            self.remove(key);
+        }
         for key in &repeated {
             self.add(*key, Entry::denying(Owner::Key((l4, identity)), entry.derived_from.clone()));
         }
@@ -198,7 +200,7 @@ impl<'a> Entries<'a> {
     fn drop_needless_denies(&mut self, (l4, identity): Key, entry: &Entry, kept: &BTreeSet<Key>) -> bool {
         let mut needless = Vec::new();
         for (other_l4, group) in self.groups_of_protocol(l4) {
-            let (is_wider, is_narrower) = (l4.is_wider(other_l4), other_l4.is_wider(&l4));
+            let (is_wider, is_narrower) = (l4.is_wider(*other_l4), other_l4.is_wider(l4));
             let is_same = l4 == *other_l4;
             for (other, deny) in group.iter().filter(|(_, other)| other.deny) {
                 let around = *other == ANYBODY || *other == identity;
@@ -213,7 +215,9 @@ impl<'a> Entries<'a> {
                 }
             }
         }
-        needless.into_iter().for_each(|key| self.remove(key));
+        for key in needless {
+            self.remove(key);
+        }
         true
     }
 
@@ -223,7 +227,7 @@ impl<'a> Entries<'a> {
         let mut repeated = Vec::new();
         let mut becomes_deny = false;
         for (other_l4, group) in self.groups_of_protocol(l4) {
-            let (is_wider, is_narrower) = (other_l4.is_wider(&l4), l4.is_wider(other_l4));
+            let (is_wider, is_narrower) = (other_l4.is_wider(l4), l4.is_wider(*other_l4));
             let is_same = l4 == *other_l4;
             for (other, deny) in group.iter().filter(|(_, other)| other.deny) {
                 let repeat = |key: Key| {
@@ -375,7 +379,7 @@ fn specificity((l4, identity): Key, (other_l4, other): Key) -> u8 {
     }
     if l4.protocol != other_l4.protocol {
         0
-    } else if l4.port_is_wider(&other_l4) {
+    } else if l4.port_is_wider(other_l4) {
         own + 2
     } else if is_any && other != ANYBODY && l4 == other_l4 {
         3

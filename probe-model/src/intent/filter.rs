@@ -90,13 +90,11 @@ impl Filter {
     }
 
     fn add(&mut self, selector: &Selector, answer: PerSelector) -> Result<(), Conflict> {
-        match self.selectors.get_mut(selector) {
-            Some(old) => old.merge(answer),
-            None => {
-                self.selectors.insert(Arc::new(selector.clone()), answer);
-                Ok(())
-            }
+        if let Some(old) = self.selectors.get_mut(selector) {
+            return old.merge(answer);
         }
+        self.selectors.insert(Arc::new(selector.clone()), answer);
+        Ok(())
     }
 }
 

@@ -69,6 +69,9 @@ pub struct Labels {
 }
 
 impl Labels {
+    /// No labels.
+    pub(super) const NONE: Self = Self { all: Vec::new(), prefix: None };
+
     /// From a list; up to 1.15 a CIDR identity has a label for every covering prefix too, and the longest is its own.
     pub fn new(labels: impl IntoIterator<Item = Label>) -> Self {
         let mut all: Vec<_> = labels.into_iter().collect();

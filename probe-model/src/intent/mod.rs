@@ -6,7 +6,9 @@
 //! is filled with deny before allow ([`entries`]); verdicts are those of [`crate::cilium::policy`] on that map.
 //! It is checked against Cilium's own engine (1.16) in `tests/intent.rs`.
 
+pub mod admitted;
 pub mod cluster;
+pub mod edit;
 pub mod engine;
 pub mod entries;
 mod filter;
@@ -15,6 +17,8 @@ pub mod object;
 pub mod path;
 pub mod port;
 pub mod selector;
+pub mod why;
+pub mod yaml;
 
 pub use cluster::{Cluster, Pod};
 pub use engine::{DirectionIntent, Engine, Flow, IntentEntry, IntentVerdict};

@@ -132,7 +132,7 @@ impl L4Key {
     pub const EVERYTHING: Self = Self { port_bits: 0, protocol: 0, port: 0 };
 
     /// Whether this key takes in everything the other one does, and more.
-    pub fn is_wider(&self, other: &Self) -> bool {
+    pub fn is_wider(self, other: Self) -> bool {
         if self.protocol == 0 {
             return other.protocol != 0;
         }
@@ -140,7 +140,7 @@ impl L4Key {
     }
 
     /// The same for the ports alone.
-    pub(super) fn port_is_wider(&self, other: &Self) -> bool {
+    pub(super) fn port_is_wider(self, other: Self) -> bool {
         self.port_bits < other.port_bits && (self.port ^ other.port) & mask(self.port_bits) == 0
     }
 }
@@ -188,7 +188,7 @@ mod tests {
             let keys = keys(6, first, last);
             assert_eq!(covered(&keys), (first..=last).collect::<Vec<_>>(), "{first}-{last}");
             for (one, other) in keys.iter().flat_map(|one| keys.iter().map(move |other| (one, other))) {
-                assert!(!one.is_wider(other), "{first}-{last}: {one:?} covers {other:?}");
+                assert!(!one.is_wider(*other), "{first}-{last}: {one:?} covers {other:?}");
             }
         }
         assert_eq!(keys(6, 1024, 65535).len(), 6);

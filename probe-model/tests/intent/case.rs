@@ -16,30 +16,30 @@ use serde_json::Value;
 use crate::universe::{Universe, labels, list, number, text};
 
 /// One case.
-pub struct Case(Value);
+pub(crate) struct Case(Value);
 
 /// What a comparison came to.
 #[derive(Default)]
-pub struct Compared {
-    pub entries: usize,
-    pub verdicts: usize,
-    pub differences: Vec<String>,
+pub(crate) struct Compared {
+    pub(crate) entries: usize,
+    pub(crate) verdicts: usize,
+    pub(crate) differences: Vec<String>,
 }
 
 /// An entry without its key: deny, proxy, authentication, and the policies behind it.
 type Row = (bool, bool, String, BTreeSet<Vec<String>>);
 
 impl Case {
-    pub fn parse(line: &str) -> Self {
+    pub(crate) fn parse(line: &str) -> Self {
         Self(serde_json::from_str(line).expect("a case is one line of JSON"))
     }
 
-    pub fn name(&self) -> String {
+    pub(crate) fn name(&self) -> String {
         format!("{} {}", self.0["case"], self.0["name"].as_str().unwrap_or_default()).trim_end().to_owned()
     }
 
     /// Judges the objects and says where the answers differ.
-    pub fn compare(&self, universe: &Universe) -> Compared {
+    pub(crate) fn compare(&self, universe: &Universe) -> Compared {
         let mut compared = Compared::default();
         let objects = list(&self.0, "objects");
         let engine = Engine::new(universe.cluster.clone(), read(objects, &universe.cluster.options));
@@ -61,7 +61,7 @@ impl Case {
                         .push(format!("{at}: enforced {}, expected {expected:?}", intent.enforced));
                 }
                 compare_entries(&engine, &intent, subject, &numbers, &at, &mut compared, self.is_unstable());
-                self.compare_verdicts(&engine, universe, &intent, subject, &at, &mut compared);
+                compare_verdicts(&engine, universe, &intent, subject, &at, &mut compared);
             }
         }
         compared
@@ -86,7 +86,7 @@ impl Case {
                     }
                 }
                 (expected, found) => {
-                    differences.push(format!("object {object}: refused {found:?}, expected {expected:?}"))
+                    differences.push(format!("object {object}: refused {found:?}, expected {expected:?}"));
                 }
             }
         }
@@ -128,32 +128,31 @@ impl Case {
         }
         numbers
     }
+}
 
-    fn compare_verdicts(
-        &self,
-        engine: &Engine,
-        universe: &Universe,
-        intent: &DirectionIntent,
-        subject: &Value,
-        at: &str,
-        compared: &mut Compared,
-    ) {
-        let expected = subject["verdicts"][&intent.direction.to_string()].as_object().expect("verdicts");
-        for (address, letters) in expected {
-            let peer: IpAddr = address.parse().expect("an address");
-            let (_, identity) = engine.cluster().lookup(peer);
-            let letter = |(protocol, port): &(_, u16)| match intent.verdict(identity, *protocol, *port) {
-                IntentVerdict::Allowed => 'A',
-                IntentVerdict::Redirected => 'P',
-                IntentVerdict::Authentication => 'R',
-                IntentVerdict::Denied => 'X',
-                IntentVerdict::DefaultDeny => '-',
-            };
-            let found: String = universe.ports.iter().map(letter).collect();
-            compared.verdicts += found.len();
-            if Some(found.as_str()) != letters.as_str() {
-                compared.differences.push(format!("{at} {address}: verdicts {found}, expected {letters}"));
-            }
+fn compare_verdicts(
+    engine: &Engine,
+    universe: &Universe,
+    intent: &DirectionIntent,
+    subject: &Value,
+    at: &str,
+    compared: &mut Compared,
+) {
+    let expected = subject["verdicts"][&intent.direction.to_string()].as_object().expect("verdicts");
+    for (address, letters) in expected {
+        let peer: IpAddr = address.parse().expect("an address");
+        let (_, identity) = engine.cluster().lookup(peer);
+        let letter = |(protocol, port): &(_, u16)| match intent.verdict(identity, *protocol, *port) {
+            IntentVerdict::Allowed => 'A',
+            IntentVerdict::Redirected => 'P',
+            IntentVerdict::Authentication => 'R',
+            IntentVerdict::Denied => 'X',
+            IntentVerdict::DefaultDeny => '-',
+        };
+        let found: String = universe.ports.iter().map(letter).collect();
+        compared.verdicts += found.len();
+        if Some(found.as_str()) != letters.as_str() {
+            compared.differences.push(format!("{at} {address}: verdicts {found}, expected {letters}"));
         }
     }
 }

@@ -1,5 +1,6 @@
 //! What policy objects mean, against the answers of Cilium's own policy engine (`fixtures/README.md`).
 
+mod answers;
 mod case;
 mod universe;
 
@@ -19,7 +20,7 @@ fn every_case_is_as_ciliums_own_engine_has_it() {
     let other = std::env::var_os(CASES).map(std::path::PathBuf::from);
     let path = other.clone().unwrap_or_else(|| fixture.join("cases.jsonl"));
     let text = std::fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
-    let universe = universe::Universe::read(&fixture.join("universe.json"));
+    let universe = universe::Universe::fixture();
     let (mut cases, mut entries, mut verdicts) = (0, 0, 0);
     let mut differences = Vec::new();
     for line in text.lines() {

@@ -11,30 +11,30 @@ use probe_model::world::PodName;
 use serde_json::Value;
 
 /// The cluster, and what the verdicts were asked for.
-pub struct Universe {
-    pub cluster: Cluster,
+pub(crate) struct Universe {
+    pub(crate) cluster: Cluster,
     /// Protocol and port of each letter of a verdict.
-    pub ports: Vec<(Protocol, u16)>,
+    pub(crate) ports: Vec<(Protocol, u16)>,
 }
 
 /// The text under a name.
-pub fn text<'v>(value: &'v Value, name: &str) -> &'v str {
+pub(crate) fn text<'v>(value: &'v Value, name: &str) -> &'v str {
     value[name].as_str().unwrap_or_else(|| panic!("no text `{name}` in {value}"))
 }
 
 /// The number under a name.
-pub fn number<T: TryFrom<u64>>(value: &Value, name: &str) -> T {
+pub(crate) fn number<T: TryFrom<u64>>(value: &Value, name: &str) -> T {
     let number = value[name].as_u64().unwrap_or_else(|| panic!("no number `{name}` in {value}"));
     T::try_from(number).unwrap_or_else(|_| panic!("`{name}` is {number} in {value}"))
 }
 
 /// The elements of the list under a name, none if it is not there.
-pub fn list<'v>(value: &'v Value, name: &str) -> &'v [Value] {
+pub(crate) fn list<'v>(value: &'v Value, name: &str) -> &'v [Value] {
     value[name].as_array().map(Vec::as_slice).unwrap_or_default()
 }
 
 /// Labels as they are written in a list.
-pub fn labels(list: &Value) -> Labels {
+pub(crate) fn labels(list: &Value) -> Labels {
     Labels::parse(list.as_array().expect("labels").iter().filter_map(Value::as_str))
 }
 
@@ -43,12 +43,17 @@ fn protocol(value: &Value) -> Protocol {
 }
 
 impl Universe {
-    pub fn read(path: &Path) -> Self {
+    /// The fixture's.
+    pub(crate) fn fixture() -> Self {
+        Self::read(&fixtures::recording("intent-1.16").join("universe.json"))
+    }
+
+    pub(crate) fn read(path: &Path) -> Self {
         let json = std::fs::read_to_string(path).expect("the universe");
         let universe: Value = serde_json::from_str(&json).expect("JSON");
         let mut cluster =
             Cluster { pods: list(&universe, "pods").iter().map(pod).collect(), ..Cluster::default() };
-        cluster.options.cluster_name = text(&universe, "cluster_name").to_owned();
+        text(&universe, "cluster_name").clone_into(&mut cluster.options.cluster_name);
         for pod in list(&universe, "pods") {
             let identity = Identity(number(pod, "identity"));
             cluster.identities.insert(identity, labels(&pod["identity_labels"]));

@@ -78,7 +78,7 @@ fn selectors(prefix: IpNet, options: &Options) -> Vec<Selector> {
 }
 
 /// What is left of a prefix, as the largest prefixes that hold none of the excepted addresses.
-fn without(cidr: IpNet, except: &[IpNet]) -> Vec<IpNet> {
+pub(in crate::intent) fn without(cidr: IpNet, except: &[IpNet]) -> Vec<IpNet> {
     if except.iter().any(|gone| gone.contains(&cidr)) {
         return Vec::new();
     }

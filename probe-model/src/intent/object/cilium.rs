@@ -123,16 +123,29 @@ impl Reader<'_> {
         for (name, deny) in [(words.allow, false), (words.deny, true)] {
             for element in self.list(node, name) {
                 let before = self.reasons.len();
-                parts.push(self.part(&element, words, deny, scope, init, is_host));
+                let mut part = self.part(&element, words, deny, scope, init, is_host);
                 if deny {
-                    // 1.16 does not check denying rules: what is wrong in one is left out.
-                    self.reasons.truncate(before);
+                    self.leave_out_wrong(&mut part, before);
                 }
+                parts.push(part);
             }
         }
         let switch = node.field("enableDefaultDeny").and_then(|switch| switch.field(words.allow));
         let default_deny = switch.and_then(|switch| switch.value.as_bool()).unwrap_or(true);
         Side { enforces: !parts.is_empty(), default_deny: default_deny && !parts.is_empty(), parts }
+    }
+
+    /// Cilium 1.16 does not check denying rules: it takes peers named in several ways together, and leaves out what it
+    /// cannot read.
+    fn leave_out_wrong(&mut self, part: &mut Part, before: usize) {
+        for reason in self.reasons.split_off(before) {
+            if !reason.starts_with("Combining") {
+                let why = format!(
+                    "Cilium does not check denying rules, and leaves out what it cannot read: {reason}"
+                );
+                part.unevaluated.push(self.unevaluated(part.path.clone(), why, Effect::Denies));
+            }
+        }
     }
 
     fn part(
@@ -264,7 +277,7 @@ impl Reader<'_> {
         if ingress && to_ports.iter().any(|to_ports| L7::of(to_ports).dns) {
             self.refuse("L7 protocol DNS is not supported on ingress yet");
         }
-        self.to_ports(&to_ports, ingress).or_else(|| self.icmps(&icmps))
+        self.cilium_ports(&to_ports, ingress).or_else(|| self.icmps(&icmps))
     }
 
     fn authentication(&mut self, node: &Node<'_>) -> Option<Authentication> {

@@ -24,6 +24,7 @@ use crate::world::PolicyRef;
 use node::Node;
 
 pub use agent::read_agent_rules;
+pub(super) use cidr::without;
 
 /// How the agent is configured, as far as it changes what an object means.
 #[derive(Clone, Debug, PartialEq, Eq)]

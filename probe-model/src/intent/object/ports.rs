@@ -121,7 +121,7 @@ impl Reader<'_> {
     }
 
     /// `toPorts`; `None` if there are none and every port is meant.
-    pub(super) fn to_ports(&mut self, list: &[Node<'_>], ingress: bool) -> Option<Vec<PortTerm>> {
+    pub(super) fn cilium_ports(&mut self, list: &[Node<'_>], ingress: bool) -> Option<Vec<PortTerm>> {
         if list.is_empty() {
             return None;
         }
