@@ -1,4 +1,4 @@
-//! Builds plsprobe's eBPF object, or leaves an empty stub where `AYA_BUILD_SKIP` says so.
+//! Packs the catalogue's pages, and builds plsprobe's eBPF object, or leaves an empty stub where `AYA_BUILD_SKIP` says so.
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
 
@@ -13,9 +13,10 @@ fn main() -> anyhow::Result<()> {
     println!("cargo:rerun-if-env-changed=AYA_BUILD_SKIP");
     // Debian's libpcap.a; `src/pcap.rs` says what of it is linked.
     println!("cargo:rustc-link-lib=static:-bundle=pcap");
-    let packed = out.join("probe.zlib");
+    std::fs::write(out.join("causes.zlib"), packed(pages()?.as_bytes())?)?;
+    let object_path = out.join("probe.zlib");
     if std::env::var("AYA_BUILD_SKIP").is_ok_and(|v| v == "1" || v == "true") {
-        std::fs::write(&packed, [])?;
+        std::fs::write(&object_path, [])?;
         return Ok(());
     }
     let root_dir = concat!(env!("CARGO_MANIFEST_DIR"), "/../probe-ebpf");
@@ -24,9 +25,33 @@ fn main() -> anyhow::Result<()> {
     let object = out.join("probe");
     let small = without_dwarf(&object).with_context(|| format!("failed to shrink `{}`", object.display()))?;
     // Its programs are much alike: a seventh of the bytes in the binary, a few milliseconds at the start of a trace.
+    Ok(std::fs::write(object_path, packed(&small)?)?)
+}
+
+fn packed(bytes: &[u8]) -> std::io::Result<Vec<u8>> {
     let mut encoder = ZlibEncoder::new(Vec::new(), Compression::best());
-    encoder.write_all(&small)?;
-    Ok(std::fs::write(packed, encoder.finish()?)?)
+    encoder.write_all(bytes)?;
+    encoder.finish()
+}
+
+/// Every page of `docs/causes` but the index, each behind a NUL, its file's name and a line feed.
+fn pages() -> anyhow::Result<String> {
+    let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/causes");
+    println!("cargo:rerun-if-changed={folder}");
+    let listed = std::fs::read_dir(folder).with_context(|| format!("failed to list `{folder}`"))?;
+    let mut paths = listed.map(|entry| Ok(entry?.path())).collect::<std::io::Result<Vec<_>>>()?;
+    paths.sort();
+    let mut all = String::new();
+    for path in paths {
+        let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+        if name == "README.md" {
+            continue;
+        }
+        let text =
+            std::fs::read_to_string(&path).with_context(|| format!("failed to read `{}`", path.display()))?;
+        all.extend(["\0", name, "\n", text.as_str()]);
+    }
+    Ok(all)
 }
 
 /// Takes the debugger's sections out of the object, four fifths of it: the kernel reads BTF, and the binary carries the rest.

@@ -1,6 +1,7 @@
 //! plsprobe's user space: sources, attaching, rendering and the command line.
 
 pub mod attach;
+pub mod causes;
 pub mod cli;
 pub mod doctor;
 mod pcap;

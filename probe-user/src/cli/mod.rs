@@ -1,5 +1,6 @@
 //! The command line: clap's structures and one file per subcommand, no logic.
 
+mod causes;
 mod doctor;
 mod dump;
 mod explain;
@@ -69,6 +70,8 @@ enum Command {
     Snapshot(snapshot::Args),
     /// Say what this kernel, these privileges and this Cilium allow, and what to do about the rest
     Doctor(doctor::Args),
+    /// Print the catalogue of codes, or the page of one: what proves it, what it is mistaken for, the fix
+    Causes(causes::Args),
 }
 
 /// How a run ended; the process' exit code.
@@ -107,6 +110,7 @@ impl Cli {
             Command::Dump(args) => dump::run(&args, &self.global),
             Command::Snapshot(args) => snapshot::run(&args, &self.global),
             Command::Doctor(args) => doctor::run(&args, &self.global),
+            Command::Causes(args) => causes::run(&args, &self.global),
             Command::Trace(args) => trace::run(args, &self.global),
         }
     }

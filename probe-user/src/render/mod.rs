@@ -1,9 +1,11 @@
 //! Answers as text and JSON: pure, values in, bytes out.
 
+pub mod causes;
 mod drop_cause;
 pub mod dump;
 pub mod explanation;
 mod gap;
+mod markdown;
 pub mod snapshot;
 pub mod trace;
 pub mod trace_json;
