@@ -1,20 +1,21 @@
 //! The agent's REST API over its unix socket: what Cilium says of endpoints, identities, services and policies.
-//!
-//! A `GET` per connection of HTTP/1.1, by hand: nothing here needs more of the protocol than a length or chunks.
 
 use std::{
     collections::BTreeMap,
-    io::{self, BufRead, BufReader, Read, Write as _},
+    io::{BufReader, Write as _},
     os::unix::net::UnixStream,
     path::{Path, PathBuf},
     time::{Duration, Instant},
 };
 
-use anyhow::{Context as _, Result, anyhow, bail, ensure};
+use anyhow::{Context as _, Result, anyhow, bail};
 use probe_model::world::Missing;
 use serde::de::IgnoredAny;
 
-use super::monitor::refused;
+use super::{
+    http::{Head, Timed, shown, timed_out},
+    monitor::refused,
+};
 
 /// The socket's name in the agent's run directory.
 pub const SOCKET: &str = "cilium.sock";
@@ -28,10 +29,6 @@ pub const TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Bodies longer than this are refused. 10,000 identities with labels are some 5 MB.
 pub const MAX_BODY: u64 = 256 << 20;
-/// Status line and headers longer than this are refused.
-const MAX_HEAD: u64 = 64 << 10;
-/// How much of an error's body is repeated.
-const MAX_SHOWN: usize = 200;
 
 /// The agent's REST socket.
 #[derive(Clone, Debug)]
@@ -71,7 +68,7 @@ impl Agent {
         answer.with_context(|| format!("failed to get `/v1/{path}` from `{}`", self.socket.display()))
     }
 
-    fn ask(&self, mut stream: Timed, path: &str) -> Result<String> {
+    fn ask(&self, mut stream: Timed<UnixStream>, path: &str) -> Result<String> {
         let request = format!(
             "GET /v1/{path} HTTP/1.1\r\nHost: localhost\r\nAccept: application/json\r\nConnection: close\r\n\r\n"
         );
@@ -111,108 +108,6 @@ impl Agent {
     }
 }
 
-/// Status line and headers, as far as they say where the body ends.
-struct Head {
-    status: u16,
-    reason: String,
-    length: Length,
-}
-
-/// Where a body ends.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Length {
-    Known(u64),
-    Chunked,
-    ToTheEnd,
-}
-
-impl Head {
-    fn read(reader: &mut impl BufRead) -> Result<Self> {
-        let mut reader = reader.take(MAX_HEAD);
-        let status_line = line(&mut reader).context("no HTTP answer")?;
-        let reason = status_line
-            .strip_prefix("HTTP/1.")
-            .and_then(|rest| rest.split_once(' '))
-            .map(|(_, reason)| reason.to_owned())
-            .ok_or_else(|| anyhow!("expected an HTTP/1.1 status, found `{}`", shown(&status_line)))?;
-        let status = reason
-            .split(' ')
-            .next()
-            .and_then(|status| status.parse().ok())
-            .ok_or_else(|| anyhow!("expected an HTTP status, found `{}`", shown(&reason)))?;
-        let mut length = Length::ToTheEnd;
-        loop {
-            let header = line(&mut reader).context("the answer ends inside its headers")?;
-            if header.is_empty() {
-                return Ok(Self { status, reason, length });
-            }
-            let (name, value) = header
-                .split_once(':')
-                .ok_or_else(|| anyhow!("expected an HTTP header, found `{}`", shown(&header)))?;
-            let value = value.trim();
-            if name.eq_ignore_ascii_case("transfer-encoding") {
-                ensure!(
-                    value.eq_ignore_ascii_case("chunked"),
-                    "unknown transfer encoding `{}`",
-                    shown(value)
-                );
-                length = Length::Chunked;
-            } else if name.eq_ignore_ascii_case("content-length") && length != Length::Chunked {
-                let bytes =
-                    value.parse().map_err(|_| anyhow!("content length `{}` is no number", shown(value)))?;
-                length = Length::Known(bytes);
-            }
-        }
-    }
-
-    fn body(&self, reader: &mut impl BufRead, limit: u64) -> Result<Vec<u8>> {
-        let mut body = Vec::new();
-        match self.length {
-            Length::Known(length) => read_exactly(reader, length, limit, &mut body)?,
-            Length::Chunked => loop {
-                let size = line(reader).context("the answer ends inside its chunks")?;
-                let size = size.split(';').next().unwrap_or_default().trim();
-                let size = u64::from_str_radix(size, 16)
-                    .map_err(|_| anyhow!("expected a chunk's size, found `{}`", shown(size)))?;
-                read_exactly(reader, size, limit, &mut body)?;
-                if size == 0 {
-                    break;
-                }
-                let end = line(reader).context("the answer ends inside its chunks")?;
-                ensure!(end.is_empty(), "expected a chunk's end, found `{}`", shown(&end));
-            },
-            Length::ToTheEnd => {
-                reader.take(limit + 1).read_to_end(&mut body)?;
-                ensure!(body.len() as u64 <= limit, too_long(limit));
-            }
-        }
-        Ok(body)
-    }
-}
-
-/// Appends `length` bytes, or says how many there were.
-fn read_exactly(reader: &mut impl BufRead, length: u64, limit: u64, body: &mut Vec<u8>) -> Result<()> {
-    ensure!(length <= limit.saturating_sub(body.len() as u64), too_long(limit));
-    let read = reader.take(length).read_to_end(body)? as u64;
-    ensure!(read == length, "the answer ends after {read} bytes, expected {length}");
-    Ok(())
-}
-
-fn too_long(limit: u64) -> String {
-    format!("the answer is longer than {limit} bytes")
-}
-
-/// One line without its end. A stream that ends before the line does is an error.
-fn line(reader: &mut impl BufRead) -> Result<String> {
-    let mut line = Vec::new();
-    reader.take(MAX_HEAD).read_until(b'\n', &mut line)?;
-    ensure!(line.pop() == Some(b'\n'), "the connection ended or a line is longer than {MAX_HEAD} bytes");
-    if line.last() == Some(&b'\r') {
-        line.pop();
-    }
-    Ok(String::from_utf8_lossy(&line).into_owned())
-}
-
 /// What the agent said with an error, and what helps.
 fn explained(status: u16, body: &[u8]) -> String {
     let text = String::from_utf8_lossy(body);
@@ -226,54 +121,12 @@ fn explained(status: u16, body: &[u8]) -> String {
     }
 }
 
-/// Foreign text, cut and without control characters.
-fn shown(text: &str) -> String {
-    text.chars().take(MAX_SHOWN).map(|c| if c.is_control() { ' ' } else { c }).collect()
-}
-
-fn timed_out(error: &anyhow::Error) -> bool {
-    error.chain().filter_map(|cause| cause.downcast_ref::<io::Error>()).any(|cause| {
-        // A unix socket's own time-outs say `WouldBlock`.
-        matches!(cause.kind(), io::ErrorKind::TimedOut | io::ErrorKind::WouldBlock)
-    })
-}
-
-/// A stream that gives up at a point in time, however slowly the bytes come.
-struct Timed {
-    stream: UnixStream,
-    deadline: Instant,
-}
-
-impl Timed {
-    fn left(&self) -> io::Result<Duration> {
-        let left = self.deadline.saturating_duration_since(Instant::now());
-        if left.is_zero() { Err(io::ErrorKind::TimedOut.into()) } else { Ok(left) }
-    }
-}
-
-impl Read for Timed {
-    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        self.stream.set_read_timeout(Some(self.left()?))?;
-        self.stream.read(buffer)
-    }
-}
-
-impl io::Write for Timed {
-    fn write(&mut self, buffer: &[u8]) -> io::Result<usize> {
-        self.stream.set_write_timeout(Some(self.left()?))?;
-        self.stream.write(buffer)
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        self.stream.flush()
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use std::{os::unix::net::UnixListener, thread};
 
     use super::*;
+    use crate::sources::http::line;
 
     /// Answers one request with `parts`, a pause after each, and says what `get("endpoint")` made of it.
     fn answered(parts: &[&[u8]], pause: Duration, agent: impl FnOnce(Agent) -> Agent) -> Result<String> {

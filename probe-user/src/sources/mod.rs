@@ -9,6 +9,7 @@ pub mod changes;
 pub mod classifiers;
 pub mod features;
 pub mod folder;
+pub mod http;
 pub mod hubble;
 pub mod in_use;
 pub mod links;
@@ -20,12 +21,14 @@ pub mod netfilter;
 mod netlink;
 pub mod network_text;
 pub mod nft;
+pub mod policy_files;
 pub mod programs;
 pub mod raw;
 pub mod rest;
 pub mod snapshot;
 pub mod unusable;
 pub mod utc;
+pub mod yaml;
 
 #[cfg(test)]
 mod testing;

@@ -1,0 +1,318 @@
+//! HTTP/1.1 for a few requests: to the agent's socket, the Kubernetes API and Azure.
+//!
+//! One blocking request per connection. Every wait is bounded, as is the length of an answer; what the other side asks to
+//! be tried again is tried again while there is time. Redirects are not followed: they would carry a token elsewhere.
+
+mod answer;
+mod resolve;
+#[cfg(test)]
+pub(crate) mod testing;
+mod timed;
+pub mod tls;
+mod url;
+
+use std::{
+    fmt,
+    io::{BufReader, Read, Write},
+    net::{SocketAddr, TcpStream},
+    sync::Arc,
+    thread,
+    time::{Duration, Instant},
+};
+
+use anyhow::Context as _;
+use rustls::{ClientConfig, ClientConnection, StreamOwned, pki_types::ServerName};
+
+pub(crate) use answer::line;
+pub use answer::{Head, shown};
+pub use resolve::Resolver;
+pub use timed::{Timed, timed_out};
+pub use url::{Url, escape};
+
+/// The wait before a request is tried again, unless the other side says one; it doubles each time.
+const FIRST_WAIT: Duration = Duration::from_millis(250);
+/// How much of an API's own message is repeated.
+const MAX_MESSAGE: usize = 400;
+
+/// How long to wait for what.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Patience {
+    /// For a connection.
+    pub connect: Duration,
+    /// For one answer, with its connection.
+    pub each: Duration,
+    /// For an answer with all that is tried again.
+    pub total: Duration,
+}
+
+/// Who answers requests to one server.
+#[derive(Clone)]
+pub struct Client {
+    /// Where; requests add to its path.
+    pub base: Url,
+    /// Whom to trust, for `https`.
+    pub tls: Option<Arc<ClientConfig>>,
+    /// How long to wait.
+    pub patience: Patience,
+    /// Bodies longer than this are refused.
+    pub max_body: u64,
+    /// How names become addresses.
+    pub resolver: Resolver,
+}
+
+/// A request.
+#[derive(Clone, Default)]
+pub struct Request {
+    /// Path and query, beginning with `/`.
+    pub path: String,
+    /// Headers beside those that every request has. Never shown: they hold tokens.
+    pub headers: Vec<(&'static str, String)>,
+    /// A body of `application/x-www-form-urlencoded`, which makes it a `POST`. Never shown.
+    pub form: Option<String>,
+}
+
+impl Request {
+    /// A `GET`.
+    pub fn get(path: impl Into<String>) -> Self {
+        Self { path: path.into(), ..Self::default() }
+    }
+
+    /// With a header.
+    pub fn with(mut self, name: &'static str, value: impl Into<String>) -> Self {
+        self.headers.push((name, value.into()));
+        self
+    }
+
+    fn method(&self) -> &'static str {
+        if self.form.is_some() { "POST" } else { "GET" }
+    }
+}
+
+/// What kept a request from its answer.
+#[derive(Debug)]
+pub struct Error {
+    /// Method and address, without a query.
+    pub asked: String,
+    /// Why.
+    pub why: Why,
+    /// How often it was tried.
+    pub tries: u32,
+}
+
+/// Why a request has no answer.
+#[derive(Debug)]
+pub enum Why {
+    /// Nobody could be reached.
+    Unreachable(String),
+    /// Who answered could not prove who it is, or speaks no TLS.
+    Untrusted(String),
+    /// No answer in time.
+    TimedOut(Duration),
+    /// Another status than success.
+    Status {
+        /// The status.
+        status: u16,
+        /// With its phrase.
+        reason: String,
+        /// What the API says of it, empty if nothing.
+        message: String,
+        /// After how long to try again, if it says so.
+        retry_after: Option<Duration>,
+    },
+    /// What was answered is no answer: cut, too long, or not what was expected.
+    Answer(String),
+}
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: ", self.asked)?;
+        match &self.why {
+            Why::Unreachable(why) | Why::Untrusted(why) | Why::Answer(why) => f.write_str(why)?,
+            Why::TimedOut(after) => write!(f, "no answer within {after:?}")?,
+            Why::Status { reason, message, retry_after, .. } => {
+                write!(f, "status {}", shown(reason))?;
+                if !message.is_empty() {
+                    write!(f, ": {message}")?;
+                }
+                if let Some(after) = retry_after {
+                    write!(f, "; it asks to wait {after:?}, more than is waited here; try again then")?;
+                }
+            }
+        }
+        if self.tries > 1 { write!(f, " (tried {} times)", self.tries) } else { Ok(()) }
+    }
+}
+
+impl std::error::Error for Error {}
+
+impl Error {
+    /// The status, if there was one.
+    pub fn status(&self) -> Option<u16> {
+        match &self.why {
+            Why::Status { status, .. } => Some(*status),
+            _ => None,
+        }
+    }
+
+    /// How long to wait before it is worth trying again; `None` if it is not.
+    fn wait(&self) -> Option<Duration> {
+        match &self.why {
+            Why::Status { status: 429 | 500 | 502 | 503 | 504, retry_after, .. } => {
+                Some(retry_after.unwrap_or(FIRST_WAIT * 2_u32.saturating_pow(self.tries - 1)))
+            }
+            _ => None,
+        }
+    }
+}
+
+impl Client {
+    /// The body of a request that succeeds.
+    ///
+    /// # Errors
+    ///
+    /// [`Error`].
+    pub fn send(&self, request: &Request) -> Result<Vec<u8>, Error> {
+        let deadline = Instant::now() + self.patience.total;
+        let mut tries = 1;
+        loop {
+            let each = deadline.min(Instant::now() + self.patience.each);
+            let why = match self.attempt(request, each) {
+                Ok(body) => return Ok(body),
+                Err(why) => why,
+            };
+            let mut error = Error { asked: self.asked(request), why, tries };
+            match error.wait() {
+                Some(wait) if Instant::now() + wait < deadline => thread::sleep(wait),
+                Some(_) => return Err(error),
+                None => {
+                    // Only where waiting would have helped does the wait it asked for matter.
+                    if let Why::Status { retry_after, .. } = &mut error.why {
+                        *retry_after = None;
+                    }
+                    return Err(error);
+                }
+            }
+            tries += 1;
+        }
+    }
+
+    fn asked(&self, request: &Request) -> String {
+        let path = request.path.split('?').next().unwrap_or_default();
+        format!("{} {}{path}", request.method(), self.base)
+    }
+
+    fn attempt(&self, request: &Request, deadline: Instant) -> Result<Vec<u8>, Why> {
+        let addresses = self.resolver.resolve(&self.base.host, deadline);
+        let addresses = addresses.map_err(|error| Why::Unreachable(format!("{error:#}")))?;
+        let tcp = self.connect(&addresses, deadline)?;
+        let stream = Timed { stream: tcp, deadline };
+        let Some(config) = self.tls.as_ref().filter(|_| self.base.is_https) else {
+            return self.exchange(stream, request, deadline);
+        };
+        let name = ServerName::try_from(self.base.host.clone())
+            .map_err(|_| Why::Untrusted(format!("`{}` cannot be a server's name", self.base.host)))?;
+        let session = ClientConnection::new(config.clone(), name);
+        let session = session.map_err(|error| Why::Untrusted(tls::explained(&error)))?;
+        self.exchange(StreamOwned::new(session, stream), request, deadline)
+    }
+
+    fn connect(&self, addresses: &[std::net::IpAddr], deadline: Instant) -> Result<TcpStream, Why> {
+        let mut last = None;
+        for address in addresses {
+            let left = deadline.saturating_duration_since(Instant::now()).min(self.patience.connect);
+            if left.is_zero() {
+                break;
+            }
+            match TcpStream::connect_timeout(&SocketAddr::new(*address, self.base.port), left) {
+                Ok(stream) => return Ok(stream),
+                Err(error) => last = Some(format!("failed to connect to {address}: {error}")),
+            }
+        }
+        Err(Why::Unreachable(last.unwrap_or_else(|| "no time was left to connect".to_owned())))
+    }
+
+    fn exchange(
+        &self,
+        mut stream: impl Read + Write,
+        request: &Request,
+        deadline: Instant,
+    ) -> Result<Vec<u8>, Why> {
+        let run = || -> anyhow::Result<(Head, Vec<u8>)> {
+            stream.write_all(self.text(request).as_bytes()).context("failed to send the request")?;
+            stream.flush().context("failed to send the request")?;
+            let mut reader = BufReader::new(stream);
+            let head = Head::read(&mut reader)?;
+            let body = head.body(&mut reader, self.max_body)?;
+            Ok((head, body))
+        };
+        let (head, body) = run().map_err(|error| {
+            if let Some(tls) = tls::cause(&error) {
+                return Why::Untrusted(tls::explained(tls));
+            }
+            if timed_out(&error) || Instant::now() >= deadline {
+                return Why::TimedOut(self.patience.each.min(self.patience.total));
+            }
+            Why::Answer(format!("{error:#}"))
+        })?;
+        match head.status {
+            200..=299 => Ok(body),
+            _ => Err(status(&head, &body)),
+        }
+    }
+
+    fn text(&self, request: &Request) -> String {
+        let Url { authority, path, .. } = &self.base;
+        let mut text =
+            format!("{} {path}{} HTTP/1.1\r\nHost: {authority}\r\n", request.method(), request.path);
+        text.push_str("Accept: application/json\r\nConnection: close\r\nUser-Agent: plsprobe\r\n");
+        for (name, value) in &request.headers {
+            text.extend([*name, ": ", value.as_str(), "\r\n"]);
+        }
+        if let Some(form) = &request.form {
+            let length = form.len();
+            text.push_str(&format!(
+                "Content-Type: application/x-www-form-urlencoded\r\nContent-Length: {length}\r\n"
+            ));
+        }
+        text.push_str("\r\n");
+        text.push_str(request.form.as_deref().unwrap_or_default());
+        text
+    }
+}
+
+fn status(head: &Head, body: &[u8]) -> Why {
+    let seconds = head.header("retry-after").and_then(|value| value.parse().ok());
+    let message = match (head.status, head.header("location")) {
+        (300..=399, Some(location)) => {
+            // A query may hold what is secret.
+            let place = location.split('?').next().unwrap_or_default();
+            format!("it redirects to `{}`, which is not followed; is there a proxy between?", shown(place))
+        }
+        _ => message(body),
+    };
+    Why::Status {
+        status: head.status,
+        reason: head.reason.clone(),
+        message,
+        retry_after: seconds.map(Duration::from_secs),
+    }
+}
+
+/// What an API says of an error, in the words of Kubernetes, ARM or Microsoft Entra; else the beginning of the body.
+fn message(body: &[u8]) -> String {
+    let json: serde_json::Value = serde_json::from_slice(body).unwrap_or_default();
+    let text = |pointer: &str| json.pointer(pointer).and_then(serde_json::Value::as_str);
+    let said = match (text("/error/code"), text("/error/message")) {
+        (Some(code), Some(message)) => Some(format!("{code}: {message}")),
+        (None, Some(message)) => Some(message.to_owned()),
+        _ => text("/error_description").or(text("/message")).or(text("/error")).map(str::to_owned),
+    };
+    let said = said.unwrap_or_else(|| String::from_utf8_lossy(body).into_owned());
+    // Entra adds lines of ids for its support.
+    let line = said.trim().lines().next().unwrap_or_default();
+    let cut: String = line.chars().take(MAX_MESSAGE).map(|c| if c.is_control() { ' ' } else { c }).collect();
+    if cut.starts_with('<') { "it answers with a page, not as an API".to_owned() } else { cut }
+}
+
+#[cfg(test)]
+mod tests;
