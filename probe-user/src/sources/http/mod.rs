@@ -71,6 +71,13 @@ pub struct Request {
     pub form: Option<String>,
 }
 
+impl fmt::Debug for Request {
+    /// Without headers and form, which hold tokens.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} {}", self.method(), self.path)
+    }
+}
+
 impl Request {
     /// A `GET`.
     pub fn get(path: impl Into<String>) -> Self {
@@ -196,12 +203,30 @@ impl Client {
         }
     }
 
+    /// Whether there is anyone to connect to: nothing is said.
+    ///
+    /// # Errors
+    ///
+    /// [`Error`].
+    pub fn reach(&self) -> Result<(), Error> {
+        let deadline = Instant::now() + self.patience.connect;
+        let addresses = self.resolver.resolve(&self.base.host, deadline);
+        let addresses = addresses.map_err(|error| Why::Unreachable(format!("{error:#}")));
+        let reached = addresses.and_then(|addresses| self.connect(&addresses, deadline).map(drop));
+        reached.map_err(|why| Error { asked: self.base.to_string(), why, tries: 1 })
+    }
+
     fn asked(&self, request: &Request) -> String {
         let path = request.path.split('?').next().unwrap_or_default();
         format!("{} {}{path}", request.method(), self.base)
     }
 
     fn attempt(&self, request: &Request, deadline: Instant) -> Result<Vec<u8>, Why> {
+        // Parts of it were said by others, who must not add headers of theirs.
+        let is_path = request.path.starts_with('/') && request.path.bytes().all(|b| b.is_ascii_graphic());
+        if !is_path {
+            return Err(Why::Answer(format!("`{}` is no path that can be asked for", shown(&request.path))));
+        }
         let addresses = self.resolver.resolve(&self.base.host, deadline);
         let addresses = addresses.map_err(|error| Why::Unreachable(format!("{error:#}")))?;
         let tcp = self.connect(&addresses, deadline)?;

@@ -194,6 +194,16 @@ fn an_answer_that_does_not_come() {
 }
 
 #[test]
+fn a_path_that_would_add_headers() {
+    let server = Server::start(|_| Reply::ok("[]"));
+    for path in ["/a b", "/a\r\nX: y", "a", ""] {
+        let error = server.client().send(&Request::get(path)).unwrap_err().to_string();
+        assert!(error.ends_with("is no path that can be asked for"), "{error}");
+    }
+    assert_eq!(server.seen().len(), 0);
+}
+
+#[test]
 fn nobody_listens() {
     let address = nobody();
     let text = ask(&client(&format!("http://{address}")), &address.to_string());

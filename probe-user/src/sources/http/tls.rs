@@ -67,8 +67,8 @@ pub fn trusting(pem: &[u8], origin: &str, own: Option<&Own>) -> Result<Arc<Clien
 ///
 /// # Errors
 ///
-/// If it has no bundle of them.
-pub fn trusting_system() -> Result<Arc<ClientConfig>> {
+/// If it has no bundle of them, or `own` is no certificate with its key.
+pub fn trusting_system(own: Option<&Own>) -> Result<Arc<ClientConfig>> {
     let given = std::env::var_os(BUNDLE_VARIABLE);
     let mut paths = given.iter().map(Path::new).chain(BUNDLES.iter().map(Path::new));
     // The first decides, as with every other program: one that was given and is not there must not go unnoticed.
@@ -82,7 +82,7 @@ pub fn trusting_system() -> Result<Arc<ClientConfig>> {
     let shown = path.display();
     let pem = std::fs::read(path)
         .with_context(|| format!("failed to read the authorities' certificates in `{shown}`"))?;
-    trusting(&pem, &format!("`{shown}`"), None)
+    trusting(&pem, &format!("`{shown}`"), own)
 }
 
 /// The TLS error behind an error of a stream.
