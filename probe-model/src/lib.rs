@@ -7,6 +7,7 @@ pub mod intent;
 pub mod lint;
 pub mod netfilter;
 pub mod path;
+pub mod proxy_protocol;
 pub mod simulate;
 pub mod tuple;
 pub mod world;

@@ -13,6 +13,7 @@ mod maps;
 mod naive;
 mod node_text;
 mod policy_map;
+mod proxy;
 mod records;
 mod rest;
 mod seeds;
@@ -26,6 +27,7 @@ pub use gob::gob;
 pub use maps::maps;
 pub use node_text::node_text;
 pub use policy_map::policy_map;
+pub use proxy::proxy;
 pub use rest::rest;
 pub use snapshot::snapshot;
 
@@ -49,6 +51,7 @@ pub const TARGETS: &[Target] = &[
     Target { name: "maps", run: maps, seeds: seeds::maps },
     Target { name: "node_text", run: node_text, seeds: seeds::node_text },
     Target { name: "policy_map", run: policy_map, seeds: policy_map::seeds },
+    Target { name: "proxy", run: proxy, seeds: proxy::seeds },
     Target { name: "rest", run: rest, seeds: seeds::rest },
     Target { name: "snapshot", run: snapshot, seeds: seeds::snapshot },
 ];

@@ -114,6 +114,11 @@ fn policy_map() {
 }
 
 #[test]
+fn proxy() {
+    replay("proxy", 20_000);
+}
+
+#[test]
 fn rest() {
     replay("rest", 1_000);
 }
