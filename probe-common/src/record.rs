@@ -8,6 +8,10 @@ pub const EVENT_META_MAX: usize = 64;
 /// Longest packet capture kept of a Cilium event; Cilium captures 128 bytes (192 on overlays from 1.18).
 pub const EVENT_PACKET_MAX: usize = 192;
 
+/// Of what each end of a TCP connection sends, the bytes at its beginning that are kept: a PROXY protocol header with
+/// some TLVs, a request or status line. Segments that begin later are not.
+pub const PAYLOAD_MAX: usize = 256;
+
 /// First byte of every record.
 #[repr(u8)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -20,11 +24,13 @@ pub enum RecordKind {
     Event = 3,
     /// A [`SocketRecord`].
     Socket = 4,
+    /// A [`PayloadRecord`].
+    Payload = 5,
 }
 
 impl RecordKind {
     /// Number of kinds: each is a stream of its own on each CPU, numbered by [`RecordHeader::seq`].
-    pub const COUNT: usize = 4;
+    pub const COUNT: usize = 5;
 
     /// The kind with this number in a record.
     pub const fn from_raw(raw: u8) -> Option<Self> {
@@ -33,6 +39,7 @@ impl RecordKind {
             2 => Some(Self::Drop),
             3 => Some(Self::Event),
             4 => Some(Self::Socket),
+            5 => Some(Self::Payload),
             _ => None,
         }
     }
@@ -130,7 +137,7 @@ impl SocketPoint {
 pub struct RecordHeader {
     /// A [`RecordKind`].
     pub kind: u8,
-    /// A [`HookPoint`] in a [`PacketRecord`], a [`SocketPoint`] in a [`SocketRecord`], else 0.
+    /// A [`HookPoint`] in a [`PacketRecord`] and a [`PayloadRecord`], a [`SocketPoint`] in a [`SocketRecord`], else 0.
     pub point: u8,
     /// The CPU that wrote it.
     pub cpu: u16,
@@ -229,6 +236,24 @@ pub struct SocketRecord {
     pub packet: Packet,
 }
 
+/// The first bytes that one end of a TCP connection sends, or some of them: what a segment near its beginning carries.
+///
+/// The [`PacketRecord`] of the segment comes besides. Of a connection whose SYN our programs did not see there is none.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PayloadRecord {
+    /// Kind, point, interface, time.
+    pub header: RecordHeader,
+    /// As in [`PacketRecord::netns`].
+    pub netns: u32,
+    /// Bytes valid in `bytes`: as many as the segment has, and the hook can reach.
+    pub captured: u32,
+    /// The segment.
+    pub packet: Packet,
+    /// Its payload from its beginning on.
+    pub bytes: [u8; PAYLOAD_MAX],
+}
+
 /// Index into the per-CPU counters: what the programs saw, kept and lost.
 #[repr(u32)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -259,11 +284,15 @@ pub enum Counter {
     SocketMatched = 11,
     /// Of these, records that found no room.
     SocketLost = 12,
+    /// Segments whose first bytes are kept: records made.
+    PayloadMatched = 13,
+    /// Of these, records that found no room.
+    PayloadLost = 14,
 }
 
 impl Counter {
     /// Number of counters.
-    pub const COUNT: u32 = 13;
+    pub const COUNT: u32 = 15;
 }
 
 const _: () = {
@@ -308,4 +337,10 @@ const _: () = {
     assert!(offset_of!(SocketRecord, new_state) == 29);
     assert!(offset_of!(SocketRecord, has_socket) == 30);
     assert!(offset_of!(SocketRecord, packet) == 32);
+
+    assert!(size_of::<PayloadRecord>() == 384);
+    assert!(offset_of!(PayloadRecord, netns) == 24);
+    assert!(offset_of!(PayloadRecord, captured) == 28);
+    assert!(offset_of!(PayloadRecord, packet) == 32);
+    assert!(offset_of!(PayloadRecord, bytes) == 128);
 };

@@ -118,6 +118,9 @@ impl Source for MemorySource {
         let (data, linear_len) = self.skb.linear()?;
         // What lies in pages is left out: it is not behind the linear part.
         let linear = (data + u64::from(linear_len)).saturating_sub(at);
+        if linear == 0 {
+            return None;
+        }
         let len = copy_len(linear.min(len.into()) as u32);
         // SAFETY: `copy_len` is at most the buffer's length; the helper checks the address.
         let ret = unsafe { generated::bpf_probe_read_kernel(to.as_mut_ptr().cast(), len, at as *const _) };

@@ -39,7 +39,7 @@ fn look(ctx: &RawTracePointContext) -> Option<()> {
     if !filter::may_match(&network) {
         return Some(());
     }
-    let packet = scratch(RecordKind::Drop)?;
+    let packet = &mut scratch(RecordKind::Drop)?.packet;
     parse::packet(&source, &network, packet);
     if !filter::wanted(packet) || !filter::matches_expression(&source, &network, RecordKind::Drop) {
         return Some(());

@@ -17,6 +17,7 @@ mod kernel;
 mod kfree;
 mod maps;
 mod parse;
+mod payload;
 mod socket;
 mod stack;
 mod tc;

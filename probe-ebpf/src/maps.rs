@@ -1,6 +1,6 @@
 //! The maps and constants that user space fills or reads.
 use aya_ebpf::macros::map;
-use aya_ebpf::maps::{LpmTrie, PerCpuArray, ProgramArray, RingBuf};
+use aya_ebpf::maps::{Array, LpmTrie, PerCpuArray, ProgramArray, RingBuf};
 use probe_common::{
     AddressSet, Capture, Config, Counter, KernelOffsets, Packet, PortKey, PrefixKey, RecordKind,
 };
@@ -13,13 +13,28 @@ pub(crate) static RECORDS: RingBuf = RingBuf::with_byte_size(8 << 20, 0);
 #[map]
 static COUNTERS: PerCpuArray<u64> = PerCpuArray::with_max_entries(Counter::COUNT, 0);
 
+/// A packet that is taken apart.
+#[repr(C)]
+pub(crate) struct Scratch {
+    pub(crate) packet: Packet,
+    /// Where its payload begins, from its network header on.
+    pub(crate) payload_at: u32,
+}
+
 /// Where a packet is taken apart, a slot for each [`RecordKind`]: with all else it does not fit a program's stack.
 #[map]
-static SCRATCH: PerCpuArray<Packet> = PerCpuArray::with_max_entries(RecordKind::COUNT as u32, 0);
+static SCRATCH: PerCpuArray<Scratch> = PerCpuArray::with_max_entries(RecordKind::COUNT as u32, 0);
 
 /// What the filter expression works on, a slot for each [`RecordKind`].
 #[map]
 static CAPTURES: PerCpuArray<Capture> = PerCpuArray::with_max_entries(RecordKind::COUNT as u32, 0);
+
+/// Connections whose initial sequence number is known at a time, a power of two.
+const OPENINGS_MAX: u32 = 1 << 14;
+
+/// Of an end of a TCP connection, a tag in the high half and its initial sequence number in the low one, by a hash.
+#[map]
+static OPENINGS: Array<u64> = Array::with_max_entries(OPENINGS_MAX, 0);
 
 const BPF_F_NO_PREALLOC: u32 = 1;
 
@@ -98,7 +113,7 @@ pub(crate) use setting;
 
 /// Room for the packet of a record of this kind, zeroed.
 #[inline(always)]
-pub(crate) fn scratch(kind: RecordKind) -> Option<&'static mut Packet> {
+pub(crate) fn scratch(kind: RecordKind) -> Option<&'static mut Scratch> {
     let slot = SCRATCH.get_ptr_mut(kind as u32 - 1)?;
     // SAFETY: the slot belongs to this CPU and to one kind of record; programs that make records of one kind do not
     // interrupt each other (see `count`). Zeros are valid for plain integers.
@@ -114,6 +129,12 @@ pub(crate) fn capture(kind: RecordKind) -> Option<&'static mut Capture> {
     let slot = CAPTURES.get_ptr_mut(kind as u32 - 1)?;
     // SAFETY: as in `scratch`.
     Some(unsafe { &mut *slot })
+}
+
+/// The slot of [`OPENINGS`] that a hash leads to.
+#[inline(always)]
+pub(crate) fn opening(hash: u64) -> Option<*mut u64> {
+    OPENINGS.get_ptr_mut(hash as u32 & (OPENINGS_MAX - 1))
 }
 
 /// Adds one to a counter of this CPU; returns what it is now.

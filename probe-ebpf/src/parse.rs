@@ -4,7 +4,7 @@ use probe_common::{CAPTURE_MAX, FRAGMENT, FRAGMENT_LATER, Packet, Tunnel};
 use crate::maps::setting;
 
 const IPPROTO_ICMP: u8 = 1;
-const IPPROTO_TCP: u8 = 6;
+pub(crate) const IPPROTO_TCP: u8 = 6;
 const IPPROTO_UDP: u8 = 17;
 const IPPROTO_SCTP: u8 = 132;
 const IPPROTO_ICMPV6: u8 = 58;
@@ -72,6 +72,12 @@ impl Network {
     #[inline(always)]
     pub(crate) fn may_quote(&self) -> bool {
         matches!(self.proto, IPPROTO_ICMP | IPPROTO_ICMPV6)
+    }
+
+    /// Where the payload begins of the packet that was read from here.
+    #[inline(always)]
+    pub(crate) const fn payload_offset(&self, packet: &Packet) -> u32 {
+        self.offset + self.len - packet.payload_len
     }
 }
 

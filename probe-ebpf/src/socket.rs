@@ -8,11 +8,10 @@ use crate::emit::emit;
 use crate::filter;
 use crate::kernel::{self, SkBuff};
 use crate::maps::{count, scratch, setting};
-use crate::parse;
+use crate::parse::{self, IPPROTO_TCP};
 
 const AF_INET: u16 = 2;
 const AF_INET6: u16 = 10;
-const IPPROTO_TCP: u8 = 6;
 /// `::ffff:0:0/96`: a socket of IPv6 that speaks IPv4.
 const MAPPED: [u8; 12] = [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff];
 
@@ -59,7 +58,7 @@ fn look(sock: u64, point: SocketPoint, states: (u8, u8)) -> Option<()> {
     if !matches!(family, AF_INET | AF_INET6) {
         return Some(());
     }
-    let packet = scratch(RecordKind::Socket)?;
+    let packet = &mut scratch(RecordKind::Socket)?.packet;
     ends(sock, family == AF_INET6, packet)?;
     if filter::wanted(packet) {
         record(point, states, true, kernel::netns(sock, setting!(offsets.sock_net)), packet);
@@ -76,7 +75,7 @@ fn reset(sock: u64, skb: SkBuff) -> Option<()> {
     let Some(network) = parse::network(&source) else {
         return Some(());
     };
-    let packet = scratch(RecordKind::Socket)?;
+    let packet = &mut scratch(RecordKind::Socket)?.packet;
     parse::packet(&source, &network, packet);
     if filter::wanted(packet) {
         let (_, netns) = skb.device()?;

@@ -11,6 +11,7 @@ use crate::filter;
 use crate::kernel::{MemorySource, SkBuff};
 use crate::maps::{count, scratch};
 use crate::parse;
+use crate::payload;
 
 /// `trace_netif_receive_skb(skb)`: before tc, and before a VLAN tag is taken off.
 #[raw_tracepoint(tracepoint = "netif_receive_skb")]
@@ -88,8 +89,10 @@ fn look(skb: SkBuff, packet: Option<(MemorySource, u16)>, point: HookPoint) -> O
     if !filter::may_match(&network) {
         return Some(());
     }
-    let packet = scratch(RecordKind::Packet)?;
+    let scratch = scratch(RecordKind::Packet)?;
+    let packet = &mut scratch.packet;
     parse::packet(&source, &network, packet);
+    payload::keep_offset(&mut scratch.payload_at, &network, packet);
     if !filter::wanted(packet) || !filter::matches_expression(&source, &network, RecordKind::Packet) {
         return Some(());
     }
@@ -104,5 +107,6 @@ fn look(skb: SkBuff, packet: Option<(MemorySource, u16)>, point: HookPoint) -> O
         record.netns = netns;
         record.packet = *packet;
     });
+    payload::look(&source, scratch, (point, ifindex, netns));
     Some(())
 }

@@ -11,6 +11,7 @@ use crate::filter;
 use crate::kernel::SkBuff;
 use crate::maps::{LOOKERS, count, scratch};
 use crate::parse::{self, Source, copy_len, vlan_id};
+use crate::payload;
 
 /// A point of the node: the program that is attached there, and the one that looks.
 ///
@@ -105,10 +106,12 @@ fn look(ctx: &TcContext, point: HookPoint) {
     if !filter::may_match(&network) {
         return;
     }
-    let Some(packet) = scratch(RecordKind::Packet) else {
+    let Some(scratch) = scratch(RecordKind::Packet) else {
         return; // every kind has a slot
     };
+    let packet = &mut scratch.packet;
     parse::packet(&source, &network, packet);
+    payload::keep_offset(&mut scratch.payload_at, &network, packet);
     if !filter::wanted(packet) || !filter::matches_expression(&source, &network, RecordKind::Packet) {
         return;
     }
@@ -127,4 +130,5 @@ fn look(ctx: &TcContext, point: HookPoint) {
         record.hash = skb.hash;
         record.packet = *packet;
     });
+    payload::look(&source, scratch, (point, skb.ifindex, 0));
 }

@@ -1,7 +1,7 @@
 //! The PROXY protocol, and what else a connection's first bytes may be.
 //!
 //! Azure's Private Link Service puts a header of version 2 in front of every connection, the load balancer in front of
-//! its health probes. Source: "The PROXY protocol", HAProxy's `doc/proxy-protocol.txt`, sections 2.1 and 2.2; Azure's
+//! its health probes. Source: "The PROXY protocol", `HAProxy`'s `doc/proxy-protocol.txt`, sections 2.1 and 2.2; Azure's
 //! TLV from the Private Link documentation, "Getting connection information using TCP Proxy v2".
 
 use core::fmt;
@@ -27,7 +27,7 @@ pub enum FirstBytes {
     ProxyV2(Proxy),
     /// The PROXY protocol's first version: a line of text.
     ProxyV1,
-    /// A TLS ClientHello.
+    /// A TLS `ClientHello`.
     Tls,
     /// HTTP/1's request line.
     Http,
@@ -116,12 +116,12 @@ pub enum Malformed {
         /// Its type.
         kind: u8,
     },
-    /// Azure's LinkID has another length than 5.
+    /// Azure's `LinkID` has another length than 5.
     LinkId {
         /// The length that was found.
         len: u16,
     },
-    /// The checksum (CRC32c) is not the header's.
+    /// The checksum (`CRC32c`) is not the header's.
     Checksum,
 }
 
@@ -203,7 +203,7 @@ impl FirstBytes {
     }
 }
 
-/// A handshake record of TLS (SSL 3.0–TLS 1.3 write versions 3.0–3.4) with a ClientHello in it.
+/// A handshake record of TLS (SSL 3.0–TLS 1.3 write versions 3.0–3.4) with a `ClientHello` in it.
 fn is_client_hello(bytes: &[u8]) -> bool {
     matches!(bytes, [0x16, 0x03, 0..=4, _, _, 0x01, ..])
 }
@@ -303,7 +303,7 @@ fn addresses(family: u8, mut block: &[u8]) -> Addresses {
     Addresses::Inet { source, destination }
 }
 
-/// Azure's LinkID and the number of TLVs in what has come of `len` bytes of them.
+/// Azure's `LinkID` and the number of TLVs in what has come of `len` bytes of them.
 fn walk(mut tlvs: &[u8], len: usize) -> Result<(Option<u32>, u16), Malformed> {
     let missing = len - tlvs.len();
     let (mut link_id, mut count) = (None, 0);
@@ -329,7 +329,7 @@ fn walk(mut tlvs: &[u8], len: usize) -> Result<(Option<u32>, u16), Malformed> {
     }
 }
 
-/// Whether a whole header's checksum is right, if it has one: CRC32c over the header with the checksum's bytes as 0.
+/// Whether a whole header's checksum is right, if it has one: `CRC32c` over the header with the checksum's bytes as 0.
 fn checksum_is_right(bytes: &[u8], header: &Header) -> bool {
     if header.tlvs == 0 {
         return true;
@@ -349,7 +349,7 @@ fn checksum_is_right(bytes: &[u8], header: &Header) -> bool {
     true
 }
 
-/// CRC32c (RFC 3720, appendix B.4), a bit at a time: a header is short, and few have one.
+/// `CRC32c` (RFC 3720, appendix B.4), a bit at a time: a header is short, and few have one.
 fn crc32c(bytes: impl Iterator<Item = u8>) -> u32 {
     const POLYNOMIAL: u32 = 0x82f6_3b78;
     !bytes.fold(u32::MAX, |crc, byte| {

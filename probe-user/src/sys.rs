@@ -5,7 +5,9 @@ use std::time::Duration;
 
 use aya::maps::{MapData, RingBuf};
 use netlink_sys::Socket;
-use probe_common::{Config, DropRecord, EventRecord, PacketRecord, PortKey, PrefixKey, SocketRecord};
+use probe_common::{
+    Config, DropRecord, EventRecord, PacketRecord, PayloadRecord, PortKey, PrefixKey, SocketRecord,
+};
 use tokio::io::unix::AsyncFd;
 
 /// A type of probe-common as a map key, a map value or a global of an eBPF object.
@@ -36,6 +38,8 @@ impl sealed::Record for EventRecord {}
 impl Record for EventRecord {}
 impl sealed::Record for SocketRecord {}
 impl Record for SocketRecord {}
+impl sealed::Record for PayloadRecord {}
+impl Record for PayloadRecord {}
 
 /// The record in `raw`; `None` unless it has exactly the record's size.
 pub(crate) fn read_record<T: Record>(raw: &[u8]) -> Option<T> {

@@ -1,10 +1,12 @@
 //! Sightings grouped into flows, and one flow's way through the node.
 
 use std::collections::HashMap;
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use probe_common::HookPoint;
 
+use super::evidence::{self, Evidence, Reuse};
 use super::fragments::Fragments;
 use super::link::{self, LegKey, Segment, about, opener, opening};
 use super::outcome::{self, Outcome};
@@ -132,8 +134,22 @@ pub struct Path {
     pub answered_ns: Option<u64>,
     /// Whether the answer is known to have reached whoever asked: they, or the pod's socket, went on with it.
     pub is_acknowledged: bool,
+    /// What its packets show beyond that.
+    pub evidence: Evidence,
     /// Every leg of the flow: what the tracker knows it by.
-    pub(super) legs: Vec<(LegKey, Option<u32>)>,
+    pub(super) legs: Vec<Leg>,
+}
+
+/// One connection at one tuple.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Leg {
+    pub(super) key: LegKey,
+    /// The initial sequence number of whoever began it.
+    pub(super) isn: Option<u32>,
+    /// Who began it.
+    pub(super) opener: (IpAddr, u16),
+    /// Time of the last packet of it at a hook, 0 without one.
+    pub(super) last_ns: u64,
 }
 
 impl Path {
@@ -194,11 +210,30 @@ pub(super) fn assemble(sightings: &[Sighting]) -> Vec<Path> {
         .into_iter()
         .filter_map(|group| {
             let group: Vec<&Segment<'_>> = group.into_iter().map(|index| &segments[index]).collect();
-            path(&group)
+            let mut path = path(&group)?;
+            path.evidence.reuse = group.iter().find_map(|segment| reuse(segment, &segments));
+            Some(path)
         })
         .collect();
     paths.sort_by_key(|path| (path.first_ns, path.tuple));
     paths
+}
+
+/// The connection before a segment's on the same addresses and ports, if it was seen.
+fn reuse(segment: &Segment<'_>, all: &[Segment<'_>]) -> Option<Reuse> {
+    let first_ns = segment.isn.and(segment.sightings.first())?.ktime_ns;
+    let of_leg = all.iter().filter(|other| other.leg == segment.leg && other.isn != segment.isn);
+    let last = of_leg.map(|other| (last_packet_ns(other), other));
+    let (last_ns, before) =
+        last.filter(|(last_ns, _)| (1..first_ns).contains(last_ns)).max_by_key(|last| last.0)?;
+    let was_closed = before.sightings.iter().any(|sighting| sighting.packet.flags.closes());
+    Some(Reuse { since_ns: first_ns - last_ns, was_closed })
+}
+
+/// When the last packet of a segment was at a hook, 0 without one: a notification may come much later.
+fn last_packet_ns(segment: &Segment<'_>) -> u64 {
+    let mut packets = segment.sightings.iter().rev().filter(|sighting| sighting.place().is_some());
+    packets.next().map_or(0, |sighting| sighting.ktime_ns)
 }
 
 /// One packet of a flow, with its direction in it.
@@ -221,8 +256,11 @@ impl Oriented<'_> {
 
 fn path(group: &[&Segment<'_>]) -> Option<Path> {
     let mut oriented: Vec<Oriented<'_>> = Vec::new();
+    let mut legs = Vec::new();
     for segment in group {
         let source = opener(segment)?;
+        let last_ns = last_packet_ns(segment);
+        legs.push(Leg { key: segment.leg, isn: segment.isn, opener: source, last_ns });
         oriented.extend(segment.sightings.iter().map(|sighting| {
             let about = about(&sighting.packet);
             // An error goes back to the sender of what it quotes.
@@ -251,7 +289,12 @@ fn path(group: &[&Segment<'_>]) -> Option<Path> {
         last_ns: last.sighting.ktime_ns,
         answered_ns: judged.answered_ns,
         is_acknowledged: judged.is_acknowledged,
-        legs: group.iter().map(|segment| (segment.leg, segment.isn)).collect(),
+        evidence: evidence::of(
+            &oriented,
+            legs.iter().find_map(|leg| leg.isn),
+            hops.first().map(|hop| hop.place),
+        ),
+        legs,
         hops,
     })
 }

@@ -170,7 +170,9 @@ enum Identity {
 
 fn identity(sighting: &Sighting) -> Option<Identity> {
     let packet = &sighting.packet;
-    if packet.quoted.is_some() || !sighting.has_numbers() {
+    // A payload's packet was seen at its hook as well.
+    let is_payload = matches!(sighting.seen, Seen::Payload { .. });
+    if packet.quoted.is_some() || !sighting.has_numbers() || is_payload {
         return None;
     }
     if packet.tuple.protocol == Protocol::TCP && packet.fragment == Fragment::Later {

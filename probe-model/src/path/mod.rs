@@ -4,6 +4,7 @@
 
 mod buffer;
 mod confirm;
+pub mod evidence;
 mod flow;
 mod fragments;
 mod gap;
@@ -11,6 +12,7 @@ mod kernel_drop;
 mod link;
 mod outcome;
 mod packet;
+mod payload;
 mod sighting;
 mod tracker;
 
@@ -18,11 +20,13 @@ mod tracker;
 mod tests;
 
 pub use confirm::Confirmation;
+pub use evidence::Evidence;
 pub use flow::{CiliumEvent, Hop, Path, PathDrop, PathSocket, Rewrite};
 pub use gap::{Candidate, Gap, Watch, Ways};
 pub use kernel_drop::{DropCause, classify};
 pub use outcome::{Outcome, Refusal};
 pub use packet::{Fragment, Icmp, Packet, Quoted, TcpFlags, Tunnel, TunnelKind};
+pub use payload::Beginning;
 pub use probe_common::HookPoint;
 pub use sighting::{Namespace, Place, Seen, Sighting, SocketEvent};
 pub use tracker::{Patience, Tracker};

@@ -31,6 +31,11 @@ impl TcpFlags {
         self.contains(Self::SYN) && !self.contains(Self::ACK)
     }
 
+    /// Whether it ends a connection, or its sender's half of it: FIN or RST.
+    pub fn closes(self) -> bool {
+        self.contains(Self::FIN) || self.contains(Self::RST)
+    }
+
     /// Whether it accepts a connection: SYN and ACK.
     pub fn accepts(self) -> bool {
         self.contains(Self::SYN) && self.contains(Self::ACK)

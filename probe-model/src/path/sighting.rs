@@ -3,7 +3,9 @@
 use core::cmp::Ordering;
 use std::sync::Arc;
 
-use probe_common::{DropRecord, EventRecord, HookPoint, PacketRecord, SocketPoint, SocketRecord};
+use probe_common::{
+    DropRecord, EventRecord, HookPoint, PacketRecord, PayloadRecord, SocketPoint, SocketRecord,
+};
 
 use super::packet::Packet;
 use crate::cilium::DecodeError;
@@ -24,6 +26,14 @@ pub enum Seen {
         mark: u32,
         /// Which buffer held it, 0 if unknown: `skb->head`, which the kernel uses again once the packet is gone.
         buffer: u64,
+    },
+    /// What it carries was kept at one of our hooks, where it was also seen: it is near the beginning of what its sender
+    /// sends.
+    Payload {
+        /// Which hook.
+        place: Place,
+        /// Its payload's first bytes.
+        bytes: Arc<[u8]>,
     },
     /// A socket did something about it. The packet has only the two ends, the socket's own as source; for a reset it
     /// is the whole packet that was answered, if there was one.
@@ -66,7 +76,7 @@ impl Seen {
     pub fn notification(&self) -> Option<Notification> {
         match self {
             Self::Cilium { notification } | Self::Hubble { notification, .. } => Some(*notification),
-            Self::Hook { .. } | Self::Socket { .. } | Self::KernelDrop { .. } => None,
+            Self::Hook { .. } | Self::Payload { .. } | Self::Socket { .. } | Self::KernelDrop { .. } => None,
         }
     }
 }
@@ -180,6 +190,19 @@ impl Sighting {
         })
     }
 
+    /// From a record of a connection's first bytes; `None` if none could be kept, the packet is no IP packet or the point
+    /// is unknown.
+    pub fn from_payload(record: &PayloadRecord, namespace: Namespace) -> Option<Self> {
+        let point = HookPoint::from_raw(record.header.point)?;
+        let place = Place { point, ifindex: record.header.ifindex, namespace };
+        let bytes = record.bytes.get(..record.captured as usize).filter(|bytes| !bytes.is_empty())?;
+        Some(Self {
+            ktime_ns: record.header.ktime_ns,
+            packet: Packet::from_record(&record.packet)?,
+            seen: Seen::Payload { place, bytes: bytes.into() },
+        })
+    }
+
     /// From a socket's record; `None` if it has no peer yet, or did what tells nothing of a flow.
     pub fn from_socket(record: &SocketRecord, namespace: Namespace) -> Option<Self> {
         let event = match SocketPoint::from_raw(record.header.point)? {
@@ -254,7 +277,7 @@ impl Sighting {
             Seen::Hubble { .. } => false,
             // A reset is told with the packet that it answers, if there is one; a socket's two ends have no TTL.
             Seen::Socket { .. } => self.packet.ttl != 0,
-            Seen::Hook { .. } | Seen::KernelDrop { .. } | Seen::Cilium { .. } => true,
+            Seen::Hook { .. } | Seen::Payload { .. } | Seen::KernelDrop { .. } | Seen::Cilium { .. } => true,
         }
     }
 
@@ -262,7 +285,15 @@ impl Sighting {
     pub(super) fn buffer(&self) -> Option<u64> {
         match self.seen {
             Seen::Hook { buffer, .. } | Seen::KernelDrop { buffer, .. } => Some(buffer).filter(|at| *at != 0),
-            Seen::Socket { .. } | Seen::Cilium { .. } | Seen::Hubble { .. } => None,
+            Seen::Payload { .. } | Seen::Socket { .. } | Seen::Cilium { .. } | Seen::Hubble { .. } => None,
+        }
+    }
+
+    /// The hook that saw the packet itself.
+    pub(super) fn place(&self) -> Option<Place> {
+        match self.seen {
+            Seen::Hook { place, .. } => Some(place),
+            _ => None,
         }
     }
 
@@ -278,6 +309,7 @@ impl Sighting {
 pub(super) fn rank(seen: &Seen) -> (u8, u64, u64) {
     match *seen {
         Seen::Hook { place, mark, .. } => (place.stage(), place.ifindex.into(), mark.into()),
+        Seen::Payload { place, .. } => (30, place.stage().into(), place.ifindex.into()),
         Seen::Socket { event, namespace } => (31, namespace as u64, event.rank()),
         Seen::Cilium { notification } | Seen::Hubble { notification, .. } => match notification {
             Notification::Trace(trace) => (32, trace.point.0.into(), trace.reason.0.into()),

@@ -2,6 +2,7 @@
 
 mod buffers;
 mod confirm;
+mod evidence;
 mod outcomes;
 
 use probe_common::{EVENT_META_MAX, EVENT_PACKET_MAX, EventRecord, RecordHeader};

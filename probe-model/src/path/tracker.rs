@@ -2,15 +2,17 @@
 
 use std::borrow::Cow;
 use std::collections::HashMap;
+use std::net::IpAddr;
 
-use super::flow::{self, Path};
+use super::evidence::{LateReset, Reset, Reuse};
+use super::flow::{self, Leg, Path};
 use super::fragments::{self, Fragments};
 use super::link::LegKey;
 use super::outcome::{self, Outcome};
 use super::packet::TcpFlags;
 use super::sighting::{Place, Seen, Sighting};
 use crate::cilium::events::Notification;
-use crate::tuple::Protocol;
+use crate::tuple::{Protocol, Tuple};
 
 /// How long to wait before a flow is decided, in nanoseconds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -40,6 +42,8 @@ const REMEMBERED_MAX: usize = 100_000;
 const REMEMBERED_NS: u64 = 120_000_000_000;
 /// Later fragments that are kept until their first one comes.
 const WAITING_MAX: usize = 10_000;
+/// A connection that is reset after less than this without a packet was not idle.
+const IDLE_NS: u64 = 30_000_000_000;
 /// Sightings of undecided flows that are kept.
 const PENDING_MAX: usize = 200_000;
 
@@ -47,9 +51,32 @@ const PENDING_MAX: usize = 200_000;
 struct Decided {
     isn: Option<u32>,
     was_answered: bool,
+    /// FIN or RST were seen.
+    was_closed: bool,
     last_ns: u64,
+    /// Time of the last packet at a hook, on this leg.
+    last_packet_ns: u64,
+    /// The flow's tuple.
+    tuple: Tuple,
+    /// Who began it, on this leg.
+    opener: (IpAddr, u16),
     /// Where its first packet was seen first: there it is counted when it comes again.
     first_hop: Option<Place>,
+}
+
+impl Decided {
+    fn new(path: &Path, leg: Leg) -> Self {
+        Self {
+            isn: leg.isn,
+            was_answered: path.outcome == Outcome::Answered,
+            was_closed: path.evidence.is_closed,
+            last_ns: path.last_ns,
+            last_packet_ns: leg.last_ns,
+            tuple: path.tuple,
+            opener: leg.opener,
+            first_hop: path.hops.first().map(|hop| hop.place),
+        }
+    }
 }
 
 /// Keeps the sightings of undecided flows.
@@ -62,6 +89,9 @@ pub struct Tracker {
     /// Later fragments whose first has not come yet.
     waiting: Vec<Sighting>,
     decided: HashMap<LegKey, Decided>,
+    /// Of legs whose ports are used again: what the new connection's evidence says of it.
+    reused: HashMap<LegKey, Reuse>,
+    late_resets: Vec<LateReset>,
     later_packets: u64,
     retransmissions: u64,
     overflowed: u64,
@@ -101,19 +131,16 @@ impl Tracker {
     fn take_in(&mut self, sighting: Sighting) {
         let Some(leg) = LegKey::of(&sighting.packet) else { return };
         if let Some(decided) = self.decided.get_mut(&leg) {
-            decided.last_ns = decided.last_ns.max(sighting.ktime_ns);
             if !is_news(decided, &sighting) {
-                self.later_packets += 1;
-                let place = match sighting.seen {
-                    Seen::Hook { place, .. } => Some(place),
-                    _ => None,
-                };
-                let again = opens(&sighting) && place.is_some() && place == decided.first_hop;
-                self.retransmissions += u64::from(again);
+                self.note_later(leg, &sighting);
                 return;
             }
             if opens(&sighting) {
+                let since_ns = sighting.ktime_ns.saturating_sub(decided.last_packet_ns);
+                self.reused.insert(leg, Reuse { since_ns, was_closed: decided.was_closed });
                 self.decided.remove(&leg);
+            } else {
+                decided.last_ns = decided.last_ns.max(sighting.ktime_ns);
             }
         }
         if self.pending.len() >= PENDING_MAX {
@@ -122,6 +149,40 @@ impl Tracker {
         }
         self.pending.push(sighting);
         self.changed = true;
+    }
+
+    /// Takes note of a packet of a flow that had been decided.
+    fn note_later(&mut self, leg: LegKey, sighting: &Sighting) {
+        let Some(decided) = self.decided.get_mut(&leg) else { return };
+        let place = sighting.place();
+        if !matches!(sighting.seen, Seen::Payload { .. }) {
+            self.later_packets += 1;
+        }
+        let again = opens(sighting) && place.is_some() && place == decided.first_hop;
+        self.retransmissions += u64::from(again);
+        let late = place.and_then(|place| late_reset(decided, sighting, place));
+        decided.was_closed |= sighting.packet.flags.closes() && sighting.has_numbers();
+        decided.last_ns = decided.last_ns.max(sighting.ktime_ns);
+        if place.is_some() {
+            decided.last_packet_ns = decided.last_packet_ns.max(sighting.ktime_ns);
+        }
+        if let Some(late) = late {
+            // The same reset is seen on each leg and at several hooks: where it was seen first counts.
+            match self.late_resets.iter_mut().find(|known| known.tuple == late.tuple) {
+                Some(known) if known.reset.ktime_ns <= late.reset.ktime_ns => {}
+                Some(known) => *known = late,
+                None => self.late_resets.push(late),
+            }
+        }
+    }
+
+    /// Connections that were reset after they had been decided and idle for a while. Each is given once.
+    pub fn late_resets(&mut self, now_ns: u64) -> Vec<LateReset> {
+        let settle_ns = self.patience.settle_ns;
+        let is_settled = |late: &mut LateReset| now_ns.saturating_sub(late.reset.ktime_ns) >= settle_ns;
+        let mut settled: Vec<_> = self.late_resets.extract_if(.., is_settled).collect();
+        settled.sort_by_key(|late| (late.reset.ktime_ns, late.tuple));
+        settled
     }
 
     /// Flows that are decided at `now_ns`, in the order they began. Each is given once.
@@ -155,19 +216,19 @@ impl Tracker {
     }
 
     fn take(&mut self, is_ready: impl Fn(&Path) -> bool) -> Vec<Path> {
-        let ready: Vec<Path> = flow::assemble(&self.pending).into_iter().filter(is_ready).collect();
+        let mut ready: Vec<Path> = flow::assemble(&self.pending).into_iter().filter(is_ready).collect();
         // Of each leg taken: from when on its packets belong to a newer connection on the same ports, if to any.
         let mut taken: HashMap<LegKey, Option<u64>> = HashMap::new();
-        for path in &ready {
-            for (leg, isn) in &path.legs {
-                let newer_ns = self.newer(*leg, *isn, path.first_ns);
+        for path in &mut ready {
+            for leg in path.legs.clone() {
+                let Leg { key, isn, .. } = leg;
+                let reused = self.reused.remove(&key);
+                path.evidence.reuse = path.evidence.reuse.or(reused);
+                let newer_ns = self.newer(key, isn, path.first_ns);
                 if newer_ns.is_none() {
-                    let was_answered = path.outcome == Outcome::Answered;
-                    let first_hop = path.hops.first().map(|hop| hop.place);
-                    self.decided
-                        .insert(*leg, Decided { isn: *isn, was_answered, last_ns: path.last_ns, first_hop });
+                    self.decided.insert(key, Decided::new(path, leg));
                 }
-                taken.insert(*leg, newer_ns);
+                taken.insert(key, newer_ns);
             }
         }
         if !taken.is_empty() {
@@ -202,12 +263,30 @@ impl Tracker {
         if self.decided.len() > REMEMBERED_MAX {
             self.decided.clear();
         }
+        // Those are taken out with their flow; what is left was of none.
+        if self.reused.len() > REMEMBERED_MAX {
+            self.reused.clear();
+        }
     }
 }
 
 /// Whether a packet opens a connection and tells which.
 fn opens(sighting: &Sighting) -> bool {
     sighting.packet.flags.opens() && sighting.has_numbers()
+}
+
+/// A reset that ends a connection which had been idle, unless it had been closed.
+fn late_reset(decided: &Decided, sighting: &Sighting, place: Place) -> Option<LateReset> {
+    let packet = &sighting.packet;
+    let idle_ns = sighting.ktime_ns.saturating_sub(decided.last_packet_ns);
+    let is_late = packet.flags.contains(TcpFlags::RST)
+        && packet.quoted.is_none()
+        && decided.was_answered
+        && !decided.was_closed
+        && idle_ns >= IDLE_NS;
+    let by_opener = (packet.tuple.saddr, packet.tuple.sport) == decided.opener;
+    let reset = Reset { by_opener, place, ktime_ns: sighting.ktime_ns, idle_ns, after_fin: false };
+    is_late.then_some(LateReset { tuple: decided.tuple, reset })
 }
 
 /// Whether a packet of a decided flow's tuple begins a new one or changes what became of it.
@@ -231,7 +310,8 @@ fn is_decided(path: &Path, patience: &Patience, now_ns: u64) -> bool {
         (Outcome::Answered, Some(answered_ns)) => {
             // A SYN-ACK that got lost behind the node is known by being sent again.
             let is_tcp = path.tuple.protocol == Protocol::TCP;
-            let is_settled = path.is_acknowledged || (path.is_answer_complete() && !is_tcp);
+            let is_complete = path.is_acknowledged || (path.is_answer_complete() && !is_tcp);
+            let is_settled = is_complete && !path.evidence.is_unfinished();
             since(answered_ns) >= if is_settled { patience.settle_ns } else { patience.grace_ns }
         }
         (Outcome::Refused { .. }, Some(answered_ns)) => {

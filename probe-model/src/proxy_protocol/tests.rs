@@ -4,7 +4,7 @@ use fixtures::Random;
 
 use super::*;
 
-/// 10.221.1.4:51000 to 10.224.0.7:80, linkID 553665985: the LinkID's bytes are go-proxyproto's test vector.
+/// 10.221.1.4:51000 to 10.224.0.7:80, linkID 553665985: the last four bytes are go-proxyproto's test vector.
 const AZURE: [u8; 36] = [
     0x0d, 0x0a, 0x0d, 0x0a, 0x00, 0x0d, 0x0a, 0x51, 0x55, 0x49, 0x54, 0x0a, // signature
     0x21, 0x11, 0x00, 0x14, // version 2 PROXY, IPv4 STREAM, 20 bytes

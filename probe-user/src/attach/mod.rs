@@ -142,14 +142,25 @@ impl Counters {
 
     /// Records that were made, whether or not there was room for them.
     pub fn made(&self) -> u64 {
-        let counters =
-            [Counter::PacketMatched, Counter::DropMatched, Counter::EventSeen, Counter::SocketMatched];
+        let counters = [
+            Counter::PacketMatched,
+            Counter::DropMatched,
+            Counter::EventSeen,
+            Counter::SocketMatched,
+            Counter::PayloadMatched,
+        ];
         counters.into_iter().map(|counter| self.get(counter)).sum()
     }
 
     /// Records that found no room in the ring buffer.
     pub fn lost(&self) -> u64 {
-        let counters = [Counter::PacketLost, Counter::DropLost, Counter::EventLost, Counter::SocketLost];
+        let counters = [
+            Counter::PacketLost,
+            Counter::DropLost,
+            Counter::EventLost,
+            Counter::SocketLost,
+            Counter::PayloadLost,
+        ];
         counters.into_iter().map(|counter| self.get(counter)).sum()
     }
 }

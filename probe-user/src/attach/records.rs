@@ -5,7 +5,9 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 use aya::maps::{MapData, RingBuf};
-use probe_common::{DropRecord, EventRecord, PacketRecord, RecordHeader, RecordKind, SocketRecord};
+use probe_common::{
+    DropRecord, EventRecord, PacketRecord, PayloadRecord, RecordHeader, RecordKind, SocketRecord,
+};
 use tokio::io::unix::AsyncFd;
 use tokio::time::{Interval, MissedTickBehavior, interval};
 
@@ -33,6 +35,8 @@ pub enum Record {
     Event(Box<EventRecord>),
     /// Something that a socket did.
     Socket(SocketRecord),
+    /// What an end of a connection sends first.
+    Payload(Box<PayloadRecord>),
 }
 
 impl Record {
@@ -43,6 +47,7 @@ impl Record {
             RecordKind::Drop => read_record(raw).map(Self::Drop),
             RecordKind::Event => read_record(raw).map(Box::new).map(Self::Event),
             RecordKind::Socket => read_record(raw).map(Self::Socket),
+            RecordKind::Payload => read_record(raw).map(Box::new).map(Self::Payload),
         }
     }
 
@@ -53,6 +58,7 @@ impl Record {
             Self::Drop(record) => &record.header,
             Self::Event(record) => &record.header,
             Self::Socket(record) => &record.header,
+            Self::Payload(record) => &record.header,
         }
     }
 }
@@ -175,6 +181,7 @@ mod tests {
         assert!(matches!(Record::from_bytes(&[RecordKind::Drop as u8; 152]), Some(Record::Drop(_))));
         assert!(matches!(Record::from_bytes(&[RecordKind::Event as u8; 304]), Some(Record::Event(_))));
         assert!(matches!(Record::from_bytes(&[RecordKind::Socket as u8; 128]), Some(Record::Socket(_))));
+        assert!(matches!(Record::from_bytes(&[RecordKind::Payload as u8; 384]), Some(Record::Payload(_))));
     }
 
     #[test]

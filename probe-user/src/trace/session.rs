@@ -4,7 +4,7 @@ use std::io::Write as _;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
-use probe_common::{Config, Counter, PacketRecord, SocketRecord};
+use probe_common::{Config, Counter, PacketRecord, PayloadRecord, SocketRecord};
 use probe_model::explain::{Caveat, Code};
 use probe_model::path::{
     HookPoint, Namespace, Outcome as PathOutcome, Path, Patience, Seen, Sighting, Tracker, Watch,
@@ -368,18 +368,32 @@ impl<'o> Session<'o> {
             Record::Drop(record) => Sighting::from_drop(record).filter(|sighting| self.is_ours(sighting)),
             Record::Event(record) => Sighting::from_event(record)?,
             Record::Socket(record) => self.socket_sighting(record),
+            Record::Payload(record) => self.payload_sighting(record),
         })
     }
 
     /// Hooks on the kernel see every namespace of the machine: only the node's and the traced pods' count.
     fn packet_sighting(&self, record: &PacketRecord) -> Option<Sighting> {
-        // A classifier does not say: it is always in our own.
-        let namespace = if record.netns == 0 { Namespace::Node } else { self.namespace(record.netns)? };
-        let mut sighting = Sighting::from_packet(record, namespace)?;
-        if let Seen::Hook { place, .. } = &mut sighting.seen {
+        let sighting = Sighting::from_packet(record, self.namespace_of_hook(record.netns)?)?;
+        Some(self.at_its_role(sighting))
+    }
+
+    fn payload_sighting(&self, record: &PayloadRecord) -> Option<Sighting> {
+        let sighting = Sighting::from_payload(record, self.namespace_of_hook(record.netns)?)?;
+        Some(self.at_its_role(sighting))
+    }
+
+    /// A classifier does not say: it is always in our own.
+    fn namespace_of_hook(&self, netns: u32) -> Option<Namespace> {
+        if netns == 0 { Some(Namespace::Node) } else { self.namespace(netns) }
+    }
+
+    /// With what its place is to the node.
+    fn at_its_role(&self, mut sighting: Sighting) -> Sighting {
+        if let Seen::Hook { place, .. } | Seen::Payload { place, .. } = &mut sighting.seen {
             place.point = self.scope.point(*place);
         }
-        Some(sighting)
+        sighting
     }
 
     fn socket_sighting(&self, record: &SocketRecord) -> Option<Sighting> {
