@@ -116,6 +116,13 @@ pub struct Reuse {
     pub was_closed: bool,
 }
 
+impl Reuse {
+    /// The same, told of on another leg of the flow: a packet may be seen on one of them only.
+    pub(super) fn join(self, other: Self) -> Self {
+        Self { since_ns: self.since_ns.min(other.since_ns), was_closed: self.was_closed || other.was_closed }
+    }
+}
+
 /// Large segments are sent again and again while small ones arrive.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Stall {

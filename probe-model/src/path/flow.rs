@@ -211,7 +211,8 @@ pub(super) fn assemble(sightings: &[Sighting]) -> Vec<Path> {
         .filter_map(|group| {
             let group: Vec<&Segment<'_>> = group.into_iter().map(|index| &segments[index]).collect();
             let mut path = path(&group)?;
-            path.evidence.reuse = group.iter().find_map(|segment| reuse(segment, &segments));
+            let reused = group.iter().filter_map(|segment| reuse(segment, &segments));
+            path.evidence.reuse = reused.reduce(Reuse::join);
             Some(path)
         })
         .collect();

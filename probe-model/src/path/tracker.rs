@@ -222,8 +222,8 @@ impl Tracker {
         for path in &mut ready {
             for leg in path.legs.clone() {
                 let Leg { key, isn, .. } = leg;
-                let reused = self.reused.remove(&key);
-                path.evidence.reuse = path.evidence.reuse.or(reused);
+                let reused = path.evidence.reuse.into_iter().chain(self.reused.remove(&key));
+                path.evidence.reuse = reused.reduce(Reuse::join);
                 let newer_ns = self.newer(key, isn, path.first_ns);
                 if newer_ns.is_none() {
                     self.decided.insert(key, Decided::new(path, leg));
