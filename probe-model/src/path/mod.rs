@@ -13,7 +13,10 @@ mod link;
 mod outcome;
 mod packet;
 mod payload;
+pub mod probe;
+pub mod proxy;
 mod sighting;
+pub mod together;
 mod tracker;
 
 #[cfg(test)]

@@ -4,6 +4,7 @@ mod buffers;
 mod confirm;
 mod evidence;
 mod outcomes;
+mod together;
 
 use probe_common::{EVENT_META_MAX, EVENT_PACKET_MAX, EventRecord, RecordHeader};
 

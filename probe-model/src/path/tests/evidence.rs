@@ -8,7 +8,7 @@ const ISN: u32 = u32::MAX - 3;
 const PEER_ISN: u32 = 777_000;
 
 /// Azure's header: 10.221.1.4:51000, linkID 553665985.
-fn azure() -> Vec<u8> {
+pub(super) fn azure() -> Vec<u8> {
     let rest = [0x21, 0x11, 0, 20, 10, 221, 1, 4, 10, 224, 0, 7, 0xc7, 0x38, 0, 80];
     [&SIGNATURE[..], &rest, &[0xee, 0, 5, 1, 0xc1, 0x45, 0, 0x21]].concat()
 }
@@ -26,7 +26,7 @@ fn answer(from: &str, to: &str, flags: u8, len: usize, has: u32) -> Packet {
 }
 
 /// What a hook keeps of a segment, with the segment itself.
-fn carried(ms: u64, point: HookPoint, packet: Packet, bytes: &[u8]) -> [Sighting; 2] {
+pub(super) fn carried(ms: u64, point: HookPoint, packet: Packet, bytes: &[u8]) -> [Sighting; 2] {
     let seen = at(ms, point, packet);
     let place = seen.place().unwrap();
     let kept = Seen::Payload { place, bytes: bytes[..bytes.len().min(256)].into() };
