@@ -2,7 +2,7 @@
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context as _, anyhow};
+use anyhow::{Context as _, anyhow, ensure};
 use aya_build::{Package, Toolchain};
 use flate2::Compression;
 use flate2::write::ZlibEncoder;
@@ -60,6 +60,11 @@ fn without_dwarf(path: &Path) -> anyhow::Result<Vec<u8>> {
     let mut elf = Builder::read(whole.as_slice()).map_err(|error| anyhow!("{error}"))?;
     for section in &mut elf.sections {
         let name = section.name.as_slice();
+        if name == b".BTF.ext"
+            && let SectionData::Data(data) = &mut section.data
+        {
+            *data = without_lines(data)?.into();
+        }
         // Relocations of BTF are for linkers: what they would add is there already, and loaders do not read them.
         let unread: [&[u8]; 3] = [b".debug_", b".rel.debug_", b".rel.BTF"];
         section.delete = unread.iter().any(|start| name.starts_with(start));
@@ -72,5 +77,33 @@ fn without_dwarf(path: &Path) -> anyhow::Result<Vec<u8>> {
     elf.delete_orphans();
     let mut small = Vec::new();
     elf.write(&mut small).map_err(|error| anyhow!("{error}"))?;
+    Ok(small)
+}
+
+/// Takes the lines of source out of `.BTF.ext`, which only a verifier's log shows; the functions' types stay, and with
+/// them their names. aya keeps a copy of a section's lines for each program in it: ten megabytes.
+///
+/// Source: `struct btf_ext_header`, the kernel's `Documentation/bpf/btf.rst`.
+fn without_lines(ext: &[u8]) -> anyhow::Result<Vec<u8>> {
+    // Where the header has its own length, and offset and length of each part, the offsets from the header's end on.
+    const HEADER_LEN: usize = 4;
+    const FUNCTIONS: (usize, usize) = (8, 12);
+    const LINES: (usize, usize) = (16, 20);
+    const RELOCATIONS: (usize, usize) = (24, 28);
+    let field = |at: usize| {
+        let bytes = ext.get(at..).and_then(|rest| rest.first_chunk());
+        bytes.map(|bytes| u32::from_le_bytes(*bytes) as usize).context("`.BTF.ext` is cut short")
+    };
+    let header_len = field(HEADER_LEN)?;
+    let has_relocations = header_len > RELOCATIONS.0;
+    let others = if has_relocations { field(RELOCATIONS.1)? } else { 0 };
+    ensure!(field(FUNCTIONS.0)? == 0 && others == 0, "`.BTF.ext` is not laid out as LLVM lays it out");
+    let functions_len = field(FUNCTIONS.1)?;
+    let mut small = ext.get(..header_len + functions_len).context("`.BTF.ext` is cut short")?.to_vec();
+    let mut set = |at: usize, value: usize| small[at..at + 4].copy_from_slice(&(value as u32).to_le_bytes());
+    for (offset, len) in std::iter::once(LINES).chain(has_relocations.then_some(RELOCATIONS)) {
+        set(offset, functions_len);
+        set(len, 0);
+    }
     Ok(small)
 }

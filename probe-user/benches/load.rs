@@ -1,17 +1,24 @@
 //! What a running `plsprobe trace` costs those whose packets it does not care for, and what it keeps up with.
 //! Needs root. Everything is the whole process in the lab; figures are medians.
 
-use std::io::{BufRead as _, BufReader, Read as _};
-use std::process::{Child, Command, Stdio};
-use std::time::{Duration, Instant};
+mod beside;
 
-use probe_lab::load::{Load, LoadOptions};
-use probe_lab::{Lab, LabOptions, Ns};
+use std::time::Duration;
+
+use probe_lab::load::LoadOptions;
+use probe_lab::{Lab, LabOptions};
+
+use beside::{Beside, Tool, load, median};
 
 /// Rounds; each measures every mode once, so that whatever else the machine does meets all of them.
 const ROUNDS: usize = 5;
 /// How long one measurement takes.
 const SPAN: Duration = Duration::from_secs(4);
+/// Packets a second under which the whole process is timed.
+const GENTLE: u32 = 10_000;
+
+/// Sizes of the ring buffer that are tried.
+const RINGS: [u32; 5] = [256 << 10, 1 << 20, 2 << 20, 4 << 20, 8 << 20];
 
 /// What runs beside the load.
 #[derive(Clone, Copy)]
@@ -34,6 +41,10 @@ struct Measured {
     packets_per_second: f64,
     p50_us: f64,
     p99_us: f64,
+    /// Records that were made, also per second, and how many of them found no room.
+    made: f64,
+    records_per_second: f64,
+    lost: f64,
 }
 
 fn main() {
@@ -44,6 +55,7 @@ fn main() {
     let options = LabOptions { instance: format!("bench{}", std::process::id()), ..LabOptions::default() };
     let mut lab = Lab::up(&options).expect("the lab comes up");
     bystanders(&mut lab);
+    rings(&mut lab);
     process(&mut lab);
 }
 
@@ -51,107 +63,107 @@ fn bystanders(lab: &mut Lab) {
     let mut measured = [const { Vec::new() }; MODES.len()];
     for _ in 0..ROUNDS {
         for (mode, measured) in MODES.iter().zip(&mut measured) {
-            measured.push(measure(lab, mode));
+            measured.push(measure(lab, mode.trace));
         }
     }
     println!(
-        "| beside a load of UDP and TCP | packets/s | of untraced | request p50 | p99 |\n|---|---|---|---|---|"
+        "| beside a load of UDP and TCP | packets/s | of untraced | request p50 | p99 | records/s | lost |\n\
+         |---|---|---|---|---|---|---|"
     );
     let rate = |of: &[Measured]| median(of.iter().map(|one| one.packets_per_second));
     let untraced = rate(&measured[0]);
     for (mode, measured) in MODES.iter().zip(&measured) {
         println!(
-            "| {} | {:.0} | {:.1} % | {:.0} µs | {:.0} µs |",
+            "| {} | {:.0} | {:.1} % | {:.0} µs | {:.0} µs | {:.0} | {:.0} |",
             mode.name,
             rate(measured),
             rate(measured) / untraced * 100.0,
             median(measured.iter().map(|one| one.p50_us)),
             median(measured.iter().map(|one| one.p99_us)),
+            median(measured.iter().map(|one| one.records_per_second)),
+            median(measured.iter().map(|one| one.lost)),
         );
     }
 }
 
-fn measure(lab: &mut Lab, mode: &Mode) -> Measured {
-    let trace = mode.trace.map(|args| Trace::start(lab, args));
-    let load = Load::start(lab.instance(), &LoadOptions::default()).expect("the load starts");
-    std::thread::sleep(SPAN);
-    let report = load.stop().expect("the load ends");
-    report.check_harmless().expect("nothing is lost");
-    if let Some(trace) = trace {
-        trace.stop();
+fn start(lab: &mut Lab, args: &[&str]) -> Beside {
+    let tool = Tool::plsprobe(env!("CARGO_BIN_EXE_plsprobe"), lab, args);
+    Beside::start(lab, &tool, true)
+}
+
+/// How large the ring buffer must be, when every packet of the load is recorded at each place it passes.
+fn rings(lab: &mut Lab) {
+    println!("\n| ring buffer | packets/s | records/s | lost | of all |\n|---|---|---|---|---|");
+    let mut measured = [const { Vec::new() }; RINGS.len()];
+    for _ in 0..ROUNDS {
+        for (bytes, measured) in RINGS.iter().zip(&mut measured) {
+            let bytes = bytes.to_string();
+            measured.push(measure(lab, Some(&["--dst", "pls-app", "--ring-bytes", &bytes])));
+        }
     }
+    for (bytes, measured) in RINGS.iter().zip(&measured) {
+        let of = |what: fn(&Measured) -> f64| median(measured.iter().map(what));
+        println!(
+            "| {} KiB | {:.0} | {:.0} | {:.0} | {:.3} % |",
+            bytes >> 10,
+            of(|one| one.packets_per_second),
+            of(|one| one.records_per_second),
+            of(|one| one.lost),
+            of(|one| one.lost / one.made.max(1.0) * 100.0),
+        );
+    }
+}
+
+fn measure(lab: &mut Lab, trace: Option<&[&str]>) -> Measured {
+    let trace = trace.map(|args| start(lab, args));
+    let report = load(lab, &LoadOptions::default(), SPAN);
+    report.check_harmless().expect("nothing is lost");
+    let summary = trace.map(|trace| trace.stop().summary());
+    let records = |name: &str| summary.as_ref().map_or(0.0, |summary| summary.records(name));
     let latency = report.persistent.round_trip_us;
     Measured {
         packets_per_second: f64::from(u32::try_from(report.packets_per_second).expect("no such machine")),
         p50_us: latency.p50,
         p99_us: latency.p99,
+        made: records("made"),
+        records_per_second: records("made") / report.seconds,
+        lost: records("lost"),
     }
 }
 
 fn process(lab: &mut Lab) {
     let runs: Vec<_> = (0..ROUNDS)
         .map(|_| {
-            let trace = Trace::start(lab, &["--dst", "pls-app"]);
-            (trace.attached_after, trace.peak_kib(), trace.stop())
+            let options = LoadOptions { pps: Some(GENTLE), ..LoadOptions::default() };
+            let load = probe_lab::load::Load::start(lab.instance(), &options).expect("the load starts");
+            let trace = start(lab, &["--dst", "pls-app"]);
+            let judged_after = trace.line_after(1);
+            let (attached_after, memory) = (trace.attached_after, trace.memory_kib());
+            let ended = trace.stop();
+            load.stop().expect("the load ends").check_harmless().expect("nothing is lost");
+            (attached_after, ended.summary().first_record, judged_after, ended.took, memory)
         })
         .collect();
     let millis =
         |times: &mut dyn Iterator<Item = Duration>| median(times.map(|time| time.as_secs_f64() * 1000.0));
-    println!("\n| process | median |\n|---|---|");
-    println!("| from its start to attached | {:.0} ms |", millis(&mut runs.iter().map(|run| run.0)));
+    println!("\n| process, beside {GENTLE} packets a second of the traced pod | median |\n|---|---|");
     println!(
-        "| from SIGINT to its end, all detached | {:.0} ms |",
+        "| from its start to attached, as it says | {:.0} ms |",
+        millis(&mut runs.iter().map(|run| run.0))
+    );
+    println!(
+        "| from its start to the first record read | {:.0} ms |",
+        millis(&mut runs.iter().map(|run| run.1))
+    );
+    println!(
+        "| from its start to the first flow judged | {:.0} ms |",
         millis(&mut runs.iter().map(|run| run.2))
     );
-    println!("| memory at its most | {:.0} KiB |", median(runs.iter().map(|run| run.1)));
-}
-
-/// A running `plsprobe trace`.
-struct Trace {
-    child: Child,
-    attached_after: Duration,
-}
-
-impl Trace {
-    fn start(lab: &mut Lab, args: &[&str]) -> Self {
-        let mut command = lab.netns(Ns::Node).command(env!("CARGO_BIN_EXE_plsprobe")).expect("a command");
-        command.arg("trace").args(args).args(["--duration", "10m", "-o", "json"]);
-        command.arg("--bpffs").arg(lab.bpffs()).arg("--cilium-run").arg(lab.run_dir());
-        let began = Instant::now();
-        let mut child = command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().expect("plsprobe runs");
-        lab.adopt(child.id()).expect("it belongs to the lab");
-        let mut stderr = BufReader::new(child.stderr.take().expect("a pipe"));
-        let mut line = String::new();
-        while !line.contains("tracing `") {
-            line.clear();
-            assert_ne!(
-                stderr.read_line(&mut line).expect("text"),
-                0,
-                "plsprobe ended before it was attached"
-            );
-        }
-        let attached_after = began.elapsed();
-        std::thread::spawn(move || stderr.read_to_end(&mut Vec::new()));
-        Self { child, attached_after }
+    println!(
+        "| from SIGINT to its end, all detached | {:.0} ms |",
+        millis(&mut runs.iter().map(|run| run.3))
+    );
+    for (what, idx) in [("memory while it traces", 0), ("memory at its most, at the start", 1)] {
+        println!("| {what} | {:.0} KiB |", median(runs.iter().map(|run| run.4[idx])));
     }
-
-    fn peak_kib(&self) -> f64 {
-        let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id())).expect("a process");
-        let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).expect("a peak");
-        line.trim().trim_end_matches(" kB").parse().expect("a number")
-    }
-
-    fn stop(mut self) -> Duration {
-        let began = Instant::now();
-        let kill = Command::new("kill").args(["-s", "INT", &self.child.id().to_string()]).status();
-        assert!(kill.expect("a signal").success());
-        self.child.wait().expect("it ends");
-        began.elapsed()
-    }
-}
-
-fn median(values: impl Iterator<Item = f64>) -> f64 {
-    let mut values: Vec<f64> = values.collect();
-    values.sort_by(f64::total_cmp);
-    values[values.len() / 2]
 }

@@ -120,10 +120,12 @@ fn middle(runs: &mut [u32]) -> u32 {
 /// Our programs, looking for packets of `target`.
 fn attached(target: Ipv4Addr, no_tc: bool) -> (Attachment, Records) {
     let targets = vec![Target { net: IpAddr::V4(target).into(), ports: vec![] }];
-    let config = Btf::load().and_then(|btf| kernel::config(&btf)).expect("the kernel's types");
+    let btf = Btf::load().expect("the kernel's types");
+    let (config, function_ids) = (kernel::config(&btf).expect("offsets"), kernel::function_ids(&btf));
     let interfaces = vec![Interface { name: "v0".into(), role: Role::Uplink }];
     let filter = Filter { targets, ..Filter::default() };
-    let settings = Settings { filter, config, ring_bytes: RING_BYTES, interfaces, no_tc, probe: Probe::Any };
+    let (ring_bytes, probe) = (RING_BYTES, Probe::Any);
+    let settings = Settings { filter, config, function_ids, ring_bytes, interfaces, no_tc, probe };
     Attachment::start(&settings).expect("attached")
 }
 

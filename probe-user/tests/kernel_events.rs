@@ -210,11 +210,13 @@ fn notifications_arrive_whole_by(probe: Probe, means: &'static str) {
         let info = events.info().unwrap();
         // Before anything of ours, which a kernel may refuse: the test's own program is never what it refuses.
         let emitter = load(&program(events.as_fd().as_raw_fd().cast_unsigned().into()));
-        let mut config = kernel::config(&Btf::load().unwrap()).unwrap();
+        let btf = Btf::load().unwrap();
+        let mut config = kernel::config(&btf).unwrap();
         config.events_map_id = info.info.id;
         let settings = Settings {
             filter: Filter::default(),
             config,
+            function_ids: kernel::function_ids(&btf),
             ring_bytes: RING_BYTES,
             interfaces: vec![],
             no_tc: false,

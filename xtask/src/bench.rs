@@ -2,17 +2,21 @@
 
 use anyhow::Result;
 
-use crate::setup;
-use crate::{cargo, sh};
+use crate::setup::{self, Ready};
+use crate::{cargo, sh, vm};
 
-/// The benchmarks of probe-user, `benches/NAME.rs`, cheapest first.
-const BENCHES: [&str; 4] = ["packet", "load", "live", "model"];
+/// The benchmarks of probe-user, `benches/NAME.rs`.
+const BENCHES: [&str; 5] = ["packet", "load", "live", "model", PEERS];
+
+/// The one that runs in a virtual machine.
+const PEERS: &str = "peers";
 
 /// Arguments of `cargo xtask bench`.
 #[derive(clap::Args)]
 pub(crate) struct Args {
     /// Only these: `packet`, what one packet costs at each program; `load`, throughput and latency of bystanders,
-    /// records, start, end and memory in the lab; `live`, reading maps; `model`, judging
+    /// records, start, end and memory in the lab; `live`, reading maps; `model`, judging; `peers`, pwru and tcpdump beside
+    /// plsprobe, in a virtual machine
     #[arg(value_name = "NAME", value_parser = BENCHES)]
     names: Vec<String>,
 }
@@ -28,10 +32,14 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         BENCHES.into_iter().filter(|name| args.names.is_empty() || args.names.iter().any(|n| n == name));
     for name in chosen {
         sh::say(&format!("benchmark {name}"));
-        let mut cmd = cargo::host(&ready, "bench");
-        cmd.args(["--package", "probe-user", "--bench", name]);
-        cargo::run_tests_as_root(&ready, &mut cmd, "run the benchmarks that make namespaces and load eBPF")?;
-        sh::run(&mut cmd)?;
+        if name == PEERS { vm::bench_peers(&ready)? } else { bench(&ready, name)? }
     }
     Ok(())
+}
+
+fn bench(ready: &Ready, name: &str) -> Result<()> {
+    let mut cmd = cargo::host(ready, "bench");
+    cmd.args(["--package", "probe-user", "--bench", name]);
+    cargo::run_tests_as_root(ready, &mut cmd, "run the benchmarks that make namespaces and load eBPF")?;
+    sh::run(&mut cmd)
 }

@@ -16,7 +16,7 @@ use probe_common::HookPoint;
 
 use super::{Hook, HookKind, HookState, alone, borrow};
 use crate::sources::classifiers as neighbours;
-use crate::sys::{ifindex, interface_names};
+use crate::sys::{ifindex, interface_name};
 
 /// Handles of our legacy filters: for each plsprobe that traces here two, since it attaches anew before it detaches.
 ///
@@ -112,6 +112,15 @@ impl Direction {
         match self {
             Self::Ingress => TcAttachType::Ingress,
             Self::Egress => TcAttachType::Egress,
+        }
+    }
+}
+
+impl From<probe_model::cilium::Direction> for Direction {
+    fn from(direction: probe_model::cilium::Direction) -> Self {
+        match direction {
+            probe_model::cilium::Direction::Ingress => Self::Ingress,
+            probe_model::cilium::Direction::Egress => Self::Egress,
         }
     }
 }
@@ -435,17 +444,22 @@ impl fmt::Display for Leftover {
 ///
 /// # Errors
 ///
-/// When the interfaces cannot be listed or a leftover cannot be removed.
+/// When the filters cannot be listed or a leftover cannot be removed.
 pub(super) fn remove_leftovers() -> Result<Vec<Leftover>> {
     let mut removed = Vec::new();
-    for interface in interface_names().context("failed to list the interfaces")? {
-        for (direction, program) in Role::ALL.into_iter().flat_map(Role::programs) {
-            let leftover = Leftover { program, place: format!("{interface} {direction}") };
-            match qdisc_detach_program(&interface, direction.attach_type(), program) {
-                Ok(()) => removed.push(leftover),
-                Err(error) if is_absent(&error) => {}
-                Err(error) => return Err(error).with_context(|| format!("failed to remove {leftover}")),
-            }
+    for (ifindex, direction, name) in neighbours::legacy_filters()? {
+        let direction = Direction::from(direction);
+        let ours = Role::ALL.into_iter().flat_map(Role::programs);
+        let Some((_, program)) = ours.into_iter().find(|ours| *ours == (direction, name.as_str())) else {
+            continue;
+        };
+        let Some(interface) = interface_name(ifindex) else { continue }; // it has gone
+        let leftover = Leftover { program, place: format!("{interface} {direction}") };
+        // Of several of one name the first call removes all.
+        match qdisc_detach_program(&interface, direction.attach_type(), program) {
+            Ok(()) => removed.push(leftover),
+            Err(error) if is_absent(&error) => {}
+            Err(error) => return Err(error).with_context(|| format!("failed to remove {leftover}")),
         }
     }
     Ok(removed)

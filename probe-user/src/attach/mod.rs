@@ -8,6 +8,7 @@ mod classifiers;
 mod every_program;
 mod expression;
 mod filter;
+mod kernel_types;
 mod object;
 mod program_log;
 mod records;
@@ -26,9 +27,10 @@ use probe_common::{Config, Counter};
 pub use classifiers::{Interface, Leftover, Ours, Role};
 pub use expression::Expression;
 pub use filter::{Filter, PortRange, Target};
+pub use kernel_types::FunctionIds;
 pub use object::is_built_in;
 pub use records::{Record, Records};
-pub use tracing::{KERNEL_HOOKS, ip_functions, tracepoints};
+pub use tracing::{KERNEL_HOOKS, ip_functions, probed_functions, tracepoints};
 
 use crate::sys;
 
@@ -39,6 +41,8 @@ pub struct Settings {
     pub filter: Filter,
     /// Offsets of kernel fields, Cilium's events map, the kernel's drop reasons.
     pub config: Config,
+    /// Type ids of the kernel's functions; one that is missing is probed by a kprobe only.
+    pub function_ids: FunctionIds,
     /// Size of the ring buffer in bytes, a power of two and a multiple of the page size.
     pub ring_bytes: u32,
     /// Interfaces to look at.

@@ -107,9 +107,18 @@ pub(crate) fn filters() -> String {
 }
 
 pub(crate) fn settings(filter: Filter) -> Settings {
-    let config = Btf::load().and_then(|btf| kernel::config(&btf)).unwrap();
+    let btf = Btf::load().unwrap();
+    let (config, function_ids) = (kernel::config(&btf).unwrap(), kernel::function_ids(&btf));
     let interfaces = vec![Interface { name: "v0".into(), role: Role::Uplink }];
-    Settings { filter, config, ring_bytes: RING_BYTES, interfaces, no_tc: false, probe: Probe::Any }
+    Settings {
+        filter,
+        config,
+        function_ids,
+        ring_bytes: RING_BYTES,
+        interfaces,
+        no_tc: false,
+        probe: Probe::Any,
+    }
 }
 
 /// Packets to or from `addr`.

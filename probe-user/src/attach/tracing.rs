@@ -8,6 +8,7 @@ use aya::programs::{FEntry, KProbe, Program, ProgramError, RawTracePoint};
 use aya::{Btf, Ebpf};
 
 use super::classifiers::{describe_load, load_again};
+use super::kernel_types::{self, FunctionIds};
 use super::{Hook, HookKind, HookState, Probe, Settings, Skipped};
 use crate::sources::programs;
 
@@ -52,6 +53,11 @@ pub fn ip_functions() -> impl Iterator<Item = &'static str> {
     IP_LAYER.into_iter().map(|(function, ..)| function)
 }
 
+/// Functions that are probed, by fentry if their type ids are known.
+pub fn probed_functions() -> impl Iterator<Item = &'static str> {
+    std::iter::once(EVENT_OUTPUT).chain(ip_functions())
+}
+
 /// How many hooks on the kernel are wanted beside classifiers.
 pub const KERNEL_HOOKS: usize = 2 + IP_LAYER.len() + SOCKETS.len();
 
@@ -62,7 +68,7 @@ pub(super) struct Tracing(Vec<(Hook, Option<&'static str>)>);
 impl Tracing {
     pub(super) fn attach(ebpf: &mut Ebpf, settings: &Settings) -> Self {
         let mut hooks = vec![tracepoint(ebpf, DROPS)];
-        let mut functions = Functions { ebpf, probe: settings.probe, btf: None };
+        let mut functions = Functions { ebpf, probe: settings.probe, ids: &settings.function_ids, btf: None };
         hooks.push(if settings.config.events_map_id == 0 {
             let state = HookState::Refused("`cilium_events` was not found".into());
             (Hook { kind: HookKind::CiliumEvents, place: EVENT_OUTPUT.into(), state }, None)
@@ -144,8 +150,9 @@ fn attach_tracepoint(ebpf: &mut Ebpf, place: &str, name: &str) -> Result<()> {
 struct Functions<'e> {
     ebpf: &'e mut Ebpf,
     probe: Probe,
-    /// The kernel's types, read when they are first needed; or why not.
-    btf: Option<Result<Btf, String>>,
+    ids: &'e FunctionIds,
+    /// The kernel's types, made when they are first needed.
+    btf: Option<Btf>,
 }
 
 impl Functions<'_> {
@@ -173,9 +180,10 @@ impl Functions<'_> {
     }
 
     fn attach_fentry(&mut self, function: &str, name: &str) -> Result<()> {
-        let read = || Btf::from_sys_fs().map_err(|error| format!("{error}"));
-        let btf = self.btf.get_or_insert_with(read).as_ref();
-        let btf = btf.map_err(|error| anyhow!("failed to read the kernel's BTF: {error}"))?;
+        let btf = match &mut self.btf {
+            Some(btf) => btf,
+            none => none.insert(kernel_types::of_functions(self.ids)?),
+        };
         let program: &mut FEntry = program(self.ebpf, name)?.try_into()?;
         load_again(|| program.load(function, btf)).map_err(describe_load)?;
         program.attach().context("failed to attach")?;

@@ -273,6 +273,7 @@ pub fn summary(summary: &Summary, out: &mut impl Write) -> io::Result<()> {
             "place": skipped.place, "runs": skipped.runs,
         })).collect::<Vec<_>>(),
         "elapsed_ms": summary.elapsed.as_millis() as u64,
+        "first_record_ms": summary.first_record.map(|after| after.as_millis() as u64),
     });
     writeln!(out, "{value}")
 }

@@ -1,7 +1,10 @@
 //! Which classifiers are attached where: Cilium's, ours and others', by legacy tc and by tcx.
 
 use core::fmt;
-use std::{collections::BTreeMap, io, ptr};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    io, ptr,
+};
 
 use anyhow::{Context as _, Result};
 use libbpf_rs::query::ProgInfoIter;
@@ -164,15 +167,40 @@ fn tcx_programs(ifindex: u32, direction: Direction) -> io::Result<Vec<u32>> {
 ///
 /// When the kernel does not list its qdiscs.
 pub fn has_clsact(ifindex: u32) -> Result<bool> {
+    Ok(with_clsact(&Netlink::open()?)?.contains(&ifindex))
+}
+
+/// The interfaces that have a clsact qdisc, by index.
+fn with_clsact(netlink: &Netlink) -> Result<BTreeSet<u32>> {
     let question = RouteNetlinkMessage::GetQueueDiscipline(TcMessage::default());
-    let qdiscs = Netlink::open()?.dump("qdiscs", question)?;
-    Ok(qdiscs.iter().any(|message| {
-        let RouteNetlinkMessage::NewQueueDiscipline(TcMessage { header, attributes, .. }) = message else {
-            return false;
-        };
-        let is_clsact = |attribute: &TcAttribute| *attribute == TcAttribute::Kind("clsact".to_owned());
-        header.index == ifindex.cast_signed() && attributes.iter().any(is_clsact)
-    }))
+    let clsact = |message| match message {
+        RouteNetlinkMessage::NewQueueDiscipline(TcMessage { header, attributes, .. }) => {
+            let is_clsact = |attribute: &TcAttribute| *attribute == TcAttribute::Kind("clsact".to_owned());
+            attributes.iter().any(is_clsact).then_some(header.index.cast_unsigned())
+        }
+        _ => None,
+    };
+    Ok(netlink.dump("qdiscs", question)?.into_iter().filter_map(clsact).collect())
+}
+
+/// The legacy BPF filters of all interfaces: each one's interface by its index, its direction and its name.
+///
+/// Only interfaces that can have one are asked: a machine may have thousands.
+///
+/// # Errors
+///
+/// When the kernel does not list its qdiscs or filters.
+pub fn legacy_filters() -> Result<Vec<(u32, Direction, String)>> {
+    let netlink = Netlink::open()?;
+    let mut found = Vec::new();
+    for ifindex in with_clsact(&netlink)? {
+        for direction in [Direction::Ingress, Direction::Egress] {
+            let messages = netlink.dump("tc filters", filters_of(ifindex, direction))?;
+            let filters = messages.into_iter().filter_map(|message| filter(message, "", direction));
+            found.extend(filters.map(|filter| (ifindex, direction, filter.name)));
+        }
+    }
+    Ok(found)
 }
 
 /// Whether the kernel has tcx, which came with 6.6.
@@ -220,7 +248,7 @@ mod tests {
         let links = addresses::network().unwrap().links;
         let eth0 = links.iter().find(|link| link.name == "eth0").unwrap().ifindex;
         assert_eq!(classifiers(&links).unwrap(), []);
-        assert!(!has_clsact(eth0).unwrap());
+        assert!(!has_clsact(eth0).unwrap() && legacy_filters().unwrap().is_empty());
 
         let program = features::load(libbpf_sys::BPF_PROG_TYPE_SCHED_CLS, None).unwrap();
         let mut hook = TcHookBuilder::new(program.as_fd())
@@ -236,6 +264,7 @@ mod tests {
         assert_eq!((filter.dev.as_str(), filter.direction), ("eth0", Direction::Ingress));
         assert_eq!(filter.attachment.to_string(), "tc prio 7 handle 0x3");
         assert!(filter.name.starts_with("plsprobe_try") && filter.program > 0, "{filter:?}");
+        assert_eq!(legacy_filters().unwrap(), [(eth0, Direction::Ingress, filter.name.clone())]);
 
         if !has_tcx() {
             fixtures::skip!("no tcx in this kernel");

@@ -5,6 +5,7 @@ use anyhow::{Context as _, Result};
 use probe_common::{Config, KernelOffsets};
 use probe_model::path::{DropCause, Namespace, Path, PathDrop, classify};
 
+use crate::attach::{FunctionIds, probed_functions};
 use crate::sources::btf::Btf;
 use crate::sys;
 
@@ -54,6 +55,11 @@ pub fn config(btf: &Btf) -> Result<Config> {
         reason_consumed: consumed.map_or(u32::MAX, |(value, _)| value),
         ..Config::default()
     })
+}
+
+/// The numbers of the functions that are probed, of those that this kernel has.
+pub fn function_ids(btf: &Btf) -> FunctionIds {
+    probed_functions().filter_map(|name| Some((name, btf.function_id(name)?))).collect()
 }
 
 /// The kernel's drop reasons by number, without their common prefix; empty before 5.17.

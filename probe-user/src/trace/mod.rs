@@ -18,6 +18,7 @@ use anyhow::{Context as _, Result};
 use crate::attach::{Expression, PortRange};
 use crate::cli::{Outcome, Output};
 use crate::sources::LiveOptions;
+use crate::sys;
 
 pub use session::Summary;
 
@@ -56,6 +57,7 @@ pub struct Options {
 ///
 /// When there is no Cilium, no such target, no privilege, or output fails.
 pub fn run(options: &Options) -> Result<Outcome> {
+    sys::give_memory_back();
     // One thread: network namespaces belong to threads, and everything must happen in the caller's.
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()

@@ -23,7 +23,7 @@ use super::tally::Tally;
 use super::verdicts::{Event, Sockets, Verdicts};
 use super::watch::watch;
 use crate::attach::{
-    Attachment, Counters, Hook, HookKind, HookState, Probe, Record, Records, Settings, Skipped,
+    Attachment, Counters, FunctionIds, Hook, HookKind, HookState, Probe, Record, Records, Settings, Skipped,
 };
 use crate::cli::{Outcome, Output};
 use crate::doctor::privileges;
@@ -86,6 +86,8 @@ pub struct Summary {
     pub ended_ns: u64,
     /// How long it took.
     pub elapsed: Duration,
+    /// When the first record was read, from the start on.
+    pub first_record: Option<Duration>,
 }
 
 impl Summary {
@@ -111,7 +113,7 @@ pub(super) async fn run(options: &Options) -> Result<Outcome> {
     let started = Instant::now();
     let mut session = Session::start(options).await?;
     let end = session.follow(&mut stop, started + options.duration).await;
-    let summary = session.close(started.elapsed())?;
+    let summary = session.close(started)?;
     let end = end?;
     let mut out = std::io::stdout().lock();
     match options.output {
@@ -173,6 +175,7 @@ struct Session<'o> {
     past: Tally,
     /// Earlier records of this attachment are the one's before it.
     since_ns: u64,
+    first_record: Option<Instant>,
     /// Until when the target is looked up each second.
     unsettled_until: Instant,
     verdicts: Verdicts,
@@ -202,7 +205,11 @@ impl<'o> Session<'o> {
         // Only without it there is no verdict from our own probe; the hook's state says so.
         config.events_map_id =
             Globals::open(&options.live.bpffs)?.map(EVENTS_MAP).map_or(0, |events| events.id());
-        let settings = settings(&scope, config, options);
+        let names = Names::new(&btf);
+        let function_ids = kernel::function_ids(&btf);
+        // Six megabytes, of which nothing else is wanted.
+        drop(btf);
+        let settings = settings(&scope, config, function_ids, options);
         // Before anything of ours is there, so that nothing that happens to it is missed.
         let changes = Changes::listen().inspect_err(|error| {
             notice(&format!("interfaces and filters are looked at once a second only: {error:#}"));
@@ -217,7 +224,7 @@ impl<'o> Session<'o> {
         let verdicts = Verdicts::open(probe, Sockets::new(&options.live, scope.watched())).await;
         let tracker = Tracker::new(patience(verdicts.source()));
         let netns = sys::network_namespace().context("failed to read this network namespace's number")?;
-        let names = Names::new(&btf).with_namespaces(netns, scope.pod_namespaces.clone());
+        let names = names.with_namespaces(netns, scope.pod_namespaces.clone());
         let mut session = Self {
             options,
             world,
@@ -231,6 +238,7 @@ impl<'o> Session<'o> {
             records,
             past: Tally::default(),
             since_ns: 0,
+            first_record: None,
             unsettled_until: Instant::now(),
             verdicts,
             tracker,
@@ -302,6 +310,7 @@ impl<'o> Session<'o> {
                 () = sleep_until(until) => return Ok(End::Time),
                 read = self.records.next_batch(&mut self.batch) => {
                     read.context("failed to read our ring buffer")?;
+                    self.first_record.get_or_insert_with(Instant::now);
                     self.take_batch();
                 }
                 event = self.verdicts.next() => self.note(event),
@@ -345,7 +354,9 @@ impl<'o> Session<'o> {
     }
 
     fn take_batch(&mut self) {
-        for record in std::mem::take(&mut self.batch) {
+        // Its memory is kept for the next.
+        let mut batch = std::mem::take(&mut self.batch);
+        for record in batch.drain(..) {
             if record.header().ktime_ns < self.since_ns {
                 continue;
             }
@@ -360,6 +371,7 @@ impl<'o> Session<'o> {
                 }
             }
         }
+        self.batch = batch;
     }
 
     fn sighting(&self, record: &Record) -> Result<Option<Sighting>, probe_model::cilium::DecodeError> {
@@ -490,7 +502,8 @@ impl<'o> Session<'o> {
     /// Attaches for another scope. The old attachment stays until the new one is there; a record is taken from the one
     /// or the other by its time, so that no packet is missed or seen twice.
     fn switch(&mut self, scope: Scope) -> Result<()> {
-        let settings = settings(&scope, self.settings.config, self.options);
+        let settings =
+            settings(&scope, self.settings.config, self.settings.function_ids.clone(), self.options);
         let (attachment, records) = match Attachment::start(&settings) {
             Ok(started) => started,
             Err(error) => {
@@ -640,7 +653,8 @@ impl<'o> Session<'o> {
     }
 
     /// Detaches before anything else, reports what is left undecided, and sums up.
-    fn close(mut self, elapsed: Duration) -> Result<Summary> {
+    fn close(mut self, started: Instant) -> Result<Summary> {
+        let elapsed = started.elapsed();
         self.refresh_watch();
         let hooks: Vec<Hook> = self.attachment.hooks().cloned().collect();
         let mut tally = self.past.clone();
@@ -676,15 +690,17 @@ impl<'o> Session<'o> {
             events: self.verdicts.source().clone(),
             ended_ns: now_ns(),
             elapsed,
+            first_record: self.first_record.map(|at| at - started),
         })
     }
 }
 
-fn settings(scope: &Scope, config: Config, options: &Options) -> Settings {
+fn settings(scope: &Scope, config: Config, function_ids: FunctionIds, options: &Options) -> Settings {
     let Tunnels { vxlan_port, geneve_port } = scope.tunnels;
     Settings {
         filter: scope.filter(),
         config: Config { vxlan_port, geneve_port, ..config },
+        function_ids,
         ring_bytes: options.ring_bytes,
         interfaces: scope.interfaces.clone(),
         no_tc: options.no_tc,

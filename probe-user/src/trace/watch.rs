@@ -1,7 +1,7 @@
 //! What the attached hooks watch. Pure.
 use probe_model::path::{HookPoint, Namespace, Watch};
 
-use crate::attach::{Hook, HookKind, Interface};
+use crate::attach::{Hook, HookKind, Interface, Role};
 
 /// Where the kernel functions that we probe see a packet.
 const IP_LAYER: [(&str, HookPoint); 6] = [
@@ -31,17 +31,25 @@ pub fn watch<'h>(hooks: impl Iterator<Item = &'h Hook>, interfaces: &[Interface]
             HookKind::Devices => {
                 let point = named(&DEVICES, &hook.place);
                 everywhere(&mut watch, point);
-                let ends = interfaces.iter().map(|interface| interface.role.points());
-                let points = ends.map(|(received, queued)| match point {
-                    Some(HookPoint::Received) => received,
-                    _ => queued,
-                });
+                let roles = interfaces.iter().map(|interface| interface.role);
+                let points = roles.filter_map(|role| device_point(role, point?, interfaces));
                 watch.points.extend(points.map(|at| (Namespace::Node, at)));
             }
             HookKind::CiliumEvents | HookKind::Sockets => {}
         }
     }
     watch
+}
+
+/// What receiving or queueing at an interface in this role is to the node.
+fn device_point(role: Role, point: HookPoint, interfaces: &[Interface]) -> Option<HookPoint> {
+    let (received, queued) = role.points();
+    if point != HookPoint::Received {
+        return Some(queued);
+    }
+    // The tracepoint sees a packet before the virtual function hands it to the uplink, and not again.
+    let has_function = interfaces.iter().any(|interface| interface.role == Role::VirtualFunction);
+    (role != Role::Uplink || !has_function).then_some(received)
 }
 
 /// A kernel function is one for all namespaces.
@@ -65,7 +73,7 @@ fn classifier(place: &str, interfaces: &[Interface]) -> Option<HookPoint> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::attach::{HookState, Role};
+    use crate::attach::HookState;
 
     fn hook(kind: HookKind, place: &str, is_attached: bool) -> Hook {
         let state =
@@ -113,5 +121,17 @@ mod tests {
             (Namespace::Node, HookPoint::PodOut),
         ];
         assert_eq!(watch, Watch { points: expected.into(), drops: true, ..Watch::default() });
+    }
+
+    #[test]
+    fn behind_a_virtual_function_no_tracepoint_sees_the_uplink_receive() {
+        let received = hook(HookKind::Devices, "net:netif_receive_skb", true);
+        let queued = hook(HookKind::Devices, "net:net_dev_queue", true);
+        let interfaces = [("eth0", Role::Uplink), ("enP1s1", Role::VirtualFunction)]
+            .map(|(name, role)| Interface { name: name.into(), role });
+        let watch = watch([received, queued].iter(), &interfaces);
+        let of_interfaces = watch.points.iter().filter(|(_, point)| *point < HookPoint::Received);
+        let expected = [HookPoint::UplinkOut, HookPoint::VfIn, HookPoint::VfOut];
+        assert!(of_interfaces.eq(expected.map(|point| (Namespace::Node, point)).iter()), "{watch:?}");
     }
 }

@@ -11,6 +11,7 @@ mod matrix;
 mod modules;
 mod normalize;
 mod payload;
+mod peers;
 mod qemu;
 mod report;
 
@@ -21,6 +22,8 @@ use anyhow::{Result, ensure};
 
 use crate::setup::{self, Ready};
 use crate::{dist, sh};
+pub(crate) use peers::bench as bench_peers;
+
 use answers::Answers;
 use initramfs::Initramfs;
 use kernel::{Kernel, SERIES, Wanted};

@@ -73,7 +73,8 @@ pub(crate) fn normalize(answer: &str) -> String {
 }
 
 fn times(text: &str) -> String {
-    const KEYS: [&str; 5] = ["answered_ns", "first_ns", "last_ns", "ktime_ns", "elapsed_ms"];
+    const KEYS: [&str; 6] =
+        ["answered_ns", "first_ns", "last_ns", "ktime_ns", "elapsed_ms", "first_record_ms"];
     let text = KEYS.iter().fold(text.to_owned(), |text, key| json_numbers(&text, key, |_| true));
     // In text a time is a word of its own and has a fraction.
     words(&text, |word| {

@@ -123,6 +123,22 @@ pub(crate) fn build(
     Ok(Built { programs, payloads })
 }
 
+/// Builds a benchmark of probe-user as a payload, `benches/NAME.rs`.
+///
+/// # Errors
+///
+/// If it cannot be built.
+pub(crate) fn bench(ready: &Ready, name: &'static str) -> Result<Payload> {
+    let mut cmd = cargo::host(ready, "bench");
+    cmd.args(["--package", "probe-user", "--bench", name]);
+    let messages = messages_of(&mut cmd)?;
+    Ok(Payload {
+        name,
+        args: vec!["--bench".to_owned()],
+        bytes: executable(ready, &messages, "bench", name)?,
+    })
+}
+
 fn words(words: &[&str]) -> Vec<String> {
     words.iter().map(|word| (*word).to_owned()).collect()
 }
@@ -131,10 +147,14 @@ fn words(words: &[&str]) -> Vec<String> {
 ///
 /// Returns cargo's messages, which name the executables.
 fn build_tests(ready: &Ready) -> Result<String> {
-    let mut cmd = cargo::host(ready, "test");
+    messages_of(&mut cargo::host(ready, "test"))
+}
+
+/// Has cargo build and not run, and returns its messages.
+fn messages_of(cmd: &mut Command) -> Result<String> {
     cmd.args(["--no-run", "--message-format", "json-render-diagnostics"]).stderr(Stdio::inherit());
-    let out = cmd.output().with_context(|| format!("failed to run `{}`", sh::line(&cmd)))?;
-    ensure!(out.status.success(), "`{}` failed: {}", sh::line(&cmd), out.status);
+    let out = cmd.output().with_context(|| format!("failed to run `{}`", sh::line(cmd)))?;
+    ensure!(out.status.success(), "`{}` failed: {}", sh::line(cmd), out.status);
     String::from_utf8(out.stdout).context("cargo's messages are not UTF-8")
 }
 

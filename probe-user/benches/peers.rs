@@ -1,0 +1,229 @@
+//! plsprobe, pwru and tcpdump beside the same load, with the same filter. Needs root, and all three on the PATH, which
+//! `cargo xtask bench peers` brings into a virtual machine: pwru lives on kprobes. Figures are medians.
+
+mod beside;
+
+use std::time::Duration;
+
+use probe_lab::addresses::{APP, APP_CLUSTER_IP, ILB, NGINX, NGINX_CLUSTER_IP};
+use probe_lab::load::{Load, LoadOptions};
+use probe_lab::{Lab, LabOptions};
+
+use beside::{Beside, Ended, Tool, load, median};
+
+/// Rounds; each measures every mode once, so that whatever else the machine does meets all of them.
+const ROUNDS: usize = 5;
+/// How long one measurement takes.
+const SPAN: Duration = Duration::from_secs(4);
+/// Packets a second under which a whole process is timed: few, so that an emulated machine can do both.
+const GENTLE: u32 = 400;
+
+/// A peer, or us.
+#[derive(Clone, Copy)]
+struct Peer {
+    name: &'static str,
+    /// The command, given where packets are to be written, and its filter.
+    tool: fn(&Lab, Pod) -> Tool,
+    /// How many lines it writes before its first packet; `None` if it says itself when that came.
+    first_line: Option<usize>,
+    /// Records it lost, by what it says; `None` if it says nothing.
+    lost: fn(&Ended) -> Option<f64>,
+}
+
+/// Whose packets are traced.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Pod {
+    /// The loaded one.
+    App,
+    /// One without any traffic.
+    Nginx,
+}
+
+impl Pod {
+    const fn name(self) -> &'static str {
+        match self {
+            Self::App => "pls-app",
+            Self::Nginx => "my-nginx",
+        }
+    }
+
+    /// All addresses it has, as pcap-filter(7) says it: what plsprobe finds by itself.
+    fn expression(self) -> String {
+        match self {
+            Self::App => format!("host {APP} or host {ILB} or host {APP_CLUSTER_IP}"),
+            Self::Nginx => format!("host {NGINX} or host {NGINX_CLUSTER_IP}"),
+        }
+    }
+}
+
+const PEERS: [Peer; 3] = [
+    Peer {
+        name: "plsprobe",
+        tool: |lab, pod| Tool::plsprobe("plsprobe", lab, &["--dst", pod.name()]),
+        first_line: None,
+        lost: |ended| Some(ended.summary().records("lost")),
+    },
+    Peer {
+        name: "tcpdump",
+        tool: |_, pod| {
+            by_expression(&["tcpdump", "-i", "any", "-n", "-l", "-Z", "root"], pod, "listening on any")
+        },
+        first_line: Some(0),
+        lost: |ended| number_before(&ended.stderr, " packets dropped by kernel"),
+    },
+    Peer {
+        name: "pwru",
+        tool: |_, pod| by_expression(&["pwru"], pod, "Listening for events"),
+        // Its heading.
+        first_line: Some(1),
+        lost: |_| None,
+    },
+];
+
+fn by_expression(words: &[&str], pod: Pod, attached: &'static str) -> Tool {
+    let command = words.iter().map(|word| (*word).to_owned()).chain([pod.expression()]).collect();
+    Tool { command, attached }
+}
+
+fn number_before(text: &str, what: &str) -> Option<f64> {
+    text.split_once(what)?.0.lines().last()?.trim().parse().ok()
+}
+
+fn main() {
+    if let Some(why) = probe_lab::standin::unavailable() {
+        println!("skipped: {why}");
+        return;
+    }
+    if let Some(missing) = PEERS.iter().find(|peer| !is_on_path(peer.name)) {
+        println!("skipped: `{}` is not on the PATH", missing.name);
+        return;
+    }
+    let options = LabOptions { instance: format!("bench{}", std::process::id()), ..LabOptions::default() };
+    let mut lab = Lab::up(&options).expect("the lab comes up");
+    bystanders(&mut lab);
+    processes(&mut lab);
+}
+
+fn is_on_path(name: &str) -> bool {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    std::env::split_paths(&path).any(|dir| dir.join(name).is_file())
+}
+
+/// One measurement of a load.
+#[derive(Clone, Copy)]
+struct Measured {
+    packets_per_second: f64,
+    p50_us: f64,
+    p99_us: f64,
+    /// Datagrams of the load that did not arrive.
+    load_lost: f64,
+    /// Records that the tool lost.
+    records_lost: Option<f64>,
+}
+
+fn bystanders(lab: &mut Lab) {
+    let with = |pod| PEERS.iter().map(move |peer| Some((peer, pod)));
+    let modes: Vec<Option<(&Peer, Pod)>> =
+        std::iter::once(None).chain(with(Pod::Nginx)).chain(with(Pod::App)).collect();
+    let mut measured = vec![Vec::new(); modes.len()];
+    for _ in 0..ROUNDS {
+        for (mode, measured) in modes.iter().zip(&mut measured) {
+            measured.push(measure(lab, *mode));
+        }
+    }
+    println!(
+        "| beside the load | its filter | packets/s | of untraced | request p50 | p99 | datagrams lost | records lost |\n\
+         |---|---|---|---|---|---|---|---|"
+    );
+    let of = |measured: &[Measured], what: fn(&Measured) -> f64| median(measured.iter().map(what));
+    let untraced = of(&measured[0], |one| one.packets_per_second);
+    for (mode, measured) in modes.iter().zip(&measured) {
+        let name = mode.map_or("nobody", |(peer, _)| peer.name);
+        let filter = match mode {
+            None => "",
+            Some((_, Pod::Nginx)) => "another pod",
+            Some((_, Pod::App)) => "the loaded pod",
+        };
+        let rate = of(measured, |one| one.packets_per_second);
+        let lost = measured.iter().map(|one| one.records_lost).collect::<Option<Vec<_>>>();
+        let lost = match lost {
+            None => "does not say".to_owned(),
+            Some(_) if mode.is_none() => String::new(),
+            Some(lost) => format!("{:.0}", median(lost.into_iter())),
+        };
+        println!(
+            "| {name} | {filter} | {rate:.0} | {:.1} % | {:.0} µs | {:.0} µs | {:.0} | {lost} |",
+            rate / untraced * 100.0,
+            of(measured, |one| one.p50_us),
+            of(measured, |one| one.p99_us),
+            of(measured, |one| one.load_lost),
+        );
+    }
+}
+
+fn measure(lab: &mut Lab, mode: Option<(&Peer, Pod)>) -> Measured {
+    let beside = mode.map(|(peer, pod)| {
+        // plsprobe sums up at the end; the others only write packets, which nobody is to read.
+        Beside::start(lab, &(peer.tool)(lab, pod), peer.first_line.is_none())
+    });
+    let report = load(lab, &LoadOptions::default(), SPAN);
+    let ended = beside.map(Beside::stop);
+    let latency = report.persistent.round_trip_us;
+    Measured {
+        packets_per_second: f64::from(u32::try_from(report.packets_per_second).expect("no such machine")),
+        p50_us: latency.p50,
+        p99_us: latency.p99,
+        load_lost: u32::try_from(report.to_pod.lost + report.from_pod.lost).expect("a few").into(),
+        records_lost: ended.zip(mode).map_or(Some(0.0), |(ended, (peer, _))| (peer.lost)(&ended)),
+    }
+}
+
+/// What a process does and takes, beside few packets of the traced pod.
+struct Process {
+    attached: Duration,
+    first: Duration,
+    detached: Duration,
+    memory_kib: [f64; 2],
+}
+
+fn processes(lab: &mut Lab) {
+    println!(
+        "\n| process | start to attached | start to first record | SIGINT to its end | memory | at its most |\n|---|---|---|---|---|---|"
+    );
+    let mut runs = [const { Vec::new() }; PEERS.len()];
+    for _ in 0..ROUNDS {
+        for (peer, runs) in PEERS.iter().zip(&mut runs) {
+            runs.push(process(lab, peer));
+        }
+    }
+    for (peer, runs) in PEERS.iter().zip(&runs) {
+        let millis =
+            |what: fn(&Process) -> Duration| median(runs.iter().map(|run| what(run).as_secs_f64() * 1000.0));
+        println!(
+            "| {} | {:.0} ms | {:.0} ms | {:.0} ms | {:.0} KiB | {:.0} KiB |",
+            peer.name,
+            millis(|run| run.attached),
+            millis(|run| run.first),
+            millis(|run| run.detached),
+            median(runs.iter().map(|run| run.memory_kib[0])),
+            median(runs.iter().map(|run| run.memory_kib[1])),
+        );
+    }
+}
+
+fn process(lab: &mut Lab, peer: &Peer) -> Process {
+    let options =
+        LoadOptions { pps: Some(GENTLE), requests: 20, new_connections: 5, ..LoadOptions::default() };
+    let load = Load::start(lab.instance(), &options).expect("the load starts");
+    let beside = Beside::start(lab, &(peer.tool)(lab, Pod::App), true);
+    let first = peer.first_line.map(|before| beside.line_after(before + 1));
+    if first.is_none() {
+        // The first flow that it judges is much later than its first record.
+        beside.line_after(1);
+    }
+    let (attached, memory_kib) = (beside.attached_after, beside.memory_kib());
+    let ended = beside.stop();
+    load.stop().expect("the load ends");
+    let first = first.unwrap_or_else(|| ended.summary().first_record);
+    Process { attached, first, detached: ended.took, memory_kib }
+}
