@@ -23,8 +23,10 @@ const PROTOCOLS: [Protocol; 6] =
 pub enum Peers {
     /// Those of an identity: pods with the same labels, nodes.
     Identity(Identity),
-    /// The addresses of a prefix, but for longer prefixes that have identities too.
+    /// All addresses of a prefix.
     Prefix(IpNet),
+    /// The addresses of a prefix, but for many longer prefixes that have identities too.
+    Rest(IpNet),
     /// All other addresses outside the cluster.
     World,
 }
@@ -107,6 +109,7 @@ impl Peers {
             Self::Identity(identity) => cluster.identity_words(identity, None),
             Self::Prefix(prefix) if prefix == IpNet::from(prefix.addr()) => prefix.addr().to_string(),
             Self::Prefix(prefix) => format!("CIDR {prefix}"),
+            Self::Rest(prefix) => format!("the rest of CIDR {prefix}"),
             Self::World => "any other address outside the cluster".to_owned(),
         }
     }
@@ -114,30 +117,57 @@ impl Peers {
 
 /// What `after` admits at these pods in a direction and `before` does not, sorted.
 pub fn difference(before: &Engine, after: &Engine, pods: &[&Pod], direction: Direction) -> Vec<Admitted> {
-    let all = classes(before.cluster(), after.cluster());
+    let classes = Classes::new(before.cluster(), after.cluster());
     let mut admitted = Vec::new();
     for pod in pods {
         let (old, new) = (before.judge(pod, direction), after.judge(pod, direction));
-        for (peers, identities) in &all {
-            admitted.extend(newly(&old, &new, &pod.name, *peers, *identities));
+        for (peers, identities) in &classes.all {
+            for one in newly(&old, &new, &pod.name, *peers, *identities) {
+                let regions = classes.regions(*peers).into_iter();
+                admitted.extend(regions.map(|peers| Admitted { peers, ..one.clone() }));
+            }
         }
     }
     admitted.sort();
     admitted
 }
 
+/// As many prefixes are named instead of the one that they are the rest of.
+const NAMED_REGIONS: usize = 4;
+
 /// Every class of peers, with its identity before and after.
-fn classes(before: &Cluster, after: &Cluster) -> Vec<(Peers, [Identity; 2])> {
-    let inside = |identity: &Identity| {
-        !identity.is_local_scope() && !identity.is_world() && *identity != Identity::UNKNOWN
-    };
-    let identities = after.identities.keys().copied().filter(inside);
-    let identities = identities.map(|identity| (Peers::Identity(identity), [identity; 2]));
-    let prefixes = after.prefixes.iter().filter(|(_, identity)| identity.is_local_scope());
-    let prefixes = prefixes
-        .map(|(prefix, identity)| (Peers::Prefix(*prefix), [before.lookup_prefix(*prefix), *identity]));
-    let world = after.world(std::net::Ipv4Addr::UNSPECIFIED.into());
-    identities.chain(prefixes).chain([(Peers::World, [world; 2])]).collect()
+struct Classes {
+    all: Vec<(Peers, [Identity; 2])>,
+    prefixes: BTreeSet<IpNet>,
+}
+
+impl Classes {
+    fn new(before: &Cluster, after: &Cluster) -> Self {
+        let inside = |identity: &Identity| {
+            !identity.is_local_scope() && !identity.is_world() && *identity != Identity::UNKNOWN
+        };
+        let identities = after.identities.keys().copied().filter(inside);
+        let identities = identities.map(|identity| (Peers::Identity(identity), [identity; 2]));
+        let local = |cluster: &Cluster| {
+            let local = cluster.prefixes.iter().filter(|(_, identity)| identity.is_local_scope());
+            local.map(|(prefix, _)| *prefix).collect::<BTreeSet<_>>()
+        };
+        let prefixes: BTreeSet<_> = local(before).union(&local(after)).copied().collect();
+        let by_prefix = prefixes.iter().map(|prefix| {
+            (Peers::Rest(*prefix), [before.lookup_prefix(*prefix), after.lookup_prefix(*prefix)])
+        });
+        let world = after.world(std::net::Ipv4Addr::UNSPECIFIED.into());
+        let all = identities.chain(by_prefix).chain([(Peers::World, [world; 2])]).collect();
+        Self { all, prefixes }
+    }
+
+    /// The addresses of a prefix that no longer one has: none, some prefixes, or too many to name.
+    fn regions(&self, peers: Peers) -> Vec<Peers> {
+        let Peers::Rest(prefix) = peers else { return vec![peers] };
+        let inside = self.prefixes.range(prefix..).skip(1).take_while(|other| prefix.contains(*other));
+        let rest = super::object::without(prefix, &inside.copied().collect::<Vec<_>>());
+        if rest.len() > NAMED_REGIONS { vec![peers] } else { rest.into_iter().map(Peers::Prefix).collect() }
+    }
 }
 
 /// The ranges of ports that are admitted after and were not before.

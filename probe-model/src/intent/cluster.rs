@@ -8,12 +8,15 @@ use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use super::label::{Label, Labels};
 use super::object::{Options, PeerKind, Policy};
 use super::selector::NAMESPACE;
-use crate::cilium::identity::Identity;
+use crate::cilium::identity::{Identity, Scope};
+use crate::cilium::ipcache::Ipcache;
 use crate::tuple::Protocol;
 use crate::world::{PodName, World};
 
 /// The number of the first CIDR identity.
 const FIRST_LOCAL: u32 = 0x0100_0001;
+/// The last number that Cilium keeps for reserved identities and those of well-known workloads.
+const LAST_RESERVED: u32 = 255;
 /// Reserved identities that have no address of their own in the ipcache, but that rules can name.
 const RESERVED: [u32; 10] = [1, 2, 3, 4, 5, 6, 7, 8, 9, 10];
 
@@ -99,8 +102,8 @@ impl Cluster {
     /// From the facts of one node.
     ///
     /// Identities and their labels are the agent's (`GET /identity`, and `GET /endpoint` for its own pods), prefixes are
-    /// the ipcache's. A CIDR identity without labels gets those of its prefix. Named ports are not among a node's facts, so
-    /// they stay unknown; so are the pods of other nodes, beyond their addresses and identities.
+    /// the ipcache's, but for those of pods: they may be half a million, and no rule names them. A CIDR identity without
+    /// labels gets those of its prefix. Named ports are not among a node's facts, so they stay unknown.
     pub fn from_world(world: &World, options: Options) -> Self {
         let options = Options { ipv4: world.config.ipv4, ipv6: world.config.ipv6, ..options };
         let known = world.identities.iter().map(|(identity, labels)| (*identity, labels));
@@ -109,8 +112,8 @@ impl Cluster {
         let identities =
             labelled.map(|(identity, labels)| (identity, Labels::parse(labels.iter().map(String::as_str))));
         let caches = world.ipcache.iter().chain(&world.ipcaches_in_use);
-        let prefixes =
-            caches.flat_map(|cache| cache.entries().map(|(prefix, info)| (prefix, info.sec_identity)));
+        let prefixes = caches.flat_map(Ipcache::entries).map(|(prefix, info)| (prefix, info.sec_identity));
+        let prefixes = prefixes.filter(|(_, identity)| !is_label_identity(*identity));
         let pods = world.endpoints.values().filter(|endpoint| !endpoint.is_host()).filter_map(|endpoint| {
             Some(Pod {
                 name: endpoint.pod.clone()?,
@@ -143,35 +146,23 @@ impl Cluster {
     /// A prefix that has one keeps it, unless it is a pod's: Cilium makes an identity for a pod's address too, which
     /// nothing ever has. New ones get numbers that are free; a real agent may choose others.
     #[must_use]
-    pub fn with_prefixes_of(mut self, policies: &[Policy]) -> Self {
-        let mut free = self
-            .identities
-            .keys()
-            .filter(|identity| identity.is_local_scope())
-            .map(|identity| identity.0 + 1);
-        let mut next = free.next_back().unwrap_or(FIRST_LOCAL);
-        let known: BTreeSet<_> = self
-            .identities
-            .iter()
-            .filter(|(id, _)| id.is_local_scope())
-            .filter_map(|(_, labels)| labels.prefix())
-            .collect();
-        let wanted: BTreeSet<_> =
-            policies.iter().flat_map(prefixes).filter(|prefix| !known.contains(prefix)).collect();
-        for prefix in wanted {
-            if prefix.prefix_len() == 0 {
-                continue; // that is the world, which has its number
+    pub fn with_prefixes_of(&self, policies: &[Policy]) -> Self {
+        let mut cluster = self.clone();
+        let local = || self.identities.iter().filter(|(identity, _)| identity.is_local_scope());
+        let mut next = local().next_back().map_or(FIRST_LOCAL, |(identity, _)| identity.0 + 1);
+        let known: BTreeSet<_> = local().filter_map(|(_, labels)| labels.prefix()).collect();
+        let wanted = policies.iter().flat_map(prefixes).filter(|prefix| !known.contains(prefix));
+        for prefix in wanted.collect::<BTreeSet<_>>() {
+            let is_world = prefix.prefix_len() == 0;
+            // A node keeps its identity, and gets no CIDR label.
+            let is_node = self.prefixes.get(&prefix).is_some_and(|holder| self.is_node(*holder));
+            if !is_world && !is_node {
+                cluster.identities.insert(Identity(next), cidr_labels(prefix));
+                cluster.prefixes.entry(prefix).or_insert(Identity(next));
+                next += 1;
             }
-            let holder = self.prefixes.get(&prefix).copied();
-            if holder.is_some_and(|identity| self.is_node(identity)) {
-                continue; // the node keeps its identity, and has no CIDR label
-            }
-            let identity = Identity(next);
-            next += 1;
-            self.identities.insert(identity, cidr_labels(prefix));
-            self.prefixes.entry(prefix).or_insert(identity);
         }
-        self
+        cluster
     }
 
     /// The addresses of an identity that stands for addresses.
@@ -202,6 +193,8 @@ impl Cluster {
     }
 
     /// The identity of an address and the prefix that it has it by; the world without one where no prefix covers it.
+    ///
+    /// After [`Self::from_world`] an address of a pod is not known here.
     pub fn lookup(&self, address: IpAddr) -> (Option<IpNet>, Identity) {
         let lengths = (0..=IpNet::from(address).prefix_len()).rev();
         let mut covering =
@@ -267,6 +260,11 @@ impl Cluster {
             None => NamedPortIs::Nothing(format!("no pod names a {protocol} port `{name}`")),
         }
     }
+}
+
+/// Whether an identity is made from labels: a pod's.
+fn is_label_identity(identity: Identity) -> bool {
+    identity.scope() == Scope::Global && identity.0 > LAST_RESERVED
 }
 
 /// The labels of a CIDR identity.

@@ -542,7 +542,7 @@ impl Editor<'_> {
         let its_peer = match admitted.peers {
             Peers::Identity(identity) => identity == peer,
             Peers::Prefix(prefix) => address.is_some_and(|address| prefix == IpNet::from(address)),
-            Peers::World => false,
+            Peers::Rest(_) | Peers::World => false,
         };
         let its_port =
             (admitted.protocol, admitted.first, admitted.last) == (flow.protocol, flow.port, flow.port);

@@ -120,18 +120,25 @@ impl DirectionIntent {
 /// Nothing is computed before it is asked for, and what a selector comes to only once.
 #[derive(Debug)]
 pub struct Engine {
+    /// Without what the policies bring in.
+    base: Arc<Cluster>,
     cluster: Cluster,
     policies: Vec<Policy>,
     rejected: Vec<Rejected>,
+    unread: Vec<Unevaluated>,
     selected: Mutex<BTreeMap<Selector, Arc<[Identity]>>>,
 }
 
 impl Engine {
     /// Applies `objects` to a cluster.
     pub fn new(cluster: Cluster, objects: Objects) -> Self {
-        let cluster = cluster.with_prefixes_of(&objects.policies);
-        let Objects { policies, rejected } = objects;
-        Self { cluster, policies, rejected, selected: Mutex::default() }
+        Self::on(Arc::new(cluster), objects)
+    }
+
+    fn on(base: Arc<Cluster>, objects: Objects) -> Self {
+        let cluster = base.with_prefixes_of(&objects.policies);
+        let Objects { policies, rejected, unread } = objects;
+        Self { base, cluster, policies, rejected, unread, selected: Mutex::default() }
     }
 
     /// The same with one policy more, or in place of the one from the same object.
@@ -142,7 +149,8 @@ impl Engine {
             Some(old) => *old = policy,
             None => policies.push(policy),
         }
-        Self::new(self.cluster.clone(), Objects { policies, rejected: self.rejected.clone() })
+        let (rejected, unread) = (self.rejected.clone(), self.unread.clone());
+        Self::on(Arc::clone(&self.base), Objects { policies, rejected, unread })
     }
 
     /// The cluster, with an identity for each prefix that the policies bring in.
@@ -163,6 +171,11 @@ impl Engine {
     /// The objects that Cilium refuses.
     pub fn rejected(&self) -> &[Rejected] {
         &self.rejected
+    }
+
+    /// What of the objects could not be read at all, and so could say anything.
+    pub fn unread(&self) -> &[Unevaluated] {
+        &self.unread
     }
 
     /// The rules that select an identity, each with the number of its policy.
@@ -186,7 +199,7 @@ impl Engine {
             Enforcement::Always => true,
             Enforcement::Default => sides.iter().any(|(_, side)| side.enforces),
         };
-        let mut unevaluated = Vec::new();
+        let mut unevaluated = self.unread.clone();
         let mut entries = Entries::new(&self.cluster);
         if enforced {
             let filters = self.filters(&sides, direction, &mut unevaluated);

@@ -158,7 +158,7 @@ impl Engine {
             denies: Vec::new(),
             misses: Vec::new(),
             deciding: self.deciding(&intent, flow),
-            unevaluated: Vec::new(),
+            unevaluated: self.unread().to_vec(),
         };
         for (number, rule) in &rules {
             let side = rule.side(flow.direction);

@@ -264,7 +264,7 @@ fn an_exception() {
         Except NetworkPolicy default/block, spec.ingress[0].from[0].ipBlock.except: takes 10.224.0.8 out of the exception 10.224.0.8/31
           also 10.224.0.8 on other protocols, ICMP, TCP, UDP, ICMPv6, SCTP at default/pls-app
         Except NetworkPolicy default/block, spec.ingress[0].from[0].ipBlock.except: removes the exception 10.224.0.8/31
-          also CIDR 10.224.0.0/16 on other protocols, ICMP, TCP, UDP, ICMPv6, SCTP at default/pls-app
+          also CIDR 10.224.0.8/31 on other protocols, ICMP, TCP, UDP, ICMPv6, SCTP at default/pls-app
         AddRule NetworkPolicy default/block, spec.ingress: adds a rule for CIDR 10.224.0.8/32 on TCP/8080
         NewPolicy NetworkPolicy default/allow-ingress-pls-app, spec: a new policy that admits CIDR 10.224.0.8/32 on TCP/8080
         apiVersion: networking.k8s.io/v1
@@ -303,7 +303,6 @@ fn an_explicit_deny() {
     "#]]);
     asked.check_edits(&expect![[r#"
         Except CiliumNetworkPolicy default/deny, spec.ingressDeny[0]: takes 10.224.0.8 out of what spec.ingressDeny[0] denies
-          also CIDR 10.0.0.0/8 on TCP/8080 at default/pls-app
         apiVersion: cilium.io/v2
         kind: CiliumNetworkPolicy
         metadata:
@@ -394,11 +393,12 @@ fn an_allow_and_the_other_direction() {
             {"to": [{"ipBlock": {"cidr": "8.8.8.0/24"}}], "ports": [{"port": 53, "protocol": "UDP"}]},
         ]}),
     )];
-    ask(objects.clone(), "default/pls-app", Direction::Ingress, "8.8.8.8", Protocol::TCP, 8080)
-        .check_why(&expect![[r#"
+    ask(objects.clone(), "default/pls-app", Direction::Ingress, "8.8.8.8", Protocol::TCP, 8080).check_why(
+        &expect![[r#"
             Allowed, enforced: false
             other direction only: NetworkPolicy default/egress
-        "#]]);
+        "#]],
+    );
     ask(objects.clone(), "default/pls-app", Direction::Egress, "8.8.8.8", Protocol::UDP, 53)
         .check_why(&expect![[r#"
             Allowed, enforced: true

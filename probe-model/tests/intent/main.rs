@@ -2,6 +2,7 @@
 
 mod answers;
 mod case;
+mod recorded;
 mod universe;
 
 use std::collections::BTreeSet;

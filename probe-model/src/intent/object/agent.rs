@@ -3,26 +3,32 @@
 use serde_json::Value;
 
 use super::cilium::Scope;
-use super::{Node, Objects, Options, Policy, Reader, Rejected};
+use super::{Effect, Node, Objects, Options, Policy, Reader, Unevaluated};
 use crate::intent::label::Label;
+use crate::intent::path::Path;
 use crate::world::PolicyRef;
 
 /// Reads the agent's rules; their order numbers them. Each is a policy of one rule, named by its labels.
 ///
-/// The agent has parsed the objects already: namespaces are in the selectors, and nothing is refused for a combination
-/// that it accepted.
+/// The agent has parsed the objects already: namespaces are in the selectors, and it refuses nothing any more. A rule that
+/// plsprobe cannot read is [`Objects::unread`].
 pub fn read_agent_rules(rules: &[Value], options: &Options) -> Objects {
     let mut read = Objects::default();
     for (object, value) in rules.iter().enumerate() {
         let labels = labels(value);
-        let reference = PolicyRef::from_labels(labels.iter().map(String::as_str));
-        let mut reader = Reader { policy: reference.clone(), options, reasons: Vec::new() };
+        let policy = PolicyRef::from_labels(labels.iter().map(String::as_str));
+        let mut reader = Reader { policy: policy.clone(), options, reasons: Vec::new() };
         let rule = reader.rule(&Node::root(value), &Scope::AsWritten);
-        let reasons = std::mem::take(&mut reader.reasons);
-        if reasons.is_empty() {
-            read.policies.push(Policy { object, reference, labels, rules: rule.into_iter().collect() });
+        if reader.reasons.is_empty() {
+            read.policies.push(Policy {
+                object,
+                reference: policy,
+                labels,
+                rules: rule.into_iter().collect(),
+            });
         } else {
-            read.rejected.push(Rejected { object, policy: reference, reasons });
+            let why = format!("plsprobe cannot read it: {}", reader.reasons.join("; "));
+            read.unread.push(Unevaluated { policy, path: Path::root(), why, effect: Effect::Either });
         }
     }
     read

@@ -237,6 +237,8 @@ pub struct Objects {
     pub policies: Vec<Policy>,
     /// Those that Cilium refuses.
     pub rejected: Vec<Rejected>,
+    /// Those that Cilium has and plsprobe cannot read.
+    pub unread: Vec<Unevaluated>,
 }
 
 /// Reads objects as the Kubernetes API has them; their order numbers them.
