@@ -129,7 +129,8 @@ impl Cluster {
             options,
         };
         cluster.name_cidr_identities();
-        cluster.with_reserved()
+        // The agent lists the reserved ones too, and knows which its version has.
+        if cluster.identities.contains_key(&Identity::WORLD) { cluster } else { cluster.with_reserved() }
     }
 
     /// Gives CIDR identities without labels those of their prefix.
