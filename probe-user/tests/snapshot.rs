@@ -4,7 +4,7 @@ use std::path::Path;
 use std::process::Command;
 
 use expect_test::{Expect, expect};
-use probe_model::explain::explain;
+use probe_model::explain::{advise, explain};
 use probe_model::simulate::Question;
 use probe_model::tuple::{Protocol, Tuple};
 use probe_user::render;
@@ -58,8 +58,9 @@ fn answers(node: &RawNode, questions: &[Question]) -> Vec<String> {
     };
     for question in questions {
         let explanation = explain(&world, question);
-        add(&mut |out| render::explanation::text(&world, &explanation, out));
-        add(&mut |out| render::explanation::json(&world, &explanation, out));
+        let advice = advise(&world, &explanation).ok();
+        add(&mut |out| render::explanation::text(&world, &explanation, advice.as_ref(), out));
+        add(&mut |out| render::explanation::json(&world, &explanation, advice.as_ref(), out));
     }
     let dumps: [anyhow::Result<Dump>; 14] = [
         render::dump::policy(&world, None),

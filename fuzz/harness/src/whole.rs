@@ -5,7 +5,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use probe_model::cilium::Direction;
 use probe_model::cilium::lb::LoadBalancer;
-use probe_model::explain::explain;
+use probe_model::explain::{advise, explain};
 use probe_model::simulate::Question;
 use probe_model::tuple::{Protocol, Tuple};
 use probe_model::world::World;
@@ -48,8 +48,11 @@ fn dump(node: &RawNode, world: &World) {
 pub(crate) fn ask(world: &World) {
     for question in questions(world) {
         let explanation = explain(world, &question);
-        render::explanation::text(world, &explanation, &mut io::sink()).expect("a sink takes everything");
-        render::explanation::json(world, &explanation, &mut io::sink()).expect("a sink takes everything");
+        let advice = advise(world, &explanation).ok();
+        render::explanation::text(world, &explanation, advice.as_ref(), &mut io::sink())
+            .expect("a sink takes everything");
+        render::explanation::json(world, &explanation, advice.as_ref(), &mut io::sink())
+            .expect("a sink takes everything");
     }
 }
 

@@ -44,7 +44,8 @@ pub fn policies_selecting(world: &World, endpoint: EndpointId, direction: Direct
 
 /// The rules that select an endpoint, each with its policy: the agent's, which this node enforces.
 pub fn rules_selecting(world: &World, endpoint: EndpointId) -> Vec<(&Policy, &Rule)> {
-    let labels = world.endpoints.get(&endpoint).map(|endpoint| endpoint.labels.as_slice()).unwrap_or_default();
+    let labels =
+        world.endpoints.get(&endpoint).map(|endpoint| endpoint.labels.as_slice()).unwrap_or_default();
     let labels = Labels::parse(labels.iter().map(String::as_str));
     let selects = |rule: &Rule| match &rule.subject {
         RuleSubject::Endpoints(selector) => selector.selects(&labels),

@@ -1,5 +1,6 @@
 //! Why: from the ways through the node to one verdict, its cause, and the policies behind it.
 
+mod advice;
 mod attribution;
 mod catalogue;
 mod cause;
@@ -18,6 +19,7 @@ use crate::simulate::{IdentityOrigin, Outcome, PolicyStep, Question, Step, Traje
 use crate::tuple::Protocol;
 use crate::world::{ConfigSource, PolicyRef, World};
 
+pub use advice::{Advice, Origin, Tried, advise};
 pub use attribution::{policies_behind, policies_selecting, rules_selecting};
 pub use catalogue::{Area, Code, Severity};
 pub use cause::{AZURE_PROBE, Cause, unknown_text};
@@ -117,19 +119,23 @@ pub fn explain(world: &World, question: &Question) -> Explanation {
 
 /// What proves a way: the identity of the peer, the rules that rewrote it, the entry that decided.
 fn evidence(world: &World, way: &Trajectory) -> Vec<(Source, String)> {
-    way.steps
-        .iter()
-        .filter_map(|step| match step {
-            Step::Netfilter { rule, after, .. } => {
-                Some((Source::Netfilter, format!("{rule} makes it {after}")))
-            }
-            Step::Identity { address, identity, .. } => {
-                Some((Source::Maps, format!("{address} is {}", world.identity_text(*identity))))
-            }
-            Step::Policy(step) => Some((Source::Maps, entry_evidence(world, step))),
-            _ => None,
-        })
-        .collect()
+    let ended = match &way.outcome {
+        Outcome::Dropped(reason) if way.deciding_policy().is_none() => {
+            Some((Source::Maps, format!("by its maps Cilium drops it: {reason}")))
+        }
+        Outcome::Filtered { rule, .. } => Some((Source::Netfilter, rule.clone())),
+        _ => None,
+    };
+    let steps = way.steps.iter();
+    let steps = steps.filter_map(|step| match step {
+        Step::Netfilter { rule, after, .. } => Some((Source::Netfilter, format!("{rule} makes it {after}"))),
+        Step::Identity { address, identity, .. } => {
+            Some((Source::Maps, format!("{address} is {}", world.identity_text(*identity))))
+        }
+        Step::Policy(step) => Some((Source::Maps, entry_evidence(world, step))),
+        _ => None,
+    });
+    steps.chain(ended).collect()
 }
 
 fn entry_evidence(world: &World, step: &PolicyStep) -> String {

@@ -1,10 +1,14 @@
 //! What to do about a cause, where it does not take the policies' own objects to say.
 
+use std::collections::BTreeSet;
 use std::net::IpAddr;
+
+use ipnet::IpNet;
 
 use super::{Code, Explanation, Remedy};
 use crate::world::World;
 use crate::world::kubernetes::Service;
+use crate::world::nat::nat_sources;
 
 /// Asks Kubernetes to leave the source address as it is.
 const LOCAL_POLICY: &str = r#"{"spec":{"externalTrafficPolicy":"Local"}}"#;
@@ -28,10 +32,12 @@ impl Explanation {
                 all.extend(keep_source(service));
                 all
             }
-            Code::SourceRanges => vec![Remedy::Command(patch(
-                service,
-                r#"{"spec":{"loadBalancerSourceRanges":["NAT-SUBNET"]}}"#,
-            ))],
+            Code::SourceRanges => vec![
+                Remedy::Command(patch(service, &source_ranges(world, service))),
+                Remedy::Text(
+                    "this keeps the ranges that the service has and adds Private Link's NAT IPs".to_owned(),
+                ),
+            ],
             Code::NoEndpoint => text(
                 "make the pods ready, and see that the service's selector and targetPort fit them (kubectl describe service, kubectl get endpointslices)",
             ),
@@ -67,6 +73,19 @@ impl Explanation {
 /// The service with a frontend at this address.
 fn service(world: &World, address: IpAddr) -> Option<&Service> {
     world.kubernetes.service_at(address)
+}
+
+/// The patch that admits Private Link beside what the service admits already.
+fn source_ranges(world: &World, service: Option<&Service>) -> String {
+    let nat = nat_sources(world).sources.into_iter();
+    let known: BTreeSet<_> = nat.map(|source| source.prefix).collect();
+    let old = service.into_iter().flat_map(|service| service.source_ranges.iter().copied());
+    let all = IpNet::aggregate(&old.chain(known.iter().copied()).collect());
+    let mut ranges: Vec<_> = all.iter().map(|range| format!("\"{range}\"")).collect();
+    if known.is_empty() {
+        ranges.push("\"NAT-SUBNET\"".to_owned());
+    }
+    format!(r#"{{"spec":{{"loadBalancerSourceRanges":[{}]}}}}"#, ranges.join(","))
 }
 
 fn patch(service: Option<&Service>, patch: &str) -> String {

@@ -3,7 +3,7 @@
 use std::net::IpAddr;
 
 use super::scope::Entry;
-use crate::explain::{Explanation, Finding, Verdict, explain};
+use crate::explain::{Explanation, Finding, Verdict, advise, explain};
 use crate::world::World;
 
 /// What becomes of a packet.
@@ -22,6 +22,12 @@ pub(super) fn judge(world: &World, entry: Entry, source: IpAddr) -> Judged {
     match &explanation.verdict {
         Verdict::Allowed => Judged::Allowed(Box::new(explanation)),
         Verdict::Inconclusive(facts) => Judged::Unknown(facts.join("; ")),
-        Verdict::Dropped(_) | Verdict::Filtered => Judged::Dropped(explanation.finding(world)),
+        Verdict::Dropped(_) | Verdict::Filtered => {
+            let mut finding = explanation.finding(world);
+            if let Ok(advice) = advise(world, &explanation) {
+                finding.remedy.extend(advice.remedies());
+            }
+            Judged::Dropped(finding)
+        }
     }
 }

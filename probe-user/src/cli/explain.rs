@@ -46,10 +46,13 @@ pub(super) fn run(args: &Args, global: &Global) -> Result<Outcome> {
         DirectionArg::Egress => Direction::Egress,
     });
     let explanation = explain::explain(&world, &question);
+    let advice =
+        matches!(explanation.verdict, Verdict::Dropped(_)).then(|| explain::advise(&world, &explanation));
+    let advice = advice.and_then(Result::ok);
     let mut out = std::io::stdout().lock();
     match global.output {
-        Output::Text => render::explanation::text(&world, &explanation, &mut out)?,
-        Output::Json => render::explanation::json(&world, &explanation, &mut out)?,
+        Output::Text => render::explanation::text(&world, &explanation, advice.as_ref(), &mut out)?,
+        Output::Json => render::explanation::json(&world, &explanation, advice.as_ref(), &mut out)?,
     }
     out.flush()?;
     Ok(outcome(&explanation))

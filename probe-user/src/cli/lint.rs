@@ -21,9 +21,6 @@ pub(super) struct Args {
     /// `live`, a file of `plsprobe snapshot`, an archive of cilium-bugtool, or a folder with maps/*.json, rest/*.json and optionally node/
     #[arg(long, value_name = "live|PATH", default_value = "live")]
     from: From,
-    /// Print SARIF 2.1.0, as code scanning takes it, instead of text
-    #[arg(long, conflicts_with = "output")]
-    sarif: bool,
 }
 
 pub(super) fn run(args: &Args, global: &Global) -> Result<Outcome> {
@@ -31,10 +28,9 @@ pub(super) fn run(args: &Args, global: &Global) -> Result<Outcome> {
     let scope = scope(&world, &args.dst).context("failed to read `--dst`")?;
     let found = lint(&scope);
     let mut out = std::io::stdout().lock();
-    match (args.sarif, global.output) {
-        (true, _) => render::sarif::sarif(&found.findings, &mut out)?,
-        (false, Output::Text) => render::lint::text(&world, &scope.name, &found, &mut out)?,
-        (false, Output::Json) => render::lint::json(&world, &scope.name, &found, &mut out)?,
+    match global.output {
+        Output::Text => render::lint::text(&world, &scope.name, &found, &mut out)?,
+        Output::Json => render::lint::json(&world, &scope.name, &found, &mut out)?,
     }
     out.flush()?;
     Ok(outcome(&found))
@@ -58,10 +54,13 @@ fn scope<'w>(world: &'w World, name: &str) -> Result<Scope<'w>> {
             let at: Vec<_> = world.frontends().filter(|own| own.key.address == address).collect();
             let by_map = at.iter().map(|own| (address, own.key.dport));
             let service = world.kubernetes.service_at(address);
-            let by_api = service.into_iter().flat_map(|own| own.ports.iter().map(|port| (address, port.port)));
+            let by_api =
+                service.into_iter().flat_map(|own| own.ports.iter().map(|port| (address, port.port)));
             let frontends: std::collections::BTreeSet<_> = by_map.chain(by_api).collect();
             if frontends.is_empty() {
-                bail!("{address} is neither a pod of this node nor a service's address; give svc/NAME or a pod");
+                bail!(
+                    "{address} is neither a pod of this node nor a service's address; give svc/NAME or a pod"
+                );
             }
             Ok(Scope::of_service(world, name, &frontends.into_iter().collect::<Vec<_>>()))
         }

@@ -4,6 +4,7 @@ mod causes;
 mod doctor;
 mod dump;
 mod explain;
+mod lint;
 mod snapshot;
 mod trace;
 
@@ -64,6 +65,8 @@ enum Command {
     Trace(trace::Args),
     /// Say what happens to a packet, and why: from the maps of this node, of a snapshot or of a recording
     Explain(explain::Args),
+    /// Look for what is wrong with a service, its policies and its Private Link as they are configured, without a packet
+    Lint(lint::Args),
     /// Print Cilium's maps, as its own command line does
     Dump(dump::Args),
     /// Write one file with everything an answer needs, for `--from` on any machine
@@ -107,6 +110,7 @@ impl Cli {
     pub fn run(self) -> Result<Outcome> {
         match self.command {
             Command::Explain(args) => explain::run(&args, &self.global),
+            Command::Lint(args) => lint::run(&args, &self.global),
             Command::Dump(args) => dump::run(&args, &self.global),
             Command::Snapshot(args) => snapshot::run(&args, &self.global),
             Command::Doctor(args) => doctor::run(&args, &self.global),

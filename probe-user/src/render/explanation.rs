@@ -6,7 +6,11 @@ use std::net::IpAddr;
 use probe_model::cilium::auth::AuthKey;
 use probe_model::cilium::lb::Frontend;
 use probe_model::cilium::policy::{PolicyKey, PolicyVerdict};
-use probe_model::explain::{Explanation, FailedField, NearMiss, Verdict};
+use probe_model::explain::{
+    Advice, Explanation, FailedField, JudgedAs, Masquerade, NearMiss, Origin, Remedy, SourceBy, SourceHop,
+    Tried, Verdict, source_history,
+};
+use probe_model::intent::why::{Miss, RulePart};
 use probe_model::simulate::{
     Authenticated, Destination, IdentityOrigin, Outcome, PolicyStep, Sender, Step, Trajectory, Unjudged,
 };
@@ -28,18 +32,36 @@ const MISSING_SHOWN: usize = 4;
 /// # Errors
 ///
 /// What `out` says.
-pub fn text(world: &World, explanation: &Explanation, out: &mut impl Write) -> io::Result<()> {
+pub fn text(
+    world: &World,
+    explanation: &Explanation,
+    advice: Option<&Advice>,
+    out: &mut impl Write,
+) -> io::Result<()> {
     let head = format!("{}: {}", explanation.question.tuple, verdict_text(&explanation.verdict));
     writeln!(out, "{}", clean(&head))?;
     let mut line = |label: &str, text: &str| writeln!(out, "  {label:<9}{}", clean(text));
     let way = explanation.trajectory();
     line("cause", &format!("{} [{}]", explanation.cause.sentence, explanation.cause.code))?;
+    for remedy in remedies(world, explanation, advice) {
+        match &remedy {
+            Remedy::Text(text) => line("remedy", text)?,
+            Remedy::Command(command) => line("run", command)?,
+            // After the evidence: it has lines of its own.
+            Remedy::Yaml(_) => {}
+        }
+    }
     line("path", &path(world, way))?;
+    for text in history(world, way) {
+        line("source", &text)?;
+    }
     for step in &way.steps {
         evidence(world, step, &mut line)?;
     }
-    if let Some(near_miss) = &explanation.near_miss {
-        line("nearest", &near_miss_text(world, explanation, near_miss))?;
+    match (advice.and_then(|advice| advice.why.nearest()), &explanation.near_miss) {
+        (Some(miss), _) => line("nearest", &miss_text(miss))?,
+        (None, Some(near_miss)) => line("nearest", &near_miss_text(world, explanation, near_miss))?,
+        (None, None) => {}
     }
     if !explanation.policies.is_empty() {
         line("policy", &policy_list(&explanation.policies))?;
@@ -50,11 +72,73 @@ pub fn text(world: &World, explanation: &Explanation, out: &mut impl Write) -> i
     for caveat in &explanation.caveats {
         line("caveat", &format!("{} [{}]", caveat.text, caveat.code))?;
     }
-    line("rests on", &rests_on(world))
+    for reservation in advice.iter().flat_map(|advice| &advice.reservations) {
+        line("no edit", reservation)?;
+    }
+    line("rests on", &rests_on(world))?;
+    let yaml = advice.and_then(|advice| advice.edits.first()).map(|tried| &tried.edit.yaml);
+    if let Some(yaml) = yaml {
+        writeln!(out, "\n# kubectl apply -f - <<'EOF'")?;
+        for row in yaml.lines() {
+            writeln!(out, "{}", clean(row))?;
+        }
+    }
+    Ok(())
+}
+
+/// What to do: the cause's own remedies, then the smallest edit of a policy.
+fn remedies(world: &World, explanation: &Explanation, advice: Option<&Advice>) -> Vec<Remedy> {
+    let edits = advice.into_iter().flat_map(Advice::remedies);
+    explanation.remedies(world).into_iter().chain(edits).collect()
+}
+
+/// The nearest rule, and what failed in it.
+fn miss_text(miss: &Miss) -> String {
+    let failed: Vec<_> =
+        miss.failed.iter().map(|failed| format!("{} ({})", failed.clause, failed.path)).collect();
+    format!("{}: {}", miss.part, failed.join("; "))
+}
+
+/// The source's addresses, if it had several: a rule that names the first cannot match where the last is judged.
+fn history(world: &World, way: &Trajectory) -> Vec<String> {
+    let hops = source_history(world, way);
+    if hops.len() < 2 {
+        return Vec::new();
+    }
+    hops.iter().map(|hop| hop_text(world, hop)).collect()
+}
+
+fn hop_text(world: &World, hop: &SourceHop) -> String {
+    let by = match &hop.by {
+        SourceBy::Sender => "as it came".to_owned(),
+        SourceBy::Netfilter { rule, masquerade } => {
+            let whose = match masquerade {
+                Masquerade::KubeProxy => "kube-proxy, as for externalTrafficPolicy Cluster",
+                Masquerade::IpMasqAgent => "ip-masq-agent",
+                Masquerade::Cilium => "Cilium's own rule",
+                Masquerade::Other => "a netfilter rule",
+            };
+            format!("by {whose} ({rule})")
+        }
+        SourceBy::CiliumForward { node } => {
+            let to = node.map_or_else(|| "the backend's node".to_owned(), |node| format!("node {node}"));
+            format!("by Cilium on its way to {to}, as for externalTrafficPolicy Cluster")
+        }
+    };
+    let ipcache = match hop.ipcache {
+        Some((prefix, identity)) => format!("; ipcache {prefix} is {}", world.identity_text(identity)),
+        None => String::new(),
+    };
+    let judged = match hop.judged {
+        Some(JudgedAs::Here(identity, _)) => format!("; judged as {}", world.identity_text(identity)),
+        Some(JudgedAs::OtherNode(identity)) => format!("; judged there as {}", world.identity_text(identity)),
+        None => String::new(),
+    };
+    format!("{} {by}{ipcache}{judged}", hop.address)
 }
 
 /// What was read, and that nothing was observed.
-fn rests_on(world: &World) -> String {
+pub(super) fn rests_on(world: &World) -> String {
     let version = world.version.as_ref().map(|version| format!(", Cilium {version}")).unwrap_or_default();
     let names: Vec<_> =
         world.missing.iter().take(MISSING_SHOWN).map(|missing| missing.what.as_str()).collect();
@@ -280,8 +364,55 @@ fn policy_list(policies: &[PolicyRef]) -> String {
 /// # Errors
 ///
 /// What `out` says.
-pub fn json(world: &World, explanation: &Explanation, out: &mut impl Write) -> io::Result<()> {
-    writeln!(out, "{}", value(world, explanation))
+pub fn json(
+    world: &World,
+    explanation: &Explanation,
+    advice: Option<&Advice>,
+    out: &mut impl Write,
+) -> io::Result<()> {
+    let mut value = value(world, explanation);
+    value["remedies"] = remedies(world, explanation, advice).iter().map(remedy_value).collect();
+    value["rules"] = advice.map_or(Value::Null, rules_value);
+    writeln!(out, "{value}")
+}
+
+/// Something to do as a JSON object.
+pub(super) fn remedy_value(remedy: &Remedy) -> Value {
+    match remedy {
+        Remedy::Text(text) => json!({ "text": text }),
+        Remedy::Command(command) => json!({ "command": command }),
+        Remedy::Yaml(yaml) => json!({ "yaml": yaml }),
+    }
+}
+
+/// What the policy objects say, rule by rule, and the edits that were tried.
+fn rules_value(advice: &Advice) -> Value {
+    let why = &advice.why;
+    let part =
+        |part: &RulePart| json!({ "policy": policy_value(&part.policy), "path": part.path.to_string() });
+    let misses = why.misses.iter().map(|miss| {
+        let failed = miss.failed.iter().map(|failed| {
+            json!({ "path": failed.path.to_string(), "wants": failed.wants, "has": failed.has, "clause": failed.clause })
+        });
+        let mut value = part(&miss.part);
+        value["failed"] = failed.collect();
+        value
+    });
+    let edits = advice.edits.iter().map(|Tried { edit, also }| {
+        json!({
+            "policy": policy_value(&edit.policy), "path": edit.path.to_string(), "summary": edit.summary,
+            "yaml": edit.yaml, "admits_also": also,
+        })
+    });
+    json!({
+        "from": match advice.origin { Origin::Agent => "agent", Origin::Objects => "objects" },
+        "enforced_by": why.enforced_by.iter().map(part).collect::<Vec<_>>(),
+        "admits": why.admits.iter().map(|hit| part(&hit.part)).collect::<Vec<_>>(),
+        "denies": why.denies.iter().map(|hit| part(&hit.part)).collect::<Vec<_>>(),
+        "misses": misses.collect::<Vec<_>>(),
+        "edits": edits.collect::<Vec<_>>(),
+        "reservations": advice.reservations,
+    })
 }
 
 /// The whole answer as a JSON object.
@@ -300,6 +431,7 @@ pub fn value(world: &World, explanation: &Explanation) -> Value {
         "cause": { "code": explanation.cause.code.text(), "sentence": explanation.cause.sentence },
         "policies": explanation.policies.iter().map(policy_value).collect::<Vec<_>>(),
         "near_miss": explanation.near_miss.as_ref().map(near_miss_value),
+        "source_history": source_history(world, explanation.trajectory()).iter().map(|hop| hop_value(hop)).collect::<Vec<_>>(),
         "ways": explanation.trajectories.iter().map(|way| way_value(world, way)).collect::<Vec<_>>(),
         "caveats": explanation.caveats.iter()
             .map(|caveat| json!({ "code": caveat.code.text(), "text": caveat.text })).collect::<Vec<_>>(),
@@ -308,6 +440,26 @@ pub fn value(world: &World, explanation: &Explanation) -> Value {
             "missing": world.missing.iter()
                 .map(|missing| json!({ "what": missing.what, "why": missing.why })).collect::<Vec<_>>(),
         },
+    })
+}
+
+fn hop_value(hop: &SourceHop) -> Value {
+    let by = match &hop.by {
+        SourceBy::Sender => json!({ "by": "sender" }),
+        SourceBy::Netfilter { rule, .. } => json!({ "by": "netfilter", "rule": rule }),
+        SourceBy::CiliumForward { node } => {
+            json!({ "by": "cilium", "node": node.map(|node| node.to_string()) })
+        }
+    };
+    let (judged, elsewhere) = match hop.judged {
+        Some(JudgedAs::Here(identity, _)) => (Some(identity.0), false),
+        Some(JudgedAs::OtherNode(identity)) => (Some(identity.0), true),
+        None => (None, false),
+    };
+    json!({
+        "address": hop.address.to_string(), "rewritten": by,
+        "ipcache": hop.ipcache.map(|(prefix, identity)| json!({ "prefix": prefix.to_string(), "identity": identity.0 })),
+        "judged_as": judged, "on_other_node": elsewhere,
     })
 }
 

@@ -8,7 +8,7 @@ use probe_model::world::World;
 use serde_json::{Value, json};
 
 use super::clean;
-use super::explanation::rests_on;
+use super::explanation::{remedy_value, rests_on};
 
 /// Version of the JSON that [`json()`] writes.
 pub const SCHEMA: &str = "plsprobe.lint/1";
@@ -115,13 +115,10 @@ pub fn json(world: &World, name: &str, lint: &Lint, out: &mut impl Write) -> io:
 /// A finding as a JSON object.
 pub(super) fn finding_value(found: &Finding) -> Value {
     let evidence = found.evidence.iter().map(|one| json!({ "what": one.what, "source": one.source.text() }));
-    let remedy = found.remedy.iter().map(|remedy| match remedy {
-        Remedy::Text(text) => json!({ "text": text }),
-        Remedy::Command(command) => json!({ "command": command }),
-        Remedy::Yaml(yaml) => json!({ "yaml": yaml }),
-    });
+    let remedy = found.remedy.iter().map(remedy_value);
     let subject = &found.subject;
-    let written = subject.written.as_ref().map(|at| json!({ "path": at.path, "line": at.line, "column": at.column }));
+    let written =
+        subject.written.as_ref().map(|at| json!({ "path": at.path, "line": at.line, "column": at.column }));
     json!({
         "code": found.code.text(), "severity": found.severity.text(), "sentence": found.sentence,
         "subject": { "kind": subject.kind.text(), "namespace": subject.namespace, "name": subject.name, "written": written },

@@ -5,6 +5,7 @@ mod drop_cause;
 pub mod dump;
 pub mod explanation;
 mod gap;
+pub mod lint;
 mod markdown;
 pub mod snapshot;
 pub mod trace;

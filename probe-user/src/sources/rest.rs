@@ -6,8 +6,8 @@ use std::net::IpAddr;
 use anyhow::{Context as _, Result};
 use probe_model::cilium::identity::Identity;
 use probe_model::cilium::{Direction, EndpointId};
-use probe_model::tuple::Protocol;
 use probe_model::intent::object::{Objects, Options, read_agent_rules};
+use probe_model::tuple::Protocol;
 use probe_model::world::{
     Config, ConfigSource, Endpoint, EndpointPolicy, Forwarding, Interface, L4Filter, PodName, PolicyRef,
     RoutingMode, SelectorUse, ServiceName,

@@ -69,7 +69,7 @@ fn findings_have_evidence_and_a_remedy() {
     for Scenario { code, spoilt, .. } in SCENARIOS {
         for finding in findings(&spoilt()) {
             assert!(!finding.evidence.is_empty(), "{code}: {finding:#?}");
-            assert!(!finding.remedy.is_empty(), "{code}: {finding:#?}");
+            assert!(!finding.remedy.is_empty(), "{code}: no remedy in {finding:#?}");
             assert!(!finding.sentence.ends_with('.'), "{code}: {finding:#?}");
         }
     }
