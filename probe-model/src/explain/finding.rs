@@ -114,7 +114,7 @@ pub enum SubjectKind {
     NetworkPolicy,
     /// A CiliumNetworkPolicy.
     CiliumNetworkPolicy,
-    /// A CiliumClusterwideNetworkPolicy.
+    /// A `CiliumClusterwideNetworkPolicy`.
     CiliumClusterwideNetworkPolicy,
     /// Azure's Private Link service.
     PrivateLinkService,
