@@ -21,6 +21,9 @@ pub(super) struct Args {
     /// `live`, a file of `plsprobe snapshot`, an archive of cilium-bugtool, or a folder with maps/*.json, rest/*.json and optionally node/
     #[arg(long, value_name = "live|PATH", default_value = "live")]
     from: From,
+    /// Print SARIF 2.1.0, as code scanning takes it, instead of text
+    #[arg(long)]
+    sarif: bool,
 }
 
 pub(super) fn run(args: &Args, global: &Global) -> Result<Outcome> {
@@ -28,9 +31,10 @@ pub(super) fn run(args: &Args, global: &Global) -> Result<Outcome> {
     let scope = scope(&world, &args.dst).context("failed to read `--dst`")?;
     let found = lint(&scope);
     let mut out = std::io::stdout().lock();
-    match global.output {
-        Output::Text => render::lint::text(&world, &scope.name, &found, &mut out)?,
-        Output::Json => render::lint::json(&world, &scope.name, &found, &mut out)?,
+    match (args.sarif, global.output) {
+        (true, _) => render::sarif::sarif(&found, &mut out)?,
+        (false, Output::Text) => render::lint::text(&world, &scope.name, &found, &mut out)?,
+        (false, Output::Json) => render::lint::json(&world, &scope.name, &found, &mut out)?,
     }
     out.flush()?;
     Ok(outcome(&found))

@@ -7,6 +7,7 @@ pub mod explanation;
 mod gap;
 pub mod lint;
 mod markdown;
+pub mod sarif;
 pub mod snapshot;
 pub mod trace;
 pub mod trace_json;
