@@ -4,9 +4,11 @@ use std::fmt::Write as _;
 use std::net::{IpAddr, Ipv4Addr};
 
 use anyhow::{Result, bail};
+use ipnet::IpNet;
 use probe_model::cilium::EndpointId;
 use probe_model::explain::AZURE_PROBE;
 use probe_model::tuple::Protocol;
+use probe_model::world::nat::{Confidence, nat_sources};
 use probe_model::world::{Endpoint, World};
 
 /// What a TARGET stands for.
@@ -125,13 +127,57 @@ pub fn resolve_source(world: &World, name: &str) -> Result<IpAddr> {
                 None => bail!("no source knows an address of this node; give it as `--src ADDRESS`"),
             };
         }
-        "pls" => bail!("`pls` stands for several addresses; give the one of the NAT IPs as `--src ADDRESS`"),
+        "pls" => return nat_ip(world),
         _ => {}
     }
     match resolve(world, name)? {
         Target::Address(address) => Ok(address),
         Target::Endpoint(id) => endpoint_address(world, id),
         Target::Service(_) => bail!("`{name}` is a service, which sends nothing; give a pod or an address"),
+    }
+}
+
+/// The NAT IPs of Private Link, as far as they are known one by one; else the prefixes that they are in.
+///
+/// # Errors
+///
+/// If nobody says any. What only looks like one is none.
+pub fn nat_nets(world: &World) -> Result<Vec<IpNet>> {
+    let known = nat_sources(world);
+    let of = |wanted: fn(Confidence) -> bool| -> Vec<IpNet> {
+        known.sources.iter().filter(|own| wanted(own.confidence())).map(|own| own.prefix).collect()
+    };
+    let mut nets = of(|own| !matches!(own, Confidence::Range | Confidence::Suspected));
+    if nets.is_empty() {
+        nets = of(|own| own == Confidence::Range);
+    }
+    nets.sort();
+    nets.dedup();
+    if nets.is_empty() {
+        bail!(
+            "no NAT IP of Private Link is known; give each by `--pls-nat-ip IP`, or ask Azure by `--azure`"
+        );
+    }
+    Ok(nets)
+}
+
+/// Addresses that are NAT IPs by who knows; what only looks like one is none.
+pub fn nat_ips(world: &World) -> Vec<IpAddr> {
+    let known = nat_sources(world);
+    let is_sure =
+        |address: &IpAddr| known.of(*address).is_some_and(|own| own.confidence() > Confidence::Suspected);
+    known.addresses().into_iter().filter(is_sure).collect()
+}
+
+/// The NAT IP, if there is one.
+fn nat_ip(world: &World) -> Result<IpAddr> {
+    let nets = nat_nets(world)?;
+    match nets.as_slice() {
+        [net] if net.prefix_len() == net.max_prefix_len() => Ok(net.addr()),
+        _ => {
+            let known: Vec<_> = nets.iter().map(ToString::to_string).collect();
+            bail!("`pls` stands for {}; give one address of these", known.join(", "))
+        }
     }
 }
 

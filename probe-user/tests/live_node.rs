@@ -37,12 +37,16 @@ impl Node {
     }
 
     fn options(&self) -> LiveOptions {
-        LiveOptions { bpffs: self.lab.bpffs().to_owned(), cilium_run: self.lab.run_dir().to_owned() }
+        LiveOptions {
+            bpffs: self.lab.bpffs().to_owned(),
+            cilium_run: self.lab.run_dir().to_owned(),
+            ..LiveOptions::default()
+        }
     }
 
     fn command(&self, args: &str) -> Command {
         let mut command = self.lab.netns(Ns::Node).command(env!("CARGO_BIN_EXE_plsprobe")).unwrap();
-        let LiveOptions { bpffs, cilium_run } = self.options();
+        let LiveOptions { bpffs, cilium_run, .. } = self.options();
         command.args(args.split(' ')).arg("--bpffs").arg(bpffs).arg("--cilium-run").arg(cilium_run);
         command
     }

@@ -20,6 +20,8 @@ pub const AZURE_PREFIX: &str = "service.beta.kubernetes.io/";
 /// costs; an empty one is there and empty.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Kubernetes {
+    /// Who asked the API: ``kubeconfig `admin.conf`, context `aks` ``; `None` if nobody did, which costs all that only it knows.
+    pub asked: Option<String>,
     /// Services of all namespaces.
     pub services: Option<Vec<Service>>,
     /// Where their backends are.

@@ -14,6 +14,8 @@ use crate::tuple::Protocol;
 /// A list that could not be had is `None` and named in [`super::World::missing`] as `azure/LIST`, with what it costs.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct PrivateLink {
+    /// Who asked ARM: `managed identity …`; `None` if nobody did, which costs all that only it knows.
+    pub asked: Option<String>,
     /// Private Link services that could be seen.
     pub services: Option<Vec<PrivateLinkService>>,
     /// Load balancers of the node resource group.
@@ -364,6 +366,32 @@ pub struct Place {
     pub subnets: Vec<Subnet>,
     /// `loadBalancerSku` of the cloud provider's configuration.
     pub load_balancer_sku: Option<String>,
+}
+
+impl Place {
+    /// Takes over what `other` knows and this does not.
+    pub fn fill(&mut self, other: Self) {
+        let Self { subscription, resource_group, location, network, network_resource_group, subnet, .. } =
+            other;
+        let or = |own: &mut Option<String>, other: Option<String>| *own = own.take().or(other);
+        or(&mut self.subscription, subscription);
+        or(&mut self.resource_group, resource_group);
+        or(&mut self.location, location);
+        or(&mut self.network, network);
+        or(&mut self.network_resource_group, network_resource_group);
+        or(&mut self.subnet, subnet);
+        or(&mut self.load_balancer_sku, other.load_balancer_sku);
+        let nets = |own: &mut Vec<IpNet>, other: Vec<IpNet>| {
+            if own.is_empty() {
+                *own = other
+            }
+        };
+        nets(&mut self.node_subnets, other.node_subnets);
+        nets(&mut self.network_prefixes, other.network_prefixes);
+        if self.subnets.is_empty() {
+            self.subnets = other.subnets;
+        }
+    }
 }
 
 /// A subnet of the cluster's virtual network.

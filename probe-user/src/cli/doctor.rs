@@ -20,7 +20,7 @@ pub(super) fn run(args: &Args, global: &Global) -> Result<Outcome> {
         print(&Report::clean_up()?, global)?;
         return Ok(Outcome::Allowed);
     }
-    let report = Report::examine(&global.live_options());
+    let report = Report::examine(&global.live_options()?);
     print(&report, global)?;
     if report.is_usable() {
         return Ok(Outcome::Allowed);

@@ -57,7 +57,7 @@ enum What {
 }
 
 pub(super) fn run(args: &Args, global: &Global) -> Result<Outcome> {
-    let node = sources::raw(&args.from, &global.live_options())?;
+    let node = sources::raw(&args.from, &global.live_options()?)?;
     let endpoint = args.endpoint.map(EndpointId);
     let table = match args.what {
         What::Policy => render::policy(&assemble(&node), endpoint)?,

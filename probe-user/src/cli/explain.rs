@@ -39,7 +39,7 @@ enum DirectionArg {
 }
 
 pub(super) fn run(args: &Args, global: &Global) -> Result<Outcome> {
-    let world = sources::world(&args.from, &global.live_options())?;
+    let world = sources::world(&args.from, &global.live_options()?)?;
     let mut question = question(&world, &args.src, &args.dst)?;
     question.direction = args.direction.map(|direction| match direction {
         DirectionArg::Ingress => Direction::Ingress,

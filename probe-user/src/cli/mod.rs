@@ -1,6 +1,7 @@
 //! The command line: clap's structures and one file per subcommand, no logic.
 
 mod causes;
+mod beyond;
 mod doctor;
 mod dump;
 mod explain;
@@ -41,12 +42,20 @@ pub struct Global {
     /// Text for people, or JSON, one object a line.
     #[arg(short, long, global = true, value_enum, default_value_t = Output::Text)]
     pub output: Output,
+    /// The cluster and Azure.
+    #[command(flatten)]
+    pub beyond: beyond::Args,
 }
 
 impl Global {
-    /// Where a live node's facts are.
-    pub fn live_options(&self) -> LiveOptions {
-        LiveOptions { bpffs: self.bpffs.clone(), cilium_run: self.cilium_run.clone() }
+    /// Where a live node's facts are, and what is known beyond it.
+    ///
+    /// # Errors
+    ///
+    /// If a file that was given cannot be used.
+    pub fn live_options(&self) -> Result<LiveOptions> {
+        let cluster = self.beyond.options()?;
+        Ok(LiveOptions { bpffs: self.bpffs.clone(), cilium_run: self.cilium_run.clone(), cluster })
     }
 }
 

@@ -29,7 +29,7 @@ pub(super) struct Args {
 }
 
 pub(super) fn run(args: &Args, global: &Global) -> Result<Outcome> {
-    let written = snapshot::take(&global.live_options(), &args.file, args.force)?;
+    let written = snapshot::take(&global.live_options()?, &args.file, args.force)?;
     let mut out = std::io::stdout().lock();
     match global.output {
         Output::Text => render::snapshot::text(&args.file, &written, &mut out)?,

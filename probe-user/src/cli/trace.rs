@@ -1,6 +1,5 @@
 //! `plsprobe trace`.
 
-use std::net::IpAddr;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail, ensure};
@@ -38,9 +37,6 @@ pub(super) struct Args {
     /// End after so many flows
     #[arg(long, value_name = "N")]
     count: Option<u64>,
-    /// A NAT IP of the Private Link service; may be repeated
-    #[arg(long, value_name = "IP")]
-    pls_nat_ip: Vec<IpAddr>,
     /// The interface to the network [default: the default route's]
     #[arg(long, value_name = "IF")]
     interface: Option<String>,
@@ -60,11 +56,10 @@ pub(super) fn run(args: Args, global: &Global) -> Result<Outcome> {
         expression: args.filter,
         duration: args.duration,
         count: args.count,
-        pls_nat_ips: args.pls_nat_ip,
         interface: args.interface,
         no_tc: args.no_tc,
         ring_bytes: args.ring_bytes,
-        live: global.live_options(),
+        live: global.live_options()?,
         output: global.output,
     })
 }

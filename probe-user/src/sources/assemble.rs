@@ -23,7 +23,7 @@ use probe_model::world::{
 
 use super::in_use::{self, InUse};
 use super::raw::{RawMap, RawNode};
-use super::{netfilter, nft, rest};
+use super::{beyond, netfilter, nft, rest};
 
 /// Pins that only kube-proxy replacement makes.
 const NODE_PORT_PINS: [&str; 3] =
@@ -45,6 +45,7 @@ pub fn assemble(node: &RawNode) -> World {
         world.routes.clone_from(&network.routes);
     }
     read_rules(node, &mut world);
+    beyond::read(node, &mut world);
     world
 }
 

@@ -23,6 +23,7 @@ use probe_model::cilium::runtime_config::UTime;
 use super::{
     addresses,
     agent::{self, Agent},
+    cluster,
     maps::{Globals, Reading},
     netfilter, programs,
     raw::{Missing, Network, Program, RawMap, RawNode},
@@ -72,17 +73,19 @@ const SLOW_AGE: Duration = Duration::from_secs(10);
 const SETTLING: Duration = Duration::from_secs(3);
 
 /// Where a live node's facts are.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct LiveOptions {
     /// The BPF file system with Cilium's maps.
     pub bpffs: PathBuf,
     /// The agent's run directory, with its sockets.
     pub cilium_run: PathBuf,
+    /// What is asked beyond the node, and what was given with the command.
+    pub cluster: cluster::Options,
 }
 
 impl Default for LiveOptions {
     fn default() -> Self {
-        Self { bpffs: BPFFS.into(), cilium_run: CILIUM_RUN.into() }
+        Self { bpffs: BPFFS.into(), cilium_run: CILIUM_RUN.into(), cluster: cluster::Options::default() }
     }
 }
 
@@ -111,6 +114,8 @@ pub struct LiveNode {
     /// How long each part took: maps by pin name, `agent`, `iptables-save`, `network`.
     pub took: Vec<(String, Duration)>,
     slow: Slow,
+    /// What was asked beyond the node, once.
+    facts: cluster::Facts,
     /// When the maps' keys were last seen to have changed.
     changed: Instant,
 }
@@ -156,21 +161,26 @@ pub fn refresh(options: &LiveOptions, last: &LiveNode) -> Result<LiveNode> {
     let is_settled = last.slow.at.saturating_duration_since(changed) >= SETTLING;
     let is_young = last.slow.at.elapsed() < SLOW_AGE;
     let slow = if is_settled && is_young { last.slow.clone() } else { Slow::read(options) };
-    Ok(LiveNode::new(maps, slow, changed))
+    Ok(LiveNode::new(maps, slow, last.facts.clone(), changed, options))
 }
 
 fn read_extent(options: &LiveOptions, extent: Extent) -> Result<LiveNode> {
     let (globals, pins) = globals(options)?;
     thread::scope(|scope| {
         let slow = scope.spawn(|| Slow::read(options));
+        let facts = scope.spawn(|| timed(|| options.cluster.read()));
         let maps = Maps::read(&globals, &pins, extent);
-        Ok(LiveNode::new(maps?, slow.join().expect("no reader panics"), Instant::now()))
+        let joined = "no reader panics";
+        let (slow, (facts, took)) = (slow.join().expect(joined), facts.join().expect(joined));
+        let mut live = LiveNode::new(maps?, slow, facts?, Instant::now(), options);
+        live.took.push(("cluster".to_owned(), took));
+        Ok(live)
     })
 }
 
 impl LiveNode {
-    fn new(maps: Maps, slow: Slow, changed: Instant) -> Self {
-        let node = RawNode {
+    fn new(maps: Maps, slow: Slow, facts: cluster::Facts, changed: Instant, options: &LiveOptions) -> Self {
+        let mut node = RawNode {
             origin: "live".to_owned(),
             read_at: maps.read_at,
             maps: maps.read,
@@ -180,8 +190,11 @@ impl LiveNode {
             nft_ruleset: slow.nft_ruleset.clone(),
             network: slow.network.clone(),
             missing: [maps.missing, slow.missing.clone()].concat(),
+            ..RawNode::default()
         };
-        Self { node, took: [maps.took, slow.took.clone()].concat(), slow, changed }
+        facts.add_to(&mut node);
+        options.cluster.add_given(&mut node);
+        Self { node, took: [maps.took, slow.took.clone()].concat(), slow, facts, changed }
     }
 }
 
@@ -430,7 +443,11 @@ mod tests {
         let mut recorded = folder::read(&fixtures::recording("cilium-1.14").join("cidr-pls8-80")).unwrap();
         pin(&bpffs, &mut recorded);
         let run = tempfile::tempdir().unwrap();
-        let options = LiveOptions { bpffs: bpffs.path().to_owned(), cilium_run: run.path().to_owned() };
+        let options = LiveOptions {
+            bpffs: bpffs.path().to_owned(),
+            cilium_run: run.path().to_owned(),
+            ..LiveOptions::default()
+        };
         serve_rest(&options.agent_socket(), recorded.rest.clone());
 
         let live = read_whole(&options).unwrap();
@@ -462,7 +479,11 @@ mod tests {
         let policy = bpffs.create("cilium_policy_00001", MapType::Hash, 4, 4, 16);
         policy.update(&[1; 4], &[1; 4], MapFlags::ANY).unwrap();
         let run = tempfile::tempdir().unwrap();
-        let options = LiveOptions { bpffs: bpffs.path().to_owned(), cilium_run: run.path().to_owned() };
+        let options = LiveOptions {
+            bpffs: bpffs.path().to_owned(),
+            cilium_run: run.path().to_owned(),
+            ..LiveOptions::default()
+        };
         let mut first = read(&options).unwrap();
         assert!(first.node.rest.is_empty());
         first.changed -= 2 * SETTLING;
@@ -499,7 +520,11 @@ mod tests {
             key[..4].copy_from_slice(&i.to_ne_bytes());
             conntrack.update(&key, &[0; 56], MapFlags::ANY).unwrap();
         }
-        let options = LiveOptions { bpffs: bpffs.path().to_owned(), cilium_run: bpffs.path().join("run") };
+        let options = LiveOptions {
+            bpffs: bpffs.path().to_owned(),
+            cilium_run: bpffs.path().join("run"),
+            ..LiveOptions::default()
+        };
         let node = read(&options).unwrap().node;
         let missing = node.missing.iter().find(|missing| missing.what == "cilium_ct4_global").unwrap();
         assert!(missing.why.starts_with("it has more than 65536 entries"), "{missing}");
@@ -516,7 +541,11 @@ mod tests {
         let Some(bpffs) = PrivateBpffs::mount() else { return };
         drop(bpffs.create("cilium_lxc", MapType::Hash, 20, 48, 16));
         let run = tempfile::tempdir().unwrap();
-        let options = LiveOptions { bpffs: bpffs.path().to_owned(), cilium_run: run.path().to_owned() };
+        let options = LiveOptions {
+            bpffs: bpffs.path().to_owned(),
+            cilium_run: run.path().to_owned(),
+            ..LiveOptions::default()
+        };
         let live = read(&options).unwrap();
         let agent = live.node.missing.iter().find(|missing| missing.what == "cilium.sock").unwrap();
         assert!(agent.why.starts_with("no socket at `"), "{agent}");
@@ -526,7 +555,11 @@ mod tests {
     fn no_cilium_is_one_line() {
         let folder = tempfile::tempdir().unwrap();
         let shown = folder.path().display();
-        let options = LiveOptions { bpffs: folder.path().join("bpf"), cilium_run: folder.path().join("run") };
+        let options = LiveOptions {
+            bpffs: folder.path().join("bpf"),
+            cilium_run: folder.path().join("run"),
+            ..LiveOptions::default()
+        };
         let expected = format!(
             "no Cilium on this node: no folder `{shown}/bpf`, agent socket `{shown}/run/cilium.sock` is not there; \
              run plsprobe on the node, or say where Cilium's folders are by `--bpffs` and `--cilium-run`"
@@ -543,7 +576,11 @@ mod tests {
     #[test]
     fn an_empty_bpffs() {
         let Some(bpffs) = PrivateBpffs::mount() else { return };
-        let options = LiveOptions { bpffs: bpffs.path().to_owned(), cilium_run: bpffs.path().join("run") };
+        let options = LiveOptions {
+            bpffs: bpffs.path().to_owned(),
+            cilium_run: bpffs.path().join("run"),
+            ..LiveOptions::default()
+        };
         let error = read(&options).unwrap_err().to_string();
         assert!(error.starts_with("no Cilium on this node: no pin of Cilium's in `"), "{error}");
         assert!(!error.contains('\n'));

@@ -4,10 +4,12 @@ pub mod addresses;
 pub mod agent;
 pub mod assemble;
 pub mod azure;
+mod beyond;
 pub mod btf;
 pub mod bugtool;
 pub mod changes;
 pub mod classifiers;
+pub mod cluster;
 pub mod features;
 pub mod folder;
 pub mod http;
@@ -80,7 +82,12 @@ impl std::str::FromStr for From {
 pub fn raw(from: &From, live: &LiveOptions) -> Result<RawNode> {
     match from {
         From::Live => live::read_whole(live).map(|live| live.node),
-        From::Path(path) => read_path(path),
+        From::Path(path) => {
+            live.cluster.check_recorded(path)?;
+            let mut node = read_path(path)?;
+            live.cluster.add_given(&mut node);
+            Ok(node)
+        }
     }
 }
 

@@ -4,7 +4,7 @@ use serde_json::{Map, Value};
 
 /// What is kept of an object.
 #[derive(Debug, Default, PartialEq)]
-pub struct Pick {
+pub(super) struct Pick {
     fields: Vec<(String, Pick)>,
     /// Of an object's members only those whose names begin so.
     prefix: Option<String>,
@@ -18,7 +18,7 @@ impl Pick {
     /// # Panics
     ///
     /// If it is not written so: it is a constant of the program.
-    pub fn new(text: &str) -> Self {
+    pub(super) fn new(text: &str) -> Self {
         let mut words = tokens(text);
         let pick = Self::read(&mut words);
         assert!(words.next().is_none(), "a brace too many in `{text}`");
@@ -44,7 +44,7 @@ impl Pick {
     }
 
     /// `value` without what is not kept.
-    pub fn of(&self, value: &Value) -> Value {
+    pub(super) fn of(&self, value: &Value) -> Value {
         match value {
             Value::Array(items) => items.iter().map(|item| self.of(item)).collect::<Vec<_>>().into(),
             Value::Object(members) if !self.fields.is_empty() => {

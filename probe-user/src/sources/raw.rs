@@ -23,6 +23,10 @@ pub struct RawNode {
     pub iptables_save: Option<String>,
     /// `nft -j list ruleset`'s output, where nftables has tables that `iptables-save` does not show.
     pub nft_ruleset: Option<String>,
+    /// The Kubernetes API's lists, as far as they are needed, as JSON text by name: `services`, `pods`, …; and who asked.
+    pub kubernetes: BTreeMap<String, String>,
+    /// Azure's resources, as far as they are needed, as JSON text by name: `private-link-services`, …; and who asked.
+    pub azure: BTreeMap<String, String>,
     /// Interfaces and routes of the node.
     pub network: Option<Network>,
     /// What could not be had.

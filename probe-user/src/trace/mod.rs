@@ -10,7 +10,6 @@ mod tally;
 mod verdicts;
 pub mod watch;
 
-use std::net::IpAddr;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
@@ -37,8 +36,6 @@ pub struct Options {
     pub duration: Duration,
     /// After how many flows to end.
     pub count: Option<u64>,
-    /// NAT IPs of the Private Link service.
-    pub pls_nat_ips: Vec<IpAddr>,
     /// The uplink, instead of the default route's interface.
     pub interface: Option<String>,
     /// Attach nothing to tc.

@@ -318,10 +318,7 @@ fn sources(world: &World, options: &Options) -> Result<Vec<IpNet>> {
     for source in &options.src {
         match source.as_str() {
             "any" => return Ok(Vec::new()),
-            "pls" if options.pls_nat_ips.is_empty() => {
-                bail!("`--src pls` needs the Private Link service's NAT IPs; give each by `--pls-nat-ip IP`")
-            }
-            "pls" => nets.extend(options.pls_nat_ips.iter().map(|ip| IpNet::from(*ip))),
+            "pls" => nets.extend(target::nat_nets(world).context("failed to read `--src pls`")?),
             net => match net.parse() {
                 Ok(net) => nets.push(net),
                 Err(_) => {

@@ -34,6 +34,7 @@ use crate::sources::changes::{Change, Changes};
 use crate::sources::live::{self, LiveNode};
 use crate::sources::maps::Globals;
 use crate::sys;
+use crate::target;
 
 /// How often undecided flows are looked at.
 const POLL: Duration = Duration::from_millis(50);
@@ -564,14 +565,15 @@ impl<'o> Session<'o> {
             return Ok(());
         }
         self.refresh_world();
+        let nat_ips = target::nat_ips(&self.world);
         for path in paths {
             if self.is_count_reached() {
                 break;
             }
             self.names.learn_interfaces(&path);
             self.names.learn_functions(&path);
-            let (events, nat_ips) = (self.verdicts.source(), &self.options.pls_nat_ips);
-            let mut judgement = judge(&self.world, path, events, &self.watch, nat_ips);
+            let events = self.verdicts.source();
+            let mut judgement = judge(&self.world, path, events, &self.watch, &nat_ips);
             judgement.explanation.caveats.extend(self.options.expression.is_some().then(packets_filtered));
             judgement.explanation.caveats.extend(self.gap_caveats(&judgement.path));
             self.count(&judgement);

@@ -237,7 +237,7 @@ mod tests {
             ]
         );
         assert_eq!(place(None, None).unwrap().0, Place::default());
-        assert!(place(Some("[]"), None).is_err());
+        assert!(place(Some("1"), None).is_err());
     }
 
     #[test]

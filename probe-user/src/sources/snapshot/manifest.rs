@@ -16,7 +16,7 @@ const SCHEMA: &str = "plsprobe.snapshot/";
 /// Another shape of what is there: older versions refuse it.
 const MAJOR: u32 = 1;
 /// Parts or fields were added: older versions read the rest and say so.
-const MINOR: u32 = 0;
+const MINOR: u32 = 1;
 /// What comes between the facts and their digest; the digest covers every byte before.
 const BEFORE_DIGEST: &str = ",\"digest\":\"";
 /// What comes after the digest, which is the manifest's last field.
@@ -29,7 +29,7 @@ const NAMING_DIGITS: usize = 12;
 /// Everything known of a snapshot but its parts' bytes.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Manifest {
-    /// `plsprobe.snapshot/1.0`: this format, its major and its minor number.
+    /// `plsprobe.snapshot/1.1`: this format, its major and its minor number.
     pub schema: String,
     /// The version of plsprobe that wrote it.
     pub plsprobe: String,

@@ -13,6 +13,9 @@
 //! | `node/network.json` | interfaces, addresses and routes |
 //! | `node/read-at.txt` | when the maps were read: units of 512 ns since 1970, as Cilium's datapath counts |
 //! | `node/programs.json` | loaded programs that policy maps are judged by |
+//! | `policies/LIST.json` | policy objects of the Kubernetes API and of files, without what may be secret (from 1.1 on) |
+//! | `kubernetes/LIST.json` | the API's other lists: of each object only the fields that answers need (from 1.1 on) |
+//! | `azure/PART.json` | Azure's resources in the same way, and what the operator said of NAT IPs (from 1.1 on) |
 //!
 //! What is read back equals what was read on the node, but for its origin, secrets, and entries of maps that no command
 //! reads. Answers name it `snapshot DIGEST of TIME`: the same wherever the file lies.

@@ -17,7 +17,7 @@ use serde::{Deserialize, Serialize};
 
 use super::manifest::{Manifest, MapFacts};
 use crate::sources::{
-    agent, in_use, live,
+    agent, beyond, in_use, live,
     raw::{Link, Network, Program, RawMap, RawNode, Route},
 };
 
@@ -37,7 +37,7 @@ pub(super) struct Kind {
 }
 
 /// Every kind, in the archive's order.
-const KINDS: [Kind; 7] = [
+const KINDS: [Kind; 10] = [
     Kind { pattern: "maps/*.bin", collect: maps, restore: restore_map, is_scrubbed: false },
     Kind {
         pattern: "rest/*.json",
@@ -93,6 +93,34 @@ const KINDS: [Kind; 7] = [
             let stored: BTreeMap<u32, StoredProgram> =
                 serde_json::from_slice(&bytes).context("it is no list of programs")?;
             node.programs = stored.into_iter().map(|(id, program)| (id, program.into())).collect();
+            Ok(())
+        },
+        is_scrubbed: false,
+    },
+    Kind {
+        pattern: "policies/*.json",
+        collect: |node| texts(&node.kubernetes, beyond::is_of_policies),
+        restore: |node, _, stem, bytes| {
+            node.kubernetes.insert(stem.to_owned(), text(&bytes)?);
+            Ok(())
+        },
+        is_scrubbed: true,
+    },
+    // What is no policy was picked field by field when it was asked for.
+    Kind {
+        pattern: "kubernetes/*.json",
+        collect: |node| texts(&node.kubernetes, |stem| !beyond::is_of_policies(stem)),
+        restore: |node, _, stem, bytes| {
+            node.kubernetes.insert(stem.to_owned(), text(&bytes)?);
+            Ok(())
+        },
+        is_scrubbed: false,
+    },
+    Kind {
+        pattern: "azure/*.json",
+        collect: |node| texts(&node.azure, |_| true),
+        restore: |node, _, stem, bytes| {
+            node.azure.insert(stem.to_owned(), text(&bytes)?);
             Ok(())
         },
         is_scrubbed: false,
@@ -162,6 +190,11 @@ pub(super) fn is_sound(name: &str) -> bool {
 
 fn one(bytes: Option<Bytes>) -> Stems {
     bytes.map(|bytes| (String::new(), bytes)).into_iter().collect()
+}
+
+fn texts(parts: &BTreeMap<String, String>, is_wanted: impl Fn(&str) -> bool) -> Stems {
+    let wanted = parts.iter().filter(|(stem, _)| is_wanted(stem));
+    wanted.map(|(stem, text)| (stem.clone(), Bytes::copy_from_slice(text.as_bytes()))).collect()
 }
 
 fn text(bytes: &[u8]) -> Result<String> {

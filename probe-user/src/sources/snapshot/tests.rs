@@ -63,6 +63,23 @@ fn node() -> RawNode {
             .into(),
         iptables_save: Some("*nat\nCOMMIT\n".to_owned()),
         nft_ruleset: Some("{\"nftables\": []}\n".to_owned()),
+        kubernetes: [
+            ("asked", "\"the pod's service account\""),
+            ("networkpolicies", r#"[{"metadata": {"name": "a"}}]"#),
+            ("policy-files", "[]"),
+            (
+                "services",
+                r#"[{"metadata": {"annotations": {"service.beta.kubernetes.io/azure-pls-create": "true"}}}]"#,
+            ),
+        ]
+        .map(|(name, text)| (name.to_owned(), text.to_owned()))
+        .into(),
+        azure: [
+            ("declared", r#"{"nat_ips":["10.224.0.8/32"]}"#),
+            ("load-balancers", r#"[{"id": "/subscriptions/S0123456789abcdefghijklmnopqrstuvwxyz"}]"#),
+        ]
+        .map(|(name, text)| (name.to_owned(), text.to_owned()))
+        .into(),
         network: Some(Network {
             links: vec![Link { name: "eth0".to_owned(), ifindex: 2, addresses: vec![net("10.224.0.4/16")] }],
             routes: vec![Route {
@@ -380,7 +397,7 @@ fn names_and_types_that_are_not_allowed() {
     let unknown = with_manifest(&packed, |manifest| manifest.parts[1].name = "nft/rules.txt".to_owned());
     refused(
         read_files(&unknown),
-        "it lists part `nft/rules.txt`, which schema plsprobe.snapshot/1.0 does not have",
+        "it lists part `nft/rules.txt`, which schema plsprobe.snapshot/1.1 does not have",
     );
     for kind in [
         EntryType::Symlink,
@@ -505,7 +522,7 @@ fn manifests_of_other_versions() {
     assert_eq!(
         found.missing.last().unwrap().to_string(),
         format!(
-            "`all of the snapshot`: it has schema `plsprobe.snapshot/1.7` of plsprobe {}, read as `plsprobe.snapshot/1.0` \
+            "`all of the snapshot`: it has schema `plsprobe.snapshot/1.7` of plsprobe {}, read as `plsprobe.snapshot/1.1` \
              without `node/nft.txt`; read it with that version",
             env!("CARGO_PKG_VERSION")
         )
