@@ -54,6 +54,10 @@ enum What {
     Fragments,
     /// Client prefixes of loadBalancerSourceRanges
     SourceRanges,
+    /// NAT IPs of Private Link: who says so, and how sure that is
+    NatIps,
+    /// Consumers' private endpoints, as Azure knows them
+    PrivateEndpoints,
 }
 
 pub(super) fn run(args: &Args, global: &Global) -> Result<Outcome> {
@@ -74,6 +78,8 @@ pub(super) fn run(args: &Args, global: &Global) -> Result<Outcome> {
         What::Affinity => render::affinity(&node, &assemble(&node))?,
         What::Fragments => render::fragments(&node)?,
         What::SourceRanges => render::source_ranges(&node, &assemble(&node))?,
+        What::NatIps => render::nat_ips(&assemble(&node))?,
+        What::PrivateEndpoints => render::private_endpoints(&assemble(&node))?,
     };
     let mut out = std::io::stdout().lock();
     match global.output {

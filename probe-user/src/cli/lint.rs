@@ -27,7 +27,7 @@ pub(super) struct Args {
 }
 
 pub(super) fn run(args: &Args, global: &Global) -> Result<Outcome> {
-    let world = sources::world(&args.from, &global.live_options())?;
+    let world = sources::world(&args.from, &global.live_options()?)?;
     let scope = scope(&world, &args.dst).context("failed to read `--dst`")?;
     let found = lint(&scope);
     let mut out = std::io::stdout().lock();

@@ -1,7 +1,7 @@
 //! The command line: clap's structures and one file per subcommand, no logic.
 
-mod causes;
 mod beyond;
+mod causes;
 mod doctor;
 mod dump;
 mod explain;

@@ -1,5 +1,6 @@
 //! Cilium's maps in the columns of its own command line, and as JSON.
 
+mod private_link;
 mod small;
 
 use std::collections::BTreeMap;
@@ -27,6 +28,7 @@ use super::clean;
 use crate::sources::assemble;
 use crate::sources::raw::RawNode;
 
+pub use private_link::{nat_ips, private_endpoints};
 pub use small::{affinity, auth, fragments, node, policystats, source_ranges, tunnel};
 
 /// Spaces between two columns.

@@ -23,6 +23,7 @@ use std::{
 use anyhow::Context as _;
 use rustls::{ClientConfig, ClientConnection, StreamOwned, pki_types::ServerName};
 
+#[cfg(test)]
 pub(crate) use answer::line;
 pub use answer::{Head, shown};
 pub use resolve::Resolver;
