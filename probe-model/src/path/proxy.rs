@@ -1,11 +1,12 @@
 //! What a flow's PROXY header says, beside what was expected of it.
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 
 use super::evidence::{Entry, Evidence, ReactionKind};
 use super::flow::Path;
 use crate::proxy_protocol::{Command, FirstBytes, Malformed, Proxy};
 use crate::world::World;
+use crate::world::kubernetes::Service;
 use crate::world::private_link::Observed;
 
 /// The consumer behind a NAT IP, by the PROXY header of its connection.
@@ -78,17 +79,29 @@ pub fn fault(evidence: &Evidence, expected: Option<bool>) -> Option<ProxyFault> 
     }
 }
 
-/// Whether Private Link puts a header in front of connections to a frontend, by Azure's word or by the Service's
-/// annotation; `None` if neither is known.
+/// Whether Private Link puts a header in front of connections to a service, by Azure's word or by the Service's
+/// annotation; `None` if neither is known. `to` is the load balancer's frontend, or a node and its port.
 ///
 /// The load balancer's probes then have one, too; a client that comes past Private Link has none.
-pub fn is_enabled(world: &World, frontend: IpAddr) -> Option<bool> {
-    let azure = world.private_link.service_at(frontend).map(|service| service.proxy_protocol);
+pub fn is_enabled(world: &World, to: SocketAddr) -> Option<bool> {
+    let service = service_at(world, to);
+    let frontends = service.into_iter().flat_map(|service| service.ingress.iter().copied());
+    let mut frontends = std::iter::once(to.ip()).chain(frontends);
+    let azure = frontends.find_map(|frontend| world.private_link.service_at(frontend));
     let annotated = || {
-        let service = world.kubernetes.service_at(frontend)?;
+        let service = service?;
         Some(service.wants_private_link() && service.azure_is_true("azure-pls-proxy-protocol"))
     };
-    azure.or_else(annotated)
+    azure.map(|service| service.proxy_protocol).or_else(annotated)
+}
+
+/// The service with a load balancer or a node port there.
+fn service_at(world: &World, to: SocketAddr) -> Option<&Service> {
+    let by_node_port = || {
+        let mut services = world.kubernetes.services.iter().flatten();
+        services.find(|service| service.ports.iter().any(|port| port.node_port == Some(to.port())))
+    };
+    world.kubernetes.service_at(to.ip()).or_else(by_node_port)
 }
 
 /// Whether the application refused what it was sent first: by a reset, by closing, or with an HTTP error that says so.

@@ -96,7 +96,7 @@ impl Together {
         };
         let (here, there) = (of(true), of(false));
         let were_seen = here.total() > 0 && there.total() > 0;
-        were_seen.then(|| here.dropped == 0 && here.allowed > 0 && there.allowed == 0 && there.dropped > 0)
+        were_seen.then_some(here.dropped == 0 && here.allowed > 0 && there.allowed == 0 && there.dropped > 0)
     }
 }
 

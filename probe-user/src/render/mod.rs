@@ -11,6 +11,8 @@ pub mod sarif;
 pub mod snapshot;
 pub mod trace;
 pub mod trace_json;
+mod trace_proxy;
+pub mod trace_watched;
 
 use std::borrow::Cow;
 

@@ -6,17 +6,20 @@ use std::time::Duration;
 use probe_common::Counter;
 use probe_model::cilium::events::Notification;
 use probe_model::cilium::release::Release;
-use probe_model::explain::Verdict;
+use probe_model::explain::{Remedy, Verdict};
 use probe_model::path::{
     CiliumEvent, DropCause, HookPoint, Hop, Namespace, Outcome, Path, PathDrop, Refusal, Rewrite, TunnelKind,
 };
 use probe_model::tuple::Tuple;
 use probe_model::world::World;
+use probe_model::world::nat::Confidence;
 
 use super::clean;
 use super::drop_cause;
 use super::explanation::{entry_text, near_miss_text, verdict_text};
 use super::gap::{self, place_text};
+use super::trace_proxy::{self, millis};
+use super::trace_watched;
 use crate::attach::{Hook, HookKind, HookState};
 use crate::trace::Summary;
 use crate::trace::judge::{EventSource, Evidence, FlowVerdict, Judgement, Origin, hubble_policies};
@@ -53,7 +56,8 @@ fn labelled(label: &str, text: &str) -> String {
 
 /// The flow and what became of it.
 fn head(judgement: &Judgement, names: &Names) -> String {
-    format!("{}: {}", judgement.path.tuple, outcome_text(judgement, names))
+    let rejected = trace_proxy::rejection_text(&judgement.path.evidence).unwrap_or_default();
+    format!("{}: {}{rejected}", judgement.path.tuple, outcome_text(judgement, names))
 }
 
 fn outcome_text(judgement: &Judgement, names: &Names) -> String {
@@ -167,10 +171,6 @@ fn after(path: &Path, at_ns: Option<u64>) -> String {
         .map_or_else(String::new, |at_ns| format!("after {} ms", millis(at_ns.saturating_sub(path.first_ns))))
 }
 
-fn millis(ns: u64) -> String {
-    format!("{}.{:03}", ns / 1_000_000, ns / 1_000 % 1_000)
-}
-
 /// The way, and why it was let through: one line each.
 fn short(world: &World, judgement: &Judgement, names: &Names, lines: &mut Vec<String>) {
     let path = &judgement.path;
@@ -178,6 +178,7 @@ fn short(world: &World, judgement: &Judgement, names: &Names, lines: &mut Vec<St
     way.extend(rewrites_text(judgement));
     way.push(hops_text(path, names, path.hops.iter().chain(&path.replies)));
     lines.push(labelled("from", &way.join("; ")));
+    shown(world, judgement, names, lines);
     let explanation = &judgement.explanation;
     let mut why = vec![explanation.cause.sentence.clone()];
     why.extend(explanation.policy().map(|step| entry_text(world, step)));
@@ -187,17 +188,36 @@ fn short(world: &World, judgement: &Judgement, names: &Names, lines: &mut Vec<St
     lines.push(labelled("why", &why.join("; ")));
 }
 
+/// What the first bytes say, and what else the packets show that is out of the ordinary: a line each, if there is any.
+fn shown(world: &World, judgement: &Judgement, names: &Names, lines: &mut Vec<String>) {
+    lines.extend(trace_proxy::line(world, judgement, names).map(|text| labelled("proxy", &text)));
+    let odd = trace_proxy::oddities(judgement, names);
+    if !odd.is_empty() {
+        lines.push(labelled("packets", &odd.join("; ")));
+    }
+}
+
 /// Everything that explains a flow that got no answer.
 fn long(world: &World, judgement: &Judgement, names: &Names, lines: &mut Vec<String>) {
     let (path, explanation) = (&judgement.path, &judgement.explanation);
     let mut line = |label: &str, text: &str| lines.push(labelled(label, text));
     line("cause", &format!("{} [{}]", cause_sentence(judgement, names), explanation.cause.code));
+    for remedy in &judgement.remedies {
+        match remedy {
+            Remedy::Text(text) => line("remedy", text),
+            Remedy::Command(command) => line("run", command),
+            // `explain` prints it; here it would part the flows.
+            Remedy::Yaml(_) => {}
+        }
+    }
     line("from", &from_text(world, judgement));
     if let Some(rewrites) = rewrites_text(judgement) {
         line("rewrite", &rewrites);
     }
     line("hops", &hops_text(path, names, path.hops.iter()));
     line("answer", &answer_text(path, names));
+    shown(world, judgement, names, lines);
+    let mut line = |label: &str, text: &str| lines.push(labelled(label, text));
     if let Some(gap) = &judgement.gap {
         line("gap", &gap::text(gap, names));
     }
@@ -279,7 +299,8 @@ fn freed_sentence(judgement: &Judgement, names: &Names) -> String {
 fn from_text(world: &World, judgement: &Judgement) -> String {
     let address = judgement.path.tuple.saddr;
     let who = match &judgement.origin {
-        Origin::PlsNatIp => format!("PLS NAT IP {address}"),
+        Origin::PlsNatIp(Confidence::Observed) => format!("PLS NAT IP {address} (by its PROXY header)"),
+        Origin::PlsNatIp(_) => format!("PLS NAT IP {address}"),
         Origin::AzureProbe => format!("Azure's health probe {address}"),
         Origin::Pod(name) => format!("pod {name} {address}"),
         Origin::Node => format!("this node {address}"),
@@ -469,7 +490,19 @@ pub fn summary(summary: &Summary, out: &mut impl Write) -> io::Result<()> {
         EventSource::Hubble => "Cilium's own notifications by Hubble".to_owned(),
         EventSource::None(why) => format!("its maps alone: {}", clean(why)),
     };
-    writeln!(out, "verdicts  from {from}; {received} received, {lost} lost, {undecoded} not understood")
+    writeln!(out, "verdicts  from {from}; {received} received, {lost} lost, {undecoded} not understood")?;
+    trace_watched::summary(&summary.world, &summary.probes, &summary.together, out)?;
+    if summary.egress_drops > 0 {
+        writeln!(
+            out,
+            "egress    {} flows of the target's pods were dropped on their way out, soon after one was accepted",
+            summary.egress_drops
+        )?;
+    }
+    if summary.late_resets > 0 {
+        writeln!(out, "resets    {} connections were reset after a long silence", summary.late_resets)?;
+    }
+    Ok(())
 }
 
 /// What was seen and could not be kept or read, other than for want of room.

@@ -5,6 +5,7 @@ use std::io::{self, Write};
 use probe_common::Counter;
 use probe_model::cilium::events::Notification;
 use probe_model::cilium::release::Release;
+use probe_model::path::proxy::ProxyFault;
 use probe_model::path::{
     Candidate, CiliumEvent, Confirmation, Gap, Hop, Namespace, Outcome, Path, PathDrop, PathSocket, Place,
     Refusal, SocketEvent, Tunnel, TunnelKind,
@@ -17,6 +18,7 @@ use super::drop_cause;
 use super::explanation;
 use super::gap::candidate_text;
 use super::trace::verdict_word;
+use super::{trace_proxy, trace_watched};
 use crate::attach::{Hook, HookState};
 use crate::trace::Summary;
 use crate::trace::judge::{EventSource, Evidence, Judgement, Origin};
@@ -59,7 +61,15 @@ pub fn flow(world: &World, judgement: &Judgement, names: &Names, out: &mut impl 
         "retransmissions": path.retransmissions, "syn_acks_again": path.accepted_again,
         "acknowledged": path.is_acknowledged, "connection_open": path.is_open(),
         "first_ns": path.first_ns, "last_ns": path.last_ns, "answered_ns": path.answered_ns,
+        "consumer": judgement.consumer.map(|consumer| trace_proxy::consumer_value(world, consumer)),
+        "proxy": {
+            "expected": judgement.proxy_expected, "fault": judgement.proxy_fault.map(ProxyFault::code),
+        },
+        "first_bytes": path.evidence.beginnings.iter()
+            .map(|beginning| trace_proxy::beginning_value(beginning, names)).collect::<Vec<_>>(),
+        "shown": trace_proxy::evidence_value(judgement, names),
         "findings": judgement.findings,
+        "remedies": judgement.remedies.iter().map(explanation::remedy_value).collect::<Vec<_>>(),
         "explanation": explanation::value(world, &judgement.explanation),
     });
     writeln!(out, "{value}")
@@ -77,7 +87,8 @@ fn interface(place: Place, names: &Names) -> Option<String> {
     (place.namespace == Namespace::Node).then(|| names.interface(place.ifindex))
 }
 
-fn tuple_value(tuple: &Tuple) -> Value {
+/// A tuple as a JSON object.
+pub(super) fn tuple_value(tuple: &Tuple) -> Value {
     json!({
         "saddr": tuple.saddr.to_string(), "sport": tuple.sport,
         "daddr": tuple.daddr.to_string(), "dport": tuple.dport, "protocol": tuple.protocol.to_string(),
@@ -178,7 +189,9 @@ fn tunnel_value(tunnel: Tunnel) -> Value {
 
 fn origin_value(origin: &Origin) -> Value {
     match origin {
-        Origin::PlsNatIp => json!({ "kind": "pls-nat-ip" }),
+        Origin::PlsNatIp(confidence) => {
+            json!({ "kind": "pls-nat-ip", "confidence": confidence.to_string() })
+        }
         Origin::AzureProbe => json!({ "kind": "azure-probe" }),
         Origin::Pod(name) => json!({ "kind": "pod", "name": name }),
         Origin::Node => json!({ "kind": "node" }),
@@ -265,6 +278,9 @@ pub fn summary(summary: &Summary, out: &mut impl Write) -> io::Result<()> {
         "cilium_events": {
             "source": source_value(&summary.events), "received": received, "lost": lost, "undecoded": undecoded,
         },
+        "probes": summary.probes.iter().map(trace_watched::probe_value).collect::<Vec<_>>(),
+        "together": trace_watched::together_value(&summary.world, &summary.together),
+        "egress_drops": summary.egress_drops, "late_resets": summary.late_resets,
         "hooks": summary.hooks.iter().map(hook_value).collect::<Vec<_>>(),
         "gaps": summary.gaps.iter().map(|gap| json!({
             "place": gap.place, "why": gap.why, "from_ns": gap.from_ns, "until_ns": gap.until_ns,

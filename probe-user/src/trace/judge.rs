@@ -1,16 +1,20 @@
 //! One flow's judgement: what was observed and what the maps say, joined. Pure.
 use std::collections::BTreeSet;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 
 use ipnet::IpNet;
 use probe_model::cilium::Direction;
 use probe_model::cilium::drop_reason::DropReason;
 use probe_model::cilium::events::Notification;
 use probe_model::cilium::identity::Identity;
-use probe_model::explain::{self, AZURE_PROBE, Explanation, Verdict};
+use probe_model::explain::{self, Explanation, Verdict};
+use probe_model::path::evidence::Entry;
+use probe_model::path::probe::is_probe_source;
+use probe_model::path::proxy::{self, Consumer, ProxyFault};
 use probe_model::path::{CiliumEvent, Confirmation, Gap, Outcome, Path, Refusal, Watch, Ways};
 use probe_model::simulate::{self, Question, Step, Unknown};
 use probe_model::tuple::Tuple;
+use probe_model::world::nat::Confidence;
 use probe_model::world::{AddressOwner, PolicyRef, World};
 
 /// Where Cilium's notifications are read in this run.
@@ -51,8 +55,8 @@ pub enum FlowVerdict {
 /// Who sends.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Origin {
-    /// A NAT IP of the Private Link service.
-    PlsNatIp,
+    /// A NAT IP of the Private Link service, as sure as this.
+    PlsNatIp(Confidence),
     /// Azure's health probe.
     AzureProbe,
     /// A pod of this node, by name.
@@ -86,6 +90,18 @@ pub struct Judgement {
     pub gap: Option<Gap>,
     /// What Cilium's conntrack says of the two destinations that were put together.
     pub confirmation: Option<Confirmation>,
+    /// The consumer that its PROXY header names.
+    pub consumer: Option<Consumer>,
+    /// Whether it was to begin with a PROXY header, if that is known.
+    pub proxy_expected: Option<bool>,
+    /// What is wrong with its first bytes.
+    pub proxy_fault: Option<ProxyFault>,
+    /// Whether its backend is on this node; `None` if it has none that is known.
+    pub has_local_backend: Option<bool>,
+    /// Whether it came to the node's own address with the service's port, where nobody waits for it.
+    pub is_beside: bool,
+    /// What to do about a drop by policy or by the node's rules, an edit of a policy tried before it is offered.
+    pub remedies: Vec<Remedy>,
     /// Whether Cilium's notifications were read: what it did not notify of, it did not do.
     pub is_cilium_heard: bool,
 }
@@ -108,7 +124,14 @@ pub fn judge(
     let identity = observed_identity(&path).or_else(|| simulated_identity(&explanation));
     let gap = path.gap(watch, ways(world, &explanation));
     let confirmation = path.confirmation(world);
+    let proxy_expected = proxy_expected(world, &path, &origin);
     Judgement {
+        consumer: proxy::consumer(&path.evidence),
+        proxy_expected,
+        proxy_fault: proxy::fault(&path.evidence, proxy_expected),
+        has_local_backend: has_local_backend(world, &path),
+        is_beside: false,
+        remedies: Vec::new(),
         path,
         explanation,
         verdict,
@@ -120,6 +143,30 @@ pub fn judge(
         confirmation,
         is_cilium_heard: watch.cilium,
     }
+}
+
+/// Whether a flow of this origin begins with a PROXY header: Private Link's and its load balancer's probes may, nobody else
+/// does.
+fn proxy_expected(world: &World, path: &Path, origin: &Origin) -> Option<bool> {
+    let is_enabled = proxy::is_enabled(world, SocketAddr::new(path.tuple.daddr, path.tuple.dport));
+    match origin {
+        Origin::PlsNatIp(_) | Origin::AzureProbe => is_enabled,
+        Origin::Pod(_) | Origin::Node => Some(false),
+        // It may be a NAT IP that nobody has named.
+        Origin::Subnet(_) | Origin::Routed => is_enabled.filter(|is_enabled| !is_enabled),
+    }
+}
+
+/// Whether a flow from the network ended at a pod of this node, or was sent on to one of another.
+fn has_local_backend(world: &World, path: &Path) -> Option<bool> {
+    let backend = path.final_tuple().daddr;
+    let is_own = match world.owner(backend) {
+        AddressOwner::Endpoint(id) => !world.is_host_endpoint(id),
+        AddressOwner::Host => return None,
+        AddressOwner::Elsewhere => false,
+    };
+    let is_translated = path.rewrites.iter().any(probe_model::path::Rewrite::is_dnat);
+    (path.evidence.entry == Some(Entry::Network) && (is_own || is_translated)).then_some(is_own)
 }
 
 /// How packets like this one go through the node.
@@ -260,10 +307,13 @@ pub fn hubble_policies(path: &Path) -> Vec<PolicyRef> {
 
 fn origin(world: &World, address: IpAddr, pls_nat_ips: &[IpAddr]) -> Origin {
     if pls_nat_ips.contains(&address) {
-        return Origin::PlsNatIp;
+        return Origin::PlsNatIp(Confidence::Declared);
     }
-    if address == IpAddr::from(AZURE_PROBE) {
+    if is_probe_source(address) {
         return Origin::AzureProbe;
+    }
+    if world.private_link.observed.iter().any(|observed| observed.source == address) {
+        return Origin::PlsNatIp(Confidence::Observed);
     }
     match world.owner(address) {
         AddressOwner::Endpoint(id) if !world.is_host_endpoint(id) => Origin::Pod(world.endpoint_name(id)),

@@ -1,6 +1,7 @@
 //! `plsprobe trace`: records in, one judged flow after another out.
 
-pub mod gaps;
+pub mod advice;
+mod gaps;
 pub mod judge;
 pub mod kernel;
 pub(crate) mod neighbours;
@@ -9,6 +10,7 @@ mod session;
 mod tally;
 mod verdicts;
 pub mod watch;
+pub mod watched;
 
 use std::time::Duration;
 

@@ -6,7 +6,9 @@ use anyhow::{Context as _, Result, bail};
 use ipnet::IpNet;
 use probe_model::cilium::EndpointId;
 use probe_model::explain::AZURE_PROBE;
-use probe_model::path::{HookPoint, Namespace, Path, Place};
+use probe_model::path::evidence::Entry;
+use probe_model::path::probe::{AZURE_PROBE_V6, is_probe_source};
+use probe_model::path::{HookPoint, Namespace, Outcome, Path, Place};
 use probe_model::simulate::{Question, simulate};
 use probe_model::tuple::{Protocol, Tuple};
 use probe_model::world::World;
@@ -27,6 +29,34 @@ const VXLAN_PORT: u16 = 8472;
 const GENEVE_PORT: u16 = 6081;
 /// Hook points that a trace takes at most. Of a service with many pods some pods' interfaces are left out.
 pub const HOOKS_MAX: usize = 40;
+
+/// Ports that probes come from: of the same address's services, which nodes ask all the time, the ports are left out (DNS,
+/// and the wire server's 80 and 32526).
+const PROBE_PORTS: [(u16, u16); 2] = [(1024, 32_525), (32_527, u16::MAX)];
+/// Where kube-proxy, or Cilium in its stead, answers whether the node is healthy.
+const HEALTHZ_PORT: u16 = 10_256;
+
+/// What a flow is to a trace.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Class {
+    /// It is what was asked about.
+    Target,
+    /// A health probe of the load balancer's, which is watched beside that.
+    Probe,
+    /// Another flow: some of its packets are like those of the target's.
+    Other,
+}
+
+/// What a health probe asks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum ProbeRole {
+    /// A node port that leads to the target.
+    Target,
+    /// The node's own word on the target's pods (`healthCheckNodePort`), or on the node (10256).
+    Health,
+    /// Another port: another service's, or one whose use no source tells.
+    Other,
+}
 
 /// UDP ports of the tunnels between nodes; 0 without one.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -79,6 +109,10 @@ pub struct Scope {
     roles: BTreeMap<u32, Role>,
     /// The node's own addresses.
     host_addresses: Vec<IpAddr>,
+    /// The node's addresses with a load balancer's port of the target: nothing should come there.
+    beside: Vec<Frontend>,
+    /// Ports at which the node says how the target's pods are.
+    health_ports: BTreeSet<u16>,
 }
 
 impl Scope {
@@ -104,6 +138,8 @@ impl Scope {
             }
         }
         scope.add_frontends(world);
+        scope.beside = scope.beside_frontends();
+        scope.health_ports = scope.find_health_ports(world);
         scope.sources = sources(world, options)?;
         let devices = links::devices().context("failed to list the interfaces")?;
         scope.tunnels = tunnels(&devices);
@@ -168,6 +204,26 @@ impl Scope {
         }
     }
 
+    /// Where a load balancer that keeps its own port and not its address would send.
+    fn beside_frontends(&self) -> Vec<Frontend> {
+        let outside = self.frontends.iter().filter(|known| !self.host_addresses.contains(&known.address));
+        let beside = outside.flat_map(|known| {
+            let own = self.host_addresses.iter().filter(|own| own.is_ipv4() == known.address.is_ipv4());
+            own.map(|own| Frontend { address: *own, ..*known })
+        });
+        let beside: BTreeSet<_> = beside.filter(|one| !self.frontends.contains(one)).collect();
+        beside.into_iter().collect()
+    }
+
+    fn find_health_ports(&self, world: &World) -> BTreeSet<u16> {
+        let leads_here =
+            |address: &IpAddr| self.frontends.iter().any(|frontend| frontend.address == *address);
+        let services = world.kubernetes.services.iter().flatten();
+        let ours =
+            services.filter(|service| service.ingress.iter().chain(&service.cluster_ips).any(leads_here));
+        ours.filter_map(|service| service.health_check_node_port).chain([HEALTHZ_PORT]).collect()
+    }
+
     /// Whether it has something to look at or to look for that `before` did not have.
     pub fn adds_to(&self, before: &Self) -> bool {
         let is_new = |address: &IpAddr| !before.addresses.contains(address);
@@ -214,15 +270,22 @@ impl Scope {
     pub fn filter(&self) -> Filter {
         let nets = self.addresses.iter().map(|addr| IpNet::from(*addr)).chain(self.prefix);
         let pods = nets.map(|net| Target { net, ports: self.pod_ports() });
-        let frontends = self.frontends.iter().map(|known| Target {
+        let frontends = self.frontends.iter().chain(&self.beside).map(|known| Target {
             net: known.address.into(),
             ports: vec![PortRange::one(known.port, known.protocol.0)],
         });
+        let probe_sources = [IpNet::from(IpAddr::from(AZURE_PROBE)), IpAddr::from(AZURE_PROBE_V6).into()];
+        let probes = probe_sources.map(|net| Target {
+            net,
+            ports: PROBE_PORTS
+                .map(|(first, last)| PortRange { protocol: Protocol::TCP.0, first, last })
+                .to_vec(),
+        });
         // Packets that were masqueraded on their way come from the node.
-        let own =
-            self.host_addresses.iter().filter(|_| !self.sources.is_empty()).map(|own| IpNet::from(*own));
+        let own = self.host_addresses.iter().map(|own| IpNet::from(*own)).chain(probe_sources);
+        let own = own.filter(|_| !self.sources.is_empty());
         Filter {
-            targets: pods.chain(frontends).collect(),
+            targets: pods.chain(frontends).chain(probes).collect(),
             sources: self.sources.iter().copied().chain(own).collect(),
             expression: self.expression.clone(),
         }
@@ -243,10 +306,56 @@ impl Scope {
         all.collect::<BTreeSet<_>>().into_iter().collect()
     }
 
+    /// What a flow is to this trace.
+    pub fn class(&self, path: &Path) -> Class {
+        if self.is_probe(path) && !self.asks_for_probes() {
+            Class::Probe
+        } else if self.covers(path) {
+            Class::Target
+        } else {
+            Class::Other
+        }
+    }
+
+    /// Whether it is a health probe to this node.
+    pub fn is_probe(&self, path: &Path) -> bool {
+        let tuple = path.tuple;
+        is_probe_source(tuple.saddr)
+            && tuple.protocol == Protocol::TCP
+            && self.host_addresses.contains(&tuple.daddr)
+    }
+
+    /// Whether probes are what was asked about, by `--src`.
+    fn asks_for_probes(&self) -> bool {
+        self.sources.iter().any(|net| net.contains(&IpAddr::from(AZURE_PROBE)))
+    }
+
+    /// What a probe to this port of the node asks.
+    pub fn probe_role(&self, port: u16) -> ProbeRole {
+        let leads_here =
+            |frontend: &Frontend| self.host_addresses.contains(&frontend.address) && frontend.port == port;
+        if self.frontends.iter().any(leads_here) {
+            ProbeRole::Target
+        } else if self.health_ports.contains(&port) {
+            ProbeRole::Health
+        } else {
+            ProbeRole::Other
+        }
+    }
+
+    /// Whether a flow came to the node's own address with a load balancer's port of the target: what Private Link does on a
+    /// public load balancer with floating IP.
+    pub fn is_beside(&self, path: &Path) -> bool {
+        let Tuple { daddr, dport, protocol, .. } = path.tuple;
+        let is_there = self.beside.contains(&Frontend { address: daddr, port: dport, protocol });
+        // The node itself may serve that port to others.
+        is_there && path.outcome != Outcome::Answered && path.evidence.entry == Some(Entry::Network)
+    }
+
     /// Whether a flow is one that was asked for: towards the target, on its port, from the sources.
     pub fn covers(&self, path: &Path) -> bool {
         let tuples = || std::iter::once(path.tuple).chain(path.rewrites.iter().map(|rewrite| rewrite.to));
-        let to_target = tuples().any(|tuple| self.is_towards(&tuple));
+        let to_target = tuples().any(|tuple| self.is_towards(&tuple)) || self.is_beside(path);
         let is_asked_for =
             |tuple: Tuple| self.ports.iter().any(|range| range.contains(tuple.dport, tuple.protocol.0));
         let on_port = self.ports.is_empty() || tuples().any(is_asked_for);
@@ -254,6 +363,18 @@ impl Scope {
         to_target
             && on_port
             && (self.sources.is_empty() || self.sources.iter().any(|net| net.contains(&from)))
+    }
+
+    /// Whether a flow that was reported long ago was one that was asked for, by its tuple.
+    pub fn covers_tuple(&self, tuple: &Tuple) -> bool {
+        let is_from_source =
+            self.sources.is_empty() || self.sources.iter().any(|net| net.contains(&tuple.saddr));
+        self.is_towards(tuple) && is_from_source && !is_probe_source(tuple.saddr)
+    }
+
+    /// Whether a flow comes from a traced pod.
+    pub fn is_from_pod(&self, path: &Path) -> bool {
+        self.is_at(path.tuple.saddr)
     }
 
     /// Whether this is the target's address, or was.

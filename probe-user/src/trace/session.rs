@@ -1,11 +1,12 @@
 //! The event loop: records and notifications in, judged flows out, and everything detached at the end.
 use std::collections::BTreeSet;
-use std::io::Write as _;
+use std::io::{StdoutLock, Write as _};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
 use probe_common::{Config, Counter, PacketRecord, PayloadRecord, SocketRecord};
 use probe_model::explain::{Caveat, Code};
+use probe_model::path::together::Together;
 use probe_model::path::{
     HookPoint, Namespace, Outcome as PathOutcome, Path, Patience, Seen, Sighting, Tracker, Watch,
 };
@@ -14,20 +15,22 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
 
 use super::Options;
+use super::advice::Adviser;
 use super::gaps::{Gap, Gaps};
 use super::judge::{EventSource, FlowVerdict, Judgement, judge};
 use super::kernel::{self, Names};
 use super::neighbours::{self, Trouble};
-use super::scope::{HOOKS_MAX, Scope, Tunnels};
+use super::scope::{Class, HOOKS_MAX, Scope, Tunnels};
 use super::tally::Tally;
 use super::verdicts::{Event, Sockets, Verdicts};
 use super::watch::watch;
+use super::watched::{Watched, WatchedProbe};
 use crate::attach::{
     Attachment, Counters, FunctionIds, Hook, HookKind, HookState, Probe, Record, Records, Settings, Skipped,
 };
 use crate::cli::{Outcome, Output};
 use crate::doctor::privileges;
-use crate::render::{trace as text, trace_json as json};
+use crate::render::{trace as text, trace_json as json, trace_watched as beside};
 use crate::sources::assemble::assemble;
 use crate::sources::btf::Btf;
 use crate::sources::changes::{Change, Changes};
@@ -83,6 +86,16 @@ pub struct Summary {
     pub disordered: u64,
     /// Where Cilium's verdicts came from.
     pub events: EventSource,
+    /// The maps that the last flows were judged by, which name consumers.
+    pub world: World,
+    /// Health probes that were watched.
+    pub probes: Vec<WatchedProbe>,
+    /// What the flows tell together.
+    pub together: Together,
+    /// Flows that the target's pods could not open soon after they had accepted one.
+    pub egress_drops: u64,
+    /// Connections that were reset after they had been reported and idle.
+    pub late_resets: u64,
     /// When it ended, in nanoseconds of `CLOCK_MONOTONIC`.
     pub ended_ns: u64,
     /// How long it took.
@@ -174,6 +187,7 @@ struct Session<'o> {
     records: Records,
     /// What earlier attachments counted.
     past: Tally,
+    advice: Adviser,
     /// Earlier records of this attachment are the one's before it.
     since_ns: u64,
     first_record: Option<Instant>,
@@ -194,6 +208,8 @@ struct Session<'o> {
     looked: Instant,
     /// They have changed since.
     is_stale: bool,
+    /// What is watched beside the flows.
+    watched: Watched,
 }
 
 impl<'o> Session<'o> {
@@ -238,6 +254,7 @@ impl<'o> Session<'o> {
             attachment,
             records,
             past: Tally::default(),
+            advice: Adviser::default(),
             since_ns: 0,
             first_record: None,
             unsettled_until: Instant::now(),
@@ -253,6 +270,7 @@ impl<'o> Session<'o> {
             changes,
             looked: Instant::now(),
             is_stale: false,
+            watched: Watched::default(),
         };
         session.refresh_watch();
         session.announce();
@@ -324,6 +342,7 @@ impl<'o> Session<'o> {
                     self.take_notifications().await;
                     let paths = self.tracker.poll(now_ns());
                     self.report(paths)?;
+                    self.report_late_resets(now_ns())?;
                 }
             }
             if self.is_count_reached() {
@@ -559,31 +578,90 @@ impl<'o> Session<'o> {
     }
 
     fn report(&mut self, paths: Vec<Path>) -> Result<()> {
-        let paths: Vec<Path> =
-            paths.into_iter().filter(|path| self.scope.covers(path) && path.is_of_node(self.netns)).collect();
-        if paths.is_empty() {
+        let mut ours = paths.into_iter().filter(|path| path.is_of_node(self.netns)).peekable();
+        if ours.peek().is_none() {
             return Ok(());
         }
+        let ours: Vec<Path> = ours.collect();
         self.refresh_world();
-        let nat_ips = target::nat_ips(&self.world);
-        for path in paths {
-            if self.is_count_reached() {
-                break;
+        for path in ours {
+            if self.scope.is_probe(&path) {
+                self.report_probe(&path)?;
             }
-            self.names.learn_interfaces(&path);
-            self.names.learn_functions(&path);
-            let events = self.verdicts.source();
-            let mut judgement = judge(&self.world, path, events, &self.watch, &nat_ips);
-            judgement.explanation.caveats.extend(self.options.expression.is_some().then(packets_filtered));
-            judgement.explanation.caveats.extend(self.gap_caveats(&judgement.path));
-            self.count(&judgement);
-            let mut out = std::io::stdout().lock();
-            match self.options.output {
-                Output::Text => text::flow(&self.world, &judgement, &self.names, &mut out)?,
-                Output::Json => json::flow(&self.world, &judgement, &self.names, &mut out)?,
+            match self.scope.class(&path) {
+                Class::Target if self.is_count_reached() => {}
+                Class::Target => self.report_flow(path)?,
+                Class::Other if self.scope.is_from_pod(&path) => self.report_egress(&path)?,
+                Class::Probe | Class::Other => {}
             }
-            out.flush()?;
         }
+        Ok(())
+    }
+
+    fn report_flow(&mut self, path: Path) -> Result<()> {
+        if let Some(observed) = self.watched.observe(&path) {
+            notice(&format!(
+                "{} is a NAT IP of Private Link: a PROXY header with linkID {} came from it",
+                observed.source, observed.link_id
+            ));
+            self.world.private_link.observed.push(observed);
+        }
+        let judgement = self.judged(path);
+        self.count(&judgement);
+        self.watched.flow(&judgement);
+        self.print(|out, session| match session.options.output {
+            Output::Text => text::flow(&session.world, &judgement, &session.names, out),
+            Output::Json => json::flow(&session.world, &judgement, &session.names, out),
+        })
+    }
+
+    fn judged(&mut self, path: Path) -> Judgement {
+        self.names.learn_interfaces(&path);
+        self.names.learn_functions(&path);
+        let (events, nat_ips) = (self.verdicts.source(), target::nat_ips(&self.world));
+        let mut judgement = judge(&self.world, path, events, &self.watch, &nat_ips);
+        judgement.remedies = self.advice.remedies(&self.world, &judgement);
+        judgement.is_beside = self.scope.is_beside(&judgement.path);
+        judgement.explanation.caveats.extend(self.options.expression.is_some().then(packets_filtered));
+        judgement.explanation.caveats.extend(self.gap_caveats(&judgement.path));
+        judgement
+    }
+
+    fn report_probe(&mut self, path: &Path) -> Result<()> {
+        let Some(probe) = self.watched.probe(&self.world, &self.scope, path) else { return Ok(()) };
+        let judgement = self.judged(path.clone());
+        self.print(|out, session| match session.options.output {
+            Output::Text => beside::probe(&probe, Some(&judgement), out),
+            Output::Json => beside::probe_json(&session.world, &probe, Some(&judgement), out),
+        })
+    }
+
+    /// What a pod of the target's was not allowed to do soon after it had accepted a flow.
+    fn report_egress(&mut self, path: &Path) -> Result<()> {
+        let Some(drop) = self.watched.egress(path) else { return Ok(()) };
+        self.print(|out, session| match session.options.output {
+            Output::Text => beside::egress(&drop, out),
+            Output::Json => beside::egress_json(&drop, out),
+        })
+    }
+
+    fn report_late_resets(&mut self, now_ns: u64) -> Result<()> {
+        for late in self.tracker.late_resets(now_ns) {
+            if !self.watched.late_reset(&self.scope, &late) {
+                continue;
+            }
+            self.print(|out, session| match session.options.output {
+                Output::Text => beside::late_reset(&late, &session.names, out),
+                Output::Json => beside::late_reset_json(&late, &session.names, out),
+            })?;
+        }
+        Ok(())
+    }
+
+    fn print(&self, write: impl FnOnce(&mut StdoutLock<'_>, &Self) -> std::io::Result<()>) -> Result<()> {
+        let mut out = std::io::stdout().lock();
+        write(&mut out, self)?;
+        out.flush()?;
         Ok(())
     }
 
@@ -643,6 +721,8 @@ impl<'o> Session<'o> {
                 let has_target = self.scope.endpoints.iter().all(|id| world.endpoints.contains_key(id));
                 if has_target {
                     self.world = world;
+                    self.world.private_link.observed.extend(self.watched.observed());
+                    self.advice.forget();
                 } else {
                     notice(
                         "the traced pod has gone from Cilium's maps; its flows are judged by the last ones that had it",
@@ -664,9 +744,8 @@ impl<'o> Session<'o> {
         self.watch.lost_records |= tally.counters.lost() > 0;
         self.take_batch();
         let left = self.tracker.finish();
-        if !self.is_count_reached() {
-            self.report(left)?;
-        }
+        self.report(left)?;
+        self.report_late_resets(u64::MAX)?;
         ended?;
         let counters = tally.counters;
         Ok(Summary {
@@ -690,6 +769,11 @@ impl<'o> Session<'o> {
             skipped: tally.skipped,
             disordered: tally.disordered,
             events: self.verdicts.source().clone(),
+            probes: self.watched.probes(&self.world, &self.scope),
+            together: self.watched.together,
+            egress_drops: self.watched.egress_drops,
+            late_resets: self.watched.late_resets,
+            world: self.world,
             ended_ns: now_ns(),
             elapsed,
             first_record: self.first_record.map(|at| at - started),
