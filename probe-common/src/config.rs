@@ -4,14 +4,13 @@ use core::mem::{offset_of, size_of};
 /// Value of the filter's target trie for a prefix all of whose packets match; any other is a set of ports.
 pub const PORTS_ANY: u32 = 0;
 
-/// Data of a key of the filter's tries of addresses, after the prefix length (which counts `version` and the padding).
+/// Data of a key of the filter's tries of addresses, after the prefix length (which counts `version`).
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PrefixKey {
-    /// 4 or 6: the bytes 10.0.0.0 also begin an IPv6 address.
-    pub version: u8,
-    /// 0.
-    pub pad: [u8; 3],
+    /// 4 or 6: the bytes 10.0.0.0 also begin an IPv6 address. A whole word: to zero three bytes is a call of a function
+    /// in eBPF.
+    pub version: u32,
     /// Address as in [`crate::Packet::src`].
     pub addr: [u8; 16],
 }

@@ -4,7 +4,7 @@ use aya_ebpf::helpers::bpf_get_smp_processor_id;
 use aya_ebpf::helpers::generated::bpf_ktime_get_ns;
 use probe_common::{Counter, RecordHeader, RecordKind};
 
-use crate::maps::{RECORDS, count, setting};
+use crate::maps::{RECORDS, count, setting, zero};
 
 /// The kernel's own header before each record (`BPF_RINGBUF_HDR_SZ`).
 const RECORD_OVERHEAD: usize = 8;
@@ -31,7 +31,7 @@ pub(crate) fn emit<T: 'static>(
     // SAFETY: the pointer is to a reserved `T`. Every record type is `repr(C)`, of plain integers, for which zeros
     // are valid, and begins with a `RecordHeader`.
     let record = unsafe {
-        core::ptr::write_bytes(record, 0, 1);
+        zero(record);
         *record.cast::<RecordHeader>() =
             RecordHeader { kind: kind as u8, point, cpu: cpu as u16, ifindex, ktime_ns, seq };
         &mut *record

@@ -37,7 +37,7 @@ fn ports(addr: &[u8; 16], version: u8) -> Option<u32> {
 
 #[inline(always)]
 fn prefix_key(addr: &[u8; 16], version: u8) -> Key<PrefixKey> {
-    Key::new(PrefixKey::BITS, PrefixKey { version, pad: [0; 3], addr: *addr })
+    Key::new(PrefixKey::BITS, PrefixKey { version: version.into(), addr: *addr })
 }
 
 #[inline(always)]

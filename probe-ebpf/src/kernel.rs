@@ -1,5 +1,7 @@
 //! Kernel memory, read at offsets that user space took from the running kernel's BTF.
-use aya_ebpf::helpers::{bpf_probe_read_kernel, generated};
+use core::mem::MaybeUninit;
+
+use aya_ebpf::helpers::generated::bpf_probe_read_kernel;
 use probe_common::CAPTURE_MAX;
 
 use crate::maps::setting;
@@ -15,9 +17,12 @@ const VLAN_HEADER_LEN: u64 = 4;
 /// A value of plain bytes at `base + offset`.
 #[inline(always)]
 pub(crate) fn read<T: Copy>(base: u64, offset: u32) -> Option<T> {
-    let address = (base + u64::from(offset)) as *const T;
-    // SAFETY: the helper checks the address and answers an error for one that cannot be read.
-    unsafe { bpf_probe_read_kernel(address) }.ok()
+    let address = (base + u64::from(offset)) as *const core::ffi::c_void;
+    let mut value = MaybeUninit::<T>::uninit();
+    // SAFETY: the helper writes as many bytes as a `T` has, or answers an error; it checks the address.
+    let ret = unsafe { bpf_probe_read_kernel(value.as_mut_ptr().cast(), size_of::<T>() as u32, address) };
+    // SAFETY: the helper has written all of it; values read here are plain bytes.
+    (ret == 0).then(|| unsafe { value.assume_init() })
 }
 
 /// Inode number of the network namespace that the pointer at `base + offset` leads to; 0 if unreadable.
@@ -123,7 +128,7 @@ impl Source for MemorySource {
         }
         let len = copy_len(linear.min(len.into()) as u32);
         // SAFETY: `copy_len` is at most the buffer's length; the helper checks the address.
-        let ret = unsafe { generated::bpf_probe_read_kernel(to.as_mut_ptr().cast(), len, at as *const _) };
+        let ret = unsafe { bpf_probe_read_kernel(to.as_mut_ptr().cast(), len, at as *const _) };
         (ret == 0).then_some(len)
     }
 }

@@ -23,7 +23,11 @@ pub(crate) struct Scratch {
 
 /// Where a packet is taken apart, a slot for each [`RecordKind`]: with all else it does not fit a program's stack.
 #[map]
-static SCRATCH: PerCpuArray<Scratch> = PerCpuArray::with_max_entries(RecordKind::COUNT as u32, 0);
+static SCRATCH: PerCpuArray<Slot> = PerCpuArray::with_max_entries(RecordKind::COUNT as u32, 0);
+
+/// A packet, aligned as a value in a map is, to be zeroed by whole words.
+#[repr(C, align(8))]
+struct Slot(Scratch);
 
 /// What the filter expression works on, a slot for each [`RecordKind`].
 #[map]
@@ -118,8 +122,25 @@ pub(crate) fn scratch(kind: RecordKind) -> Option<&'static mut Scratch> {
     // SAFETY: the slot belongs to this CPU and to one kind of record; programs that make records of one kind do not
     // interrupt each other (see `count`). Zeros are valid for plain integers.
     unsafe {
-        core::ptr::write_bytes(slot, 0, 1);
-        Some(&mut *slot)
+        zero(slot);
+        Some(&mut (*slot).0)
+    }
+}
+
+/// Zeroes a `T` word by word. What `write_bytes` becomes is a function that goes byte by byte: forty nanoseconds a
+/// record, and as many steps for the verifier.
+///
+/// # Safety
+///
+/// As `write_bytes`; and a `T` is whole words, aligned as such.
+#[inline(always)]
+pub(crate) unsafe fn zero<T>(at: *mut T) {
+    const { assert!(size_of::<T>().is_multiple_of(8) && align_of::<T>().is_multiple_of(8)) };
+    let mut word = 0;
+    while word < size_of::<T>() / 8 {
+        // SAFETY: within the `T`, by the loop's bound; volatile, so that no call is made of it.
+        unsafe { at.cast::<u64>().add(word).write_volatile(0) };
+        word += 1;
     }
 }
 

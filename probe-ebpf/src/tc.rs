@@ -1,4 +1,6 @@
 //! The classifiers: one program per point of the node, so that each is recognised by name.
+use core::mem::MaybeUninit;
+
 use aya_ebpf::EbpfContext as _;
 use aya_ebpf::bindings::{TC_ACT_UNSPEC, bpf_hdr_start_off::BPF_HDR_START_NET};
 use aya_ebpf::helpers::generated::bpf_skb_load_bytes_relative;
@@ -65,8 +67,9 @@ struct SkbSource<'a>(&'a TcContext);
 impl Source for SkbSource<'_> {
     #[inline(always)]
     fn bytes<const N: usize>(&self, offset: u32) -> Option<[u8; N]> {
-        let mut bytes = [0u8; N];
-        // SAFETY: the helper writes at most N bytes to a buffer of N bytes; it checks offset and length itself.
+        // Not zeroed: LLVM would call a function for that, which goes byte by byte.
+        let mut bytes = MaybeUninit::<[u8; N]>::uninit();
+        // SAFETY: the helper writes N bytes to a buffer of N bytes, or answers an error; it checks offset and length.
         let ret = unsafe {
             bpf_skb_load_bytes_relative(
                 self.0.as_ptr(),
@@ -76,7 +79,8 @@ impl Source for SkbSource<'_> {
                 BPF_HDR_START_NET,
             )
         };
-        (ret == 0).then_some(bytes)
+        // SAFETY: the helper has written all of it.
+        (ret == 0).then(|| unsafe { bytes.assume_init() })
     }
 
     #[inline(always)]

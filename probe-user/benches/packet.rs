@@ -9,9 +9,13 @@ use std::net::{IpAddr, Ipv4Addr, UdpSocket};
 use std::os::fd::{AsRawFd as _, FromRawFd as _, OwnedFd};
 use std::process::Command;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::time::Instant;
 
 use libbpf_rs::query::ProgInfoIter;
-use probe_user::attach::{Attachment, Filter, Interface, Probe, RING_BYTES, Records, Role, Settings, Target};
+use probe_model::path::{Namespace, Patience, Sighting, Tracker};
+use probe_user::attach::{
+    Attachment, Filter, Interface, Probe, RING_BYTES, Record, Records, Role, Settings, Target,
+};
 use probe_user::sources::btf::Btf;
 use probe_user::trace::kernel;
 use rustix::thread::{UnshareFlags, unshare_unsafe};
@@ -21,7 +25,7 @@ const RUNS: usize = 9;
 /// Packets of a run that makes no record.
 const PACKETS: u32 = 1_000_000;
 /// Packets of a run that makes records: as many as the ring holds without a reader.
-const RECORDS: u32 = 40_000;
+const RECORDS: u32 = 12_000;
 /// Datagrams that tracepoints see in a run.
 const DATAGRAMS: u32 = 20_000;
 const NODE: Ipv4Addr = Ipv4Addr::new(10, 99, 0, 1);
@@ -39,6 +43,7 @@ fn main() {
     println!("| program | empty | turned away | matched |\n|---|---|---|---|");
     classifier();
     tracepoints(&peer);
+    consumer();
 }
 
 fn classifier() {
@@ -58,6 +63,33 @@ fn classifier() {
     });
     assert_eq!(attachment.counters().expect("counters").lost(), 0, "the ring holds a run");
     line("a classifier, by test run", empty_ns, away_ns, matched_ns);
+}
+
+/// How many records of one flow a second are read from the ring, and how many are also made a flow's story of.
+fn consumer() {
+    let (_attachment, mut records) = attached(NODE, false);
+    let program = last_classifier();
+    let mut tracker = Tracker::new(Patience::default());
+    let mut rates = [const { Vec::new() }; 2];
+    for _ in 0..RUNS {
+        let mut batch = Vec::with_capacity(RECORDS as usize);
+        test_run(&program, RECORDS);
+        let began = Instant::now();
+        records.drain(&mut batch);
+        let read = began.elapsed();
+        assert_eq!(batch.len(), RECORDS as usize);
+        for record in &batch {
+            let Record::Packet(record) = record else { continue };
+            tracker.push(Sighting::from_packet(record, Namespace::Node).expect("a packet"));
+        }
+        for (rates, spent) in rates.iter_mut().zip([read, began.elapsed()]) {
+            rates.push((u128::from(RECORDS) * 1_000_000_000 / spent.as_nanos()) as u32);
+        }
+    }
+    let [read, followed] = rates.map(|mut rates| middle(&mut rates));
+    println!(
+        "\n| records of one flow | a second |\n|---|---|\n| read | {read} |\n| read and followed | {followed} |"
+    );
 }
 
 /// With the kernel's clock read around every run, which the empty program pays too.

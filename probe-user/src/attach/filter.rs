@@ -207,7 +207,7 @@ fn port_keys(range: PortRange, set: u32) -> impl Iterator<Item = (u32, PortKey)>
 fn prefix_key(net: IpNet) -> Key<Wire<PrefixKey>> {
     let (addr, version) = address_bytes(net.network());
     let bits = PrefixKey::HEAD_BITS + u32::from(net.prefix_len());
-    Key::new(bits, Wire(PrefixKey { version, pad: [0; 3], addr }))
+    Key::new(bits, Wire(PrefixKey { version: version.into(), addr }))
 }
 
 /// The bytes of an address as [`probe_common::Packet`] has them, and the version.

@@ -45,9 +45,10 @@ impl Adviser {
         if self.known.len() >= KEPT {
             self.forget();
         }
-        let edits = self.known.entry(asked).or_insert_with(|| {
-            advise(world, explanation).as_ref().map(Advice::remedies).unwrap_or_default()
-        });
+        let edits = self
+            .known
+            .entry(asked)
+            .or_insert_with(|| advise(world, explanation).as_ref().map(Advice::remedies).unwrap_or_default());
         own.into_iter().chain(edits.iter().cloned()).collect()
     }
 }

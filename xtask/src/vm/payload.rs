@@ -42,6 +42,7 @@ const PAYLOADS: &[Line] = &[
         args: &["every_program_loads", "--nocapture"],
     },
     Line { name: "kernel-events", source: Source::Test("kernel_events"), args: &["--nocapture"] },
+    Line { name: "entry-programs", source: Source::Test("entry_programs"), args: &["--nocapture"] },
 ];
 
 /// The payload that traces scenarios and sends what plsprobe answers; the host runs the same script.

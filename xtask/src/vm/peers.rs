@@ -8,6 +8,7 @@ use anyhow::{Context, Result, ensure};
 use super::initramfs::Initramfs;
 use super::kernel::{self, Wanted};
 use super::payload::{self, Built, Program};
+use super::qemu::Cpus;
 use super::{bytes, can_boot, qemu};
 use crate::project::Project;
 use crate::setup::{PrivateApt, Ready};
@@ -62,7 +63,7 @@ pub(crate) fn bench(ready: &Ready) -> Result<()> {
     image.write_to(&path)?;
     let sent = ready.project.tools.join("sent.tar");
     sh::say(&format!("booting {}, emulated: times compare with each other only", kernel.release));
-    let console = qemu::boot(&kernel.image, &path, &sent, Duration::from_secs(TIMEOUT))?;
+    let console = qemu::boot(&kernel.image, &path, &sent, Cpus::One, Duration::from_secs(TIMEOUT))?;
     let trouble = [super::failed(&console, &built.payloads), console.trouble()].concat();
     ensure!(trouble.is_empty(), "{}", trouble.join("\n"));
     Ok(())

@@ -80,9 +80,15 @@ fn program(line: &str) -> Option<(&str, Result<(), String>)> {
 /// # Errors
 ///
 /// If QEMU cannot be run. A guest that hangs is killed after `limit`, and the report says so.
-pub(crate) fn boot(kernel: &Path, initramfs: &Path, sent: &Path, limit: Duration) -> Result<Report> {
+pub(crate) fn boot(
+    kernel: &Path,
+    initramfs: &Path,
+    sent: &Path,
+    cpus: Cpus,
+    limit: Duration,
+) -> Result<Report> {
     let mut guest =
-        Guest(command(kernel, initramfs, sent).spawn().context("failed to run `qemu-system-x86_64`")?);
+        Guest(command(kernel, initramfs, sent, cpus).spawn().context("failed to run `qemu-system-x86_64`")?);
     let console = guest.0.stdout.take().context("qemu has no stdout")?;
     let (sender, lines) = mpsc::channel();
     std::thread::spawn(move || {
@@ -138,10 +144,23 @@ impl Drop for Guest {
     }
 }
 
-fn command(kernel: &Path, initramfs: &Path, sent: &Path) -> Command {
+/// How many CPUs a guest has.
+#[derive(Clone, Copy)]
+pub(crate) enum Cpus {
+    /// For what patches the kernel's code as often as a tracer of a thousand functions does: see [`Cpus::Two`].
+    One,
+    /// As programs on several CPUs need them. QEMU 7.2's emulation sometimes runs code that another CPU just patches.
+    Two,
+}
+
+fn command(kernel: &Path, initramfs: &Path, sent: &Path, cpus: Cpus) -> Command {
+    let cpus = match cpus {
+        Cpus::One => "1",
+        Cpus::Two => "2",
+    };
     let mut qemu = Command::new("qemu-system-x86_64");
     // `-cx16`: with it, QEMU 7.2's emulation makes Linux 6.12 and later panic.
-    qemu.args(["-accel", "tcg,thread=multi", "-cpu", "max,-cx16", "-smp", "2", "-m", "2048"]);
+    qemu.args(["-accel", "tcg,thread=multi", "-cpu", "max,-cx16", "-smp", cpus, "-m", "2048"]);
     qemu.args(["-nic", "none", "-display", "none", "-monitor", "none", "-no-reboot"]);
     qemu.args(["-serial", "stdio", "-serial"]).arg(format!("file:{}", sent.display()));
     qemu.arg("-kernel").arg(kernel).arg("-initrd").arg(initramfs);
