@@ -7,6 +7,7 @@ mod cause;
 mod finding;
 mod history;
 mod near_miss;
+mod observed;
 mod remedy;
 
 use std::net::{IpAddr, SocketAddr};
@@ -26,6 +27,7 @@ pub use cause::{AZURE_PROBE, Cause, unknown_text};
 pub use finding::{Evidence, FilePosition, Finding, Remedy, Source, Subject, SubjectKind};
 pub use history::{JudgedAs, Masquerade, SourceBy, SourceHop, source_history};
 pub use near_miss::{FailedField, NearMiss, near_miss};
+pub use observed::{idle_reset, observed};
 
 /// What plsprobe says of a packet, with its evidence.
 #[derive(Clone, Debug)]

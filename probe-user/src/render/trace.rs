@@ -195,6 +195,14 @@ fn shown(world: &World, judgement: &Judgement, names: &Names, lines: &mut Vec<St
     if !odd.is_empty() {
         lines.push(labelled("packets", &odd.join("; ")));
     }
+    for cause in &judgement.causes {
+        lines.push(labelled("shows", &format!("{} [{}]", cause.sentence, cause.code)));
+        let remedies = cause.remedy.iter().map(|remedy| match remedy {
+            Remedy::Command(command) => labelled("run", command),
+            Remedy::Text(text) | Remedy::Yaml(text) => labelled("remedy", text),
+        });
+        lines.extend(remedies);
+    }
 }
 
 /// Everything that explains a flow that got no answer.
@@ -204,8 +212,8 @@ fn long(world: &World, judgement: &Judgement, names: &Names, lines: &mut Vec<Str
     line("cause", &format!("{} [{}]", cause_sentence(judgement, names), explanation.cause.code));
     for remedy in &judgement.remedies {
         match remedy {
-            Remedy::Text(text) => line("remedy", text),
-            Remedy::Command(command) => line("run", command),
+            Remedy::Text(text) => line("remedy", text.as_str()),
+            Remedy::Command(command) => line("run", command.as_str()),
             // `explain` prints it; here it would part the flows.
             Remedy::Yaml(_) => {}
         }

@@ -17,6 +17,7 @@ use serde_json::{Value, json};
 use super::drop_cause;
 use super::explanation;
 use super::gap::candidate_text;
+use super::lint::finding_value;
 use super::trace::verdict_word;
 use super::{trace_proxy, trace_watched};
 use crate::attach::{Hook, HookState};
@@ -69,6 +70,7 @@ pub fn flow(world: &World, judgement: &Judgement, names: &Names, out: &mut impl 
             .map(|beginning| trace_proxy::beginning_value(beginning, names)).collect::<Vec<_>>(),
         "shown": trace_proxy::evidence_value(judgement, names),
         "findings": judgement.findings,
+        "causes": judgement.causes.iter().map(finding_value).collect::<Vec<_>>(),
         "remedies": judgement.remedies.iter().map(explanation::remedy_value).collect::<Vec<_>>(),
         "explanation": explanation::value(world, &judgement.explanation),
     });

@@ -7,7 +7,7 @@ use probe_model::cilium::Direction;
 use probe_model::cilium::drop_reason::DropReason;
 use probe_model::cilium::events::Notification;
 use probe_model::cilium::identity::Identity;
-use probe_model::explain::{self, Explanation, Verdict};
+use probe_model::explain::{self, Explanation, Finding, Remedy, Verdict};
 use probe_model::path::evidence::Entry;
 use probe_model::path::probe::is_probe_source;
 use probe_model::path::proxy::{self, Consumer, ProxyFault};
@@ -102,6 +102,8 @@ pub struct Judgement {
     pub is_beside: bool,
     /// What to do about a drop by policy or by the node's rules, an edit of a policy tried before it is offered.
     pub remedies: Vec<Remedy>,
+    /// Causes that the packets show, whatever policy says.
+    pub causes: Vec<Finding>,
     /// Whether Cilium's notifications were read: what it did not notify of, it did not do.
     pub is_cilium_heard: bool,
 }
@@ -132,6 +134,7 @@ pub fn judge(
         has_local_backend: has_local_backend(world, &path),
         is_beside: false,
         remedies: Vec::new(),
+        causes: Vec::new(),
         path,
         explanation,
         verdict,

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
 use probe_common::{Config, Counter, PacketRecord, PayloadRecord, SocketRecord};
-use probe_model::explain::{Caveat, Code};
+use probe_model::explain::{Caveat, Code, observed};
 use probe_model::path::together::Together;
 use probe_model::path::{
     HookPoint, Namespace, Outcome as PathOutcome, Path, Patience, Seen, Sighting, Tracker, Watch,
@@ -622,6 +622,7 @@ impl<'o> Session<'o> {
         let mut judgement = judge(&self.world, path, events, &self.watch, &nat_ips);
         judgement.remedies = self.advice.remedies(&self.world, &judgement);
         judgement.is_beside = self.scope.is_beside(&judgement.path);
+        judgement.causes = observed(&self.world, &judgement.path, judgement.is_beside);
         judgement.explanation.caveats.extend(self.options.expression.is_some().then(packets_filtered));
         judgement.explanation.caveats.extend(self.gap_caveats(&judgement.path));
         judgement
