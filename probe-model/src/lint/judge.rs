@@ -13,7 +13,7 @@ pub(super) enum Judged {
     /// It is dropped, and why.
     Dropped(Finding),
     /// It cannot be said, and why.
-    Unknown(String),
+    Unknown(Box<Explanation>, String),
 }
 
 /// Judges the first packet of a connection from `source`.
@@ -21,7 +21,10 @@ pub(super) fn judge(world: &World, entry: Entry, source: IpAddr) -> Judged {
     let explanation = explain(world, &entry.question(source));
     match &explanation.verdict {
         Verdict::Allowed => Judged::Allowed(Box::new(explanation)),
-        Verdict::Inconclusive(facts) => Judged::Unknown(facts.join("; ")),
+        Verdict::Inconclusive(facts) => {
+            let why = facts.join("; ");
+            Judged::Unknown(Box::new(explanation), why)
+        }
         Verdict::Dropped(_) | Verdict::Filtered => {
             let mut finding = explanation.finding(world);
             if let Ok(advice) = advise(world, &explanation) {

@@ -9,6 +9,7 @@ mod private_link;
 mod probe;
 mod scope;
 mod service;
+mod silence;
 mod sources;
 
 use core::cmp::Reverse;
@@ -17,6 +18,7 @@ use crate::explain::Finding;
 use crate::world::nat::{Disagreement, NatOrigin, nat_sources};
 
 pub use scope::{Entry, Scope};
+pub use silence::{Probes, Silence, silence};
 
 /// What was found, and what could not be judged.
 #[derive(Clone, Debug, Default)]

@@ -43,7 +43,7 @@ fn denied(scope: &Scope<'_>, lint: &mut Lint) {
                 lint.findings
                     .push(finding.remedy(Remedy::Text(allow_probe(scope))).remedy(keep_source(scope)));
             }
-            Judged::Unknown(why) => {
+            Judged::Unknown(_, why) => {
                 lint.unjudged(format!("the load balancer's probe to {}", entry.socket), why);
             }
             Judged::Allowed(_) => {}

@@ -10,11 +10,12 @@ use super::judge::{Judged, judge};
 use super::private_link::visible_nat_ip;
 use super::scope::{Entry, Scope};
 use crate::cilium::identity::Identity;
-use crate::explain::{Code, Explanation, Finding, Remedy, Source, SourceBy, Subject, source_history};
-use crate::simulate::{Destination, Outcome, Sender, Step, Trajectory};
-use crate::world::RoutingMode;
-use crate::world::World;
+use crate::explain::{
+    Code, Explanation, Finding, Remedy, Severity, Source, SourceBy, Subject, policies_behind, source_history,
+};
+use crate::simulate::{Destination, Outcome, PolicyStep, Sender, Step, Trajectory, Unknown};
 use crate::world::nat::NatSource;
+use crate::world::{PolicyRef, RoutingMode, World};
 
 /// Addresses looked through for one that no prefix covers.
 const CANDIDATES: usize = 256;
@@ -44,8 +45,10 @@ fn check_one(scope: &Scope<'_>, entry: Entry, address: IpAddr, lint: &mut Lint) 
     match judge(scope.world, entry, address) {
         Judged::Dropped(finding) => lint.findings.push(finding),
         Judged::Allowed(explanation) => passes_although(scope, &explanation, lint),
-        Judged::Unknown(why) => {
-            if !by_node(scope, entry, address, lint) {
+        Judged::Unknown(explanation, why) => {
+            if let Some(finding) = decided_elsewhere(scope, &explanation) {
+                lint.findings.push(finding);
+            } else if !by_node(scope, &explanation, lint) {
                 lint.unjudged(format!("a packet from {address} to {}", entry.socket), why);
             }
         }
@@ -115,6 +118,39 @@ fn passes_although(scope: &Scope<'_>, explanation: &Explanation, lint: &mut Lint
     );
 }
 
+/// Policy admits it by port and peer, and hands it to Cilium's proxy, or asks both ends to authenticate.
+fn decided_elsewhere(scope: &Scope<'_>, explanation: &Explanation) -> Option<Finding> {
+    let way = explanation.trajectories.iter().find_map(|way| match &way.outcome {
+        Outcome::Unknown(unknown @ (Unknown::L7Proxy { .. } | Unknown::Authentication { .. })) => {
+            Some((way, unknown))
+        }
+        _ => None,
+    });
+    let (way, unknown) = way?;
+    let step = way.deciding_policy()?;
+    let policies = policies_behind_step(scope.world, step);
+    let names = policies.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
+    let who = if names.is_empty() { "policy".to_owned() } else { names };
+    let what = match unknown {
+        Unknown::Authentication { .. } => {
+            "asks both ends to authenticate, which Private Link's clients cannot"
+        }
+        _ => "hands the connection to Cilium's proxy, whose HTTP or other L7 rules decide",
+    };
+    let subject = policies.first().map_or_else(|| scope.subject(), Subject::of_policy);
+    let pod = scope.world.endpoint_name(step.endpoint);
+    let mut finding = Finding::new(Code::L7OrAuth, subject, format!("{who} admits the packet to {pod} by address and port, and {what}"))
+        .because(Source::Maps, crate::explain::unknown_text(scope.world, unknown))
+        .remedy(Remedy::Text("see what the policy's HTTP or authentication part asks for, and test it with a request of the consumer's".to_owned()));
+    finding.severity = Severity::Warning;
+    Some(finding)
+}
+
+fn policies_behind_step(world: &World, step: &PolicyStep) -> Vec<PolicyRef> {
+    let entry = step.decision.entry.as_ref();
+    entry.map_or_else(Vec::new, |(key, entry)| policies_behind(world, step.endpoint, key, entry.deny()))
+}
+
 /// Which way a packet takes by the backend that was chosen.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Way {
@@ -142,11 +178,11 @@ fn way_of(way: &Trajectory) -> Way {
 /// Backends on other nodes see this node as the source: the causes that only the choice of the backend tells apart.
 ///
 /// Whether it said all there is to say.
-fn by_node(scope: &Scope<'_>, entry: Entry, address: IpAddr, lint: &mut Lint) -> bool {
+fn by_node(scope: &Scope<'_>, explanation: &Explanation, lint: &mut Lint) -> bool {
     let world = scope.world;
-    let explanation = crate::explain::explain(world, &entry.question(address));
+    let address = explanation.question.tuple.saddr;
     let ways: Vec<_> = explanation.trajectories.iter().map(way_of).collect();
-    if !ways.contains(&Way::Rewritten) || !names_address(world, address, &explanation) {
+    if !ways.contains(&Way::Rewritten) || !names_address(world, address, explanation) {
         return false;
     }
     let tunnel = world.config.routing == RoutingMode::Tunnel;

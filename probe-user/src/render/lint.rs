@@ -3,7 +3,7 @@
 use std::io::{self, Write};
 
 use probe_model::explain::{Finding, Remedy, Severity};
-use probe_model::lint::Lint;
+use probe_model::lint::{Lint, Silence};
 use probe_model::world::World;
 use serde_json::{Value, json};
 
@@ -124,5 +124,34 @@ pub(super) fn finding_value(found: &Finding) -> Value {
         "subject": { "kind": subject.kind.text(), "namespace": subject.namespace, "name": subject.name, "written": written },
         "evidence": evidence.collect::<Vec<_>>(), "remedy": remedy.collect::<Vec<_>>(),
         "assumptions": found.assumptions.iter().map(|code| code.text()).collect::<Vec<_>>(),
+    })
+}
+
+/// Why no packet came: what keeps them away, or what it may be.
+///
+/// # Errors
+///
+/// What `out` says.
+pub(super) fn silence(silence: &Silence, out: &mut impl Write) -> io::Result<()> {
+    for cause in &silence.causes {
+        writeln!(out, "silence   no packet came; {} [{}]", clean(&cause.sentence), cause.code)?;
+    }
+    if silence.causes.is_empty() {
+        let codes: Vec<_> =
+            silence.candidates.iter().map(|code| format!("{code} {}", code.title())).collect();
+        writeln!(
+            out,
+            "silence   no packet came, and nothing that is known here keeps them away; it may be: {} (plsprobe causes CODE says how to find out)",
+            codes.join("; ")
+        )?;
+    }
+    Ok(())
+}
+
+/// The same as a JSON object.
+pub(super) fn silence_value(silence: &Silence) -> Value {
+    json!({
+        "causes": silence.causes.iter().map(finding_value).collect::<Vec<_>>(),
+        "candidates": silence.candidates.iter().map(|code| code.text()).collect::<Vec<_>>(),
     })
 }

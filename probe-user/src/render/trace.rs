@@ -6,7 +6,7 @@ use std::time::Duration;
 use probe_common::Counter;
 use probe_model::cilium::events::Notification;
 use probe_model::cilium::release::Release;
-use probe_model::explain::{Remedy, Verdict};
+use probe_model::explain::{Code, Remedy, Verdict};
 use probe_model::path::{
     CiliumEvent, DropCause, HookPoint, Hop, Namespace, Outcome, Path, PathDrop, Refusal, Rewrite, TunnelKind,
 };
@@ -15,11 +15,11 @@ use probe_model::world::World;
 use probe_model::world::nat::Confidence;
 
 use super::clean;
-use super::drop_cause;
 use super::explanation::{entry_text, near_miss_text, verdict_text};
 use super::gap::{self, place_text};
 use super::trace_proxy::{self, millis};
 use super::trace_watched;
+use super::{drop_cause, lint};
 use crate::attach::{Hook, HookKind, HookState};
 use crate::trace::Summary;
 use crate::trace::judge::{EventSource, Evidence, FlowVerdict, Judgement, Origin, hubble_policies};
@@ -503,14 +503,18 @@ pub fn summary(summary: &Summary, out: &mut impl Write) -> io::Result<()> {
     if summary.egress_drops > 0 {
         writeln!(
             out,
-            "egress    {} flows of the target's pods were dropped on their way out, soon after one was accepted",
-            summary.egress_drops
+            "egress    {} flows of the target's pods were dropped on their way out, soon after one was accepted [{}]",
+            summary.egress_drops,
+            Code::EgressBreaksApp
         )?;
     }
     if summary.late_resets > 0 {
         writeln!(out, "resets    {} connections were reset after a long silence", summary.late_resets)?;
     }
-    Ok(())
+    match &summary.silence {
+        Some(silence) => lint::silence(silence, out),
+        None => Ok(()),
+    }
 }
 
 /// What was seen and could not be kept or read, other than for want of room.

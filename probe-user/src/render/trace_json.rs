@@ -17,7 +17,7 @@ use serde_json::{Value, json};
 use super::drop_cause;
 use super::explanation;
 use super::gap::candidate_text;
-use super::lint::finding_value;
+use super::lint::{finding_value, silence_value};
 use super::trace::verdict_word;
 use super::{trace_proxy, trace_watched};
 use crate::attach::{Hook, HookState};
@@ -282,6 +282,7 @@ pub fn summary(summary: &Summary, out: &mut impl Write) -> io::Result<()> {
         },
         "probes": summary.probes.iter().map(trace_watched::probe_value).collect::<Vec<_>>(),
         "together": trace_watched::together_value(&summary.world, &summary.together),
+        "silence": summary.silence.as_ref().map(silence_value),
         "egress_drops": summary.egress_drops, "late_resets": summary.late_resets,
         "hooks": summary.hooks.iter().map(hook_value).collect::<Vec<_>>(),
         "gaps": summary.gaps.iter().map(|gap| json!({

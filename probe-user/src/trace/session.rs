@@ -6,6 +6,8 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, bail};
 use probe_common::{Config, Counter, PacketRecord, PayloadRecord, SocketRecord};
 use probe_model::explain::{Caveat, Code, observed};
+use probe_model::lint::{self, Silence, silence};
+use probe_model::path::probe::Conclusion;
 use probe_model::path::together::Together;
 use probe_model::path::{
     HookPoint, Namespace, Outcome as PathOutcome, Path, Patience, Seen, Sighting, Tracker, Watch,
@@ -96,6 +98,8 @@ pub struct Summary {
     pub egress_drops: u64,
     /// Connections that were reset after they had been reported and idle.
     pub late_resets: u64,
+    /// Where no flow was seen: what may keep Private Link's packets away.
+    pub silence: Option<Silence>,
     /// When it ended, in nanoseconds of `CLOCK_MONOTONIC`.
     pub ended_ns: u64,
     /// How long it took.
@@ -735,6 +739,14 @@ impl<'o> Session<'o> {
         self.world_read = Instant::now();
     }
 
+    /// The target as `lint` knows it.
+    fn lint_scope(&self) -> lint::Scope<'_> {
+        match self.scope.endpoints.iter().next() {
+            Some(id) => lint::Scope::of_endpoint(&self.world, *id),
+            None => lint::Scope::of_service(&self.world, &self.options.dst, &[]),
+        }
+    }
+
     /// Detaches before anything else, reports what is left undecided, and sums up.
     fn close(mut self, started: Instant) -> Result<Summary> {
         let elapsed = started.elapsed();
@@ -749,7 +761,11 @@ impl<'o> Session<'o> {
         self.report_late_resets(u64::MAX)?;
         ended?;
         let counters = tally.counters;
+        let probes = self.watched.probes(&self.world, &self.scope);
+        let is_silent = self.flows == [0; 3];
+        let silence = is_silent.then(|| silence(&self.lint_scope(), probes_seen(&probes)));
         Ok(Summary {
+            silence,
             flows: self.flows,
             refused: self.refused,
             counters,
@@ -770,7 +786,7 @@ impl<'o> Session<'o> {
             skipped: tally.skipped,
             disordered: tally.disordered,
             events: self.verdicts.source().clone(),
-            probes: self.watched.probes(&self.world, &self.scope),
+            probes,
             together: self.watched.together,
             egress_drops: self.watched.egress_drops,
             late_resets: self.watched.late_resets,
@@ -779,6 +795,16 @@ impl<'o> Session<'o> {
             elapsed,
             first_record: self.first_record.map(|at| at - started),
         })
+    }
+}
+
+/// What the probes tell of the node.
+fn probes_seen(probes: &[WatchedProbe]) -> lint::Probes {
+    let has = |wanted: Conclusion| probes.iter().any(|probe| probe.conclusion == wanted);
+    match (has(Conclusion::Up), probes.is_empty()) {
+        (true, _) => lint::Probes::Answered,
+        (false, false) => lint::Probes::Failing,
+        (false, true) => lint::Probes::Unseen,
     }
 }
 

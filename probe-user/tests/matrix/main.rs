@@ -4,13 +4,16 @@
 //! alike and in which nothing of the kind is wrong.
 
 mod base;
+mod observed;
 mod scenarios;
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use probe_model::cilium::drop_reason::DropReason;
 use probe_model::explain::{Code, Finding};
-use probe_model::lint::{Scope, lint};
+use probe_model::lint::{Probes, Scope, lint, silence};
 use probe_model::world::World;
+use probe_model::world::private_link::ConnectionState;
 
 use base::{FRONTEND, working};
 use scenarios::{SCENARIOS, Scenario};
@@ -73,4 +76,36 @@ fn findings_have_evidence_and_a_remedy() {
             assert!(!finding.sentence.ends_with('.'), "{code}: {finding:#?}");
         }
     }
+}
+
+/// A cause that is told to be detected is detected in a test.
+#[test]
+fn every_detected_cause_has_a_scenario() {
+    let by_lint = SCENARIOS.iter().map(|scenario| scenario.code);
+    let by_drop_reason = [DropReason::CT_CREATE_FAILED, DropReason::NAT_NO_MAPPING].map(Code::of_drop);
+    let tested: BTreeSet<_> = by_lint
+        .chain(observed::shown())
+        .chain(by_drop_reason)
+        // By a rule's own words: `explain::cause::datapath`. By what is not seen: below.
+        .chain([Code::KernelConntrack, Code::ConsumerSide])
+        .collect();
+    let detected: BTreeSet<_> = Code::DETECTED.iter().copied().collect();
+    assert_eq!(tested, detected);
+}
+
+/// Nothing comes, and all that is known on this side is as it should be.
+#[test]
+fn the_consumer_is_to_blame_where_nobody_else_is() {
+    let mut world = working("cilium-1.14", "cidr-pls8-80", &base::NAT_IPS[..1]);
+    world.private_link.security_groups = Some(Vec::new());
+    let codes = |world: &World, probes| {
+        let found = silence(&Scope::of_service(world, "pls-app", &[(FRONTEND.into(), 80)]), probes);
+        (found.causes.iter().map(|cause| cause.code).collect::<Vec<_>>(), found.candidates)
+    };
+    assert_eq!(codes(&world, Probes::Answered), (vec![Code::ConsumerSide], Vec::new()));
+    let (causes, candidates) = codes(&world, Probes::Failing);
+    assert_eq!((causes.len(), candidates.first()), (0, Some(&Code::ProbeDenied)));
+    let link = &mut world.private_link.services.as_mut().expect("services")[0];
+    link.connections[0].state = ConnectionState::Pending;
+    assert_eq!(codes(&world, Probes::Answered), (vec![Code::NotApproved], Vec::new()));
 }

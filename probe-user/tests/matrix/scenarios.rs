@@ -3,7 +3,7 @@
 use std::net::{IpAddr, Ipv4Addr};
 
 use probe_model::cilium::lb::{LbBackend, LbKey, LbMaps, LbService, LbSourceRange, LoadBalancer, Slot};
-use probe_model::cilium::policy::PolicyMap;
+use probe_model::cilium::policy::{PolicyEntry, PolicyMap};
 use probe_model::cilium::{Direction, EndpointId};
 use probe_model::explain::Code;
 use probe_model::intent::object::{Options, read_agent_rules};
@@ -215,6 +215,15 @@ fn both_directions(ingress: &World, egress: &World) -> PolicyMap {
     PolicyMap::new(app_map(ingress).layout(), all)
 }
 
+/// Every entry of the app's map hands over to this port of Cilium's proxy.
+fn redirect(world: &mut World, proxy_port: u16) {
+    let map = app_map(world);
+    let entries = map.iter().map(|(key, entry)| (key, PolicyEntry { proxy_port, ..entry }));
+    let redirected = PolicyMap::new(map.layout(), entries.collect::<Vec<_>>());
+    let id = app(world);
+    world.policy.get_mut(&id).expect("the app's map").map = redirected;
+}
+
 /// The cluster's DNS service.
 fn dns() -> Service {
     Service {
@@ -301,6 +310,12 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
         neighbour: ("another address is taken out", || {
             with(|world| rules(world, r#"[{"cidr":"10.224.0.0/16","except":["10.224.0.99/32"]}]"#, "80"))
         }),
+    },
+    Scenario {
+        code: Code::L7OrAuth,
+        shows: "the entry hands the connection to Cilium's proxy",
+        spoilt: || with(|world| redirect(world, 10_001)),
+        neighbour: ("it does not", || with(|world| redirect(world, 0))),
     },
     Scenario {
         code: Code::EgressBreaksApp,
