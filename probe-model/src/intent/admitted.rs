@@ -121,7 +121,11 @@ pub fn difference(before: &Engine, after: &Engine, pods: &[&Pod], direction: Dir
     let mut admitted = Vec::new();
     for pod in pods {
         let (old, new) = (before.judge(pod, direction), after.judge(pod, direction));
-        for (peers, identities) in &classes.all {
+        let changed = changed(&old, &new);
+        let could_differ = |[was, is]: &[Identity; 2]| {
+            was != is || changed.contains(&Identity::UNKNOWN) || changed.contains(is)
+        };
+        for (peers, identities) in classes.all.iter().filter(|(_, identities)| could_differ(identities)) {
             for one in newly(&old, &new, &pod.name, *peers, *identities) {
                 let regions = classes.regions(*peers).into_iter();
                 admitted.extend(regions.map(|peers| Admitted { peers, ..one.clone() }));
@@ -130,6 +134,15 @@ pub fn difference(before: &Engine, after: &Engine, pods: &[&Pod], direction: Dir
     }
     admitted.sort();
     admitted
+}
+
+/// The identities whose entries are not the same in both.
+fn changed(old: &DirectionIntent, new: &DirectionIntent) -> BTreeSet<Identity> {
+    let rows = |intent: &DirectionIntent| {
+        let entry = |entry: &super::engine::IntentEntry| (entry.key, entry.entry.deny);
+        intent.entries.iter().map(entry).collect::<BTreeSet<_>>()
+    };
+    rows(old).symmetric_difference(&rows(new)).map(|(key, _)| key.sec_label).collect()
 }
 
 /// As many prefixes are named instead of the one that they are the rest of.

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
-use ipnet::{IpNet, Ipv4Net, Ipv6Net};
+use ipnet::IpNet;
 
 use super::label::{Label, Labels};
 use super::object::{Options, PeerKind, Policy};
@@ -53,22 +53,6 @@ pub enum NamedPortIs {
     Nothing(String),
     /// Not known, for the reason given as a clause.
     Unknown(String),
-}
-
-/// The addresses of an identity, none for those of pods and nodes.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(super) struct Extent {
-    v4: Option<Ipv4Net>,
-    v6: Option<Ipv6Net>,
-}
-
-impl Extent {
-    /// Whether it holds all of the other one's addresses of a family.
-    pub(super) fn contains(self, other: Self) -> bool {
-        let v4 = self.v4.zip(other.v4).is_some_and(|(outer, inner)| outer.contains(&inner));
-        let v6 = self.v6.zip(other.v6).is_some_and(|(outer, inner)| outer.contains(&inner));
-        v4 || v6
-    }
 }
 
 /// Who is who in the cluster, as one node sees it.
@@ -164,22 +148,6 @@ impl Cluster {
             }
         }
         cluster
-    }
-
-    /// The addresses of an identity that stands for addresses.
-    pub(super) fn extent(&self, identity: Identity) -> Extent {
-        let (v4, v6) = (Some(Ipv4Net::default()), Some(Ipv6Net::default()));
-        match identity {
-            Identity::WORLD => Extent { v4, v6 },
-            Identity::WORLD_IPV4 => Extent { v4, v6: None },
-            Identity::WORLD_IPV6 => Extent { v4: None, v6 },
-            _ if !identity.is_local_scope() => Extent::default(),
-            _ => match self.identities.get(&identity).and_then(Labels::prefix) {
-                Some(IpNet::V4(prefix)) => Extent { v4: Some(prefix), v6: None },
-                Some(IpNet::V6(prefix)) => Extent { v4: None, v6: Some(prefix) },
-                None => Extent::default(),
-            },
-        }
     }
 
     /// Whether the identity is a node's.

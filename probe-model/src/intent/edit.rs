@@ -281,7 +281,7 @@ impl Editor<'_> {
             let (suffix, peer) = self.fitting_list(rule.get(object)?, suffix, peer)?;
             let list = format!("{}{suffix}", self.preposition());
             let after = pushed(object, rule, &list, peer)?;
-            Some((EditKind::Widen, rule.field(&list), format!("adds {words} to the peers of {rule}"), after))
+            Some((EditKind::Widen, rule.field(list), format!("adds {words} to the peers of {rule}"), after))
         };
         self.cilium_peers().into_iter().filter_map(add).collect()
     }
@@ -341,14 +341,14 @@ impl Editor<'_> {
             let fields = rule.get_mut(&mut after)?.as_object_mut()?;
             let own = json!(IpNet::from(address).to_string());
             if name.ends_with("CIDRSet") {
-                let element = fields.get_mut(name)?.get_mut(number)?;
+                let element = fields.get_mut(name.as_ref())?.get_mut(number)?;
                 match element.get_mut("except").and_then(Value::as_array_mut) {
                     Some(except) => except.push(own),
                     None => element["except"] = json!([own]),
                 }
             } else {
                 // A plain list has no place for an exception: it becomes a set.
-                let plain = fields.remove(name)?;
+                let plain = fields.remove(name.as_ref())?;
                 let element = |(at, cidr): (usize, &Value)| {
                     if at == *number {
                         json!({"cidr": with_length(cidr), "except": [own]})
@@ -366,7 +366,7 @@ impl Editor<'_> {
                 kind: EditKind::Except,
                 policy,
                 object: Some(object),
-                path: rule,
+                path: rule.clone(),
                 summary,
                 after,
             })
@@ -431,7 +431,7 @@ impl Editor<'_> {
         let add = |(rule, words): (Value, String)| {
             let after = pushed(value, &spec, &list, rule)?;
             let summary = format!("adds a rule for {words}");
-            let (policy, path) = (policy.reference.clone(), spec.field(&list));
+            let (policy, path) = (policy.reference.clone(), spec.field(list.clone()));
             Some(Candidate { kind: EditKind::AddRule, policy, object: Some(object), path, summary, after })
         };
         rules.into_iter().filter_map(add).collect()

@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use super::cluster::{Cluster, NamedPortIs, Pod};
 use super::entries::{Entries, Entry, Features, Origin, Owner};
 use super::filter::{Conflict, Filter, FilterKey, Filters, PerSelector};
+use super::kin::Kin;
 use super::label::Labels;
 use super::object::{
     Authentication, Effect, Enforcement, Objects, Policy, Rejected, Rule, RuleSubject, Unevaluated,
@@ -123,6 +124,7 @@ pub struct Engine {
     /// Without what the policies bring in.
     base: Arc<Cluster>,
     cluster: Cluster,
+    kin: Kin,
     policies: Vec<Policy>,
     rejected: Vec<Rejected>,
     unread: Vec<Unevaluated>,
@@ -138,7 +140,8 @@ impl Engine {
     fn on(base: Arc<Cluster>, objects: Objects) -> Self {
         let cluster = base.with_prefixes_of(&objects.policies);
         let Objects { policies, rejected, unread } = objects;
-        Self { base, cluster, policies, rejected, unread, selected: Mutex::default() }
+        let kin = Kin::new(&cluster);
+        Self { base, cluster, kin, policies, rejected, unread, selected: Mutex::default() }
     }
 
     /// The same with one policy more, or in place of the one from the same object.
@@ -200,7 +203,7 @@ impl Engine {
             Enforcement::Default => sides.iter().any(|(_, side)| side.enforces),
         };
         let mut unevaluated = self.unread.clone();
-        let mut entries = Entries::new(&self.cluster);
+        let mut entries = Entries::new(&self.kin);
         if enforced {
             let filters = self.filters(&sides, direction, &mut unevaluated);
             let features = features(&filters);
@@ -325,8 +328,15 @@ impl Engine {
         if let Some(found) = known.get(selector) {
             return Arc::clone(found);
         }
-        let identities = self.cluster.identities.iter().filter(|(_, labels)| selector.selects(labels));
-        let found: Arc<[Identity]> = identities.map(|(identity, _)| *identity).collect();
+        let mut found: Vec<_> = match selector.only_prefix() {
+            Some(prefix) => self.kin.inside(prefix).collect(),
+            None => {
+                let selected = self.cluster.identities.iter().filter(|(_, labels)| selector.selects(labels));
+                selected.map(|(identity, _)| *identity).collect()
+            }
+        };
+        found.sort_unstable();
+        let found: Arc<[Identity]> = found.into();
         known.insert(selector.clone(), Arc::clone(&found));
         found
     }

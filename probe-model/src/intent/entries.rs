@@ -9,7 +9,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use super::cluster::Cluster;
+use super::kin::Kin;
 use super::object::Authentication;
 use super::port::L4Key;
 use super::selector::Selector;
@@ -121,15 +121,26 @@ pub(super) type Key = (L4Key, Identity);
 
 /// The entries of one direction.
 pub(super) struct Entries<'a> {
-    cluster: &'a Cluster,
+    kin: &'a Kin,
     groups: BTreeMap<L4Key, BTreeMap<Identity, Entry>>,
 }
 
 const ANYBODY: Identity = Identity::UNKNOWN;
 
+/// How one protocol and port lie to another.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Lies {
+    /// They are the same.
+    Same,
+    /// They are a part of it.
+    Inside,
+    /// They hold it and more.
+    Around,
+}
+
 impl<'a> Entries<'a> {
-    pub(super) fn new(cluster: &'a Cluster) -> Self {
-        Self { cluster, groups: BTreeMap::new() }
+    pub(super) fn new(kin: &'a Kin) -> Self {
+        Self { kin, groups: BTreeMap::new() }
     }
 
     pub(super) fn into_entries(self) -> impl Iterator<Item = (L4Key, Identity, Entry)> {
@@ -165,24 +176,31 @@ impl<'a> Entries<'a> {
     fn insert_deny(&mut self, (l4, identity): Key, entry: Entry) {
         let mut removed = Vec::new();
         let mut repeated = BTreeSet::new();
-        for (other_l4, group) in self.groups_of_protocol(l4) {
-            let (is_wider, is_narrower) = (l4.is_wider(*other_l4), other_l4.is_wider(l4));
-            let is_same = l4 == *other_l4;
-            for other in group.iter().filter(|(_, other)| !other.deny).map(|(other, _)| *other) {
-                if self.contains(other, identity) {
-                    if is_wider {
-                        repeated.insert((*other_l4, identity));
-                    }
-                } else if is_wider || is_same {
-                    if identity == ANYBODY || identity == other {
-                        removed.push((*other_l4, other));
-                    } else if self.contains(identity, other) {
-                        // The datapath does not know that one identity is a part of another.
-                        repeated.insert((*other_l4, other));
-                    }
-                } else if is_narrower && self.contains(identity, other) {
-                    repeated.insert((l4, other));
+        let relatives = self.kin.relatives(identity);
+        for (other_l4, lies, group) in self.related_groups(l4) {
+            let allows = group.iter().filter(|(_, other)| !other.deny).map(|(other, _)| *other);
+            let is_allowed = |other: &Identity| group.get(other).is_some_and(|entry| !entry.deny);
+            if lies == Lies::Inside
+                && (identity != ANYBODY && is_allowed(&ANYBODY) || relatives.around.iter().any(is_allowed))
+            {
+                repeated.insert((other_l4, identity));
+            }
+            // One of the same addresses counts as around it alone.
+            let narrower = relatives.inside.iter().filter(|other| !relatives.around.contains(other));
+            let narrower = narrower.copied().filter(|other| is_allowed(other));
+            match lies {
+                Lies::Inside | Lies::Same if identity == ANYBODY => {
+                    removed.extend(allows.map(|other| (other_l4, other)))
                 }
+                Lies::Inside | Lies::Same => {
+                    removed.extend(is_allowed(&identity).then_some((other_l4, identity)));
+                    // The datapath does not know that one identity is a part of another.
+                    repeated.extend(narrower.map(|other| (other_l4, other)));
+                }
+                Lies::Around if identity == ANYBODY => {
+                    repeated.extend(allows.filter(|other| *other != ANYBODY).map(|other| (l4, other)))
+                }
+                Lies::Around => repeated.extend(narrower.map(|other| (l4, other))),
             }
         }
         for key in removed {
@@ -199,23 +217,30 @@ impl<'a> Entries<'a> {
     /// Removes denies that a new one makes needless, but for the `kept` ones. `false` if the new one is needless itself.
     fn drop_needless_denies(&mut self, (l4, identity): Key, entry: &Entry, kept: &BTreeSet<Key>) -> bool {
         let mut needless = Vec::new();
-        for (other_l4, group) in self.groups_of_protocol(l4) {
-            let (is_wider, is_narrower) = (l4.is_wider(*other_l4), other_l4.is_wider(l4));
-            let is_same = l4 == *other_l4;
-            for (other, deny) in group.iter().filter(|(_, other)| other.deny) {
-                let around = *other == ANYBODY || *other == identity;
-                let inside = identity == ANYBODY || *other == identity;
-                if around && (is_narrower || is_same) {
+        for (other_l4, lies, group) in self.related_groups(l4) {
+            let denies = group.iter().filter(|(_, other)| other.deny);
+            if lies != Lies::Inside {
+                let around =
+                    [ANYBODY, identity].into_iter().filter_map(|other| Some((other, group.get(&other)?)));
+                for (other, deny) in around.filter(|(_, deny)| deny.deny) {
                     // Of the same key, what another selector says is merged.
-                    if !(is_same && *other == identity) || deny.owners == entry.owners {
+                    if (lies, other) != (Lies::Same, identity) || deny.owners == entry.owners {
                         return false;
                     }
-                } else if inside && (is_wider || is_same) && !kept.contains(&(*other_l4, *other)) {
-                    needless.push((*other_l4, *other));
                 }
             }
+            if lies == Lies::Around {
+                continue;
+            }
+            let own = (other_l4, identity);
+            if identity == ANYBODY {
+                needless
+                    .extend(denies.map(|(other, _)| (other_l4, *other)).filter(|key| *key != (l4, identity)));
+            } else if lies == Lies::Inside && self.get(own).is_some_and(|entry| entry.deny) {
+                needless.push(own);
+            }
         }
-        for key in needless {
+        for key in needless.into_iter().filter(|key| !kept.contains(key)) {
             self.remove(key);
         }
         true
@@ -226,25 +251,35 @@ impl<'a> Entries<'a> {
     fn make_room_for_allow(&mut self, (l4, identity): Key) -> Option<bool> {
         let mut repeated = Vec::new();
         let mut becomes_deny = false;
-        for (other_l4, group) in self.groups_of_protocol(l4) {
-            let (is_wider, is_narrower) = (other_l4.is_wider(l4), l4.is_wider(*other_l4));
-            let is_same = l4 == *other_l4;
-            for (other, deny) in group.iter().filter(|(_, other)| other.deny) {
-                let repeat = |key: Key| {
-                    let owner = Owner::Key((*other_l4, *other));
-                    (key, Entry::denying(owner, deny.derived_from.clone()))
-                };
-                if self.contains(identity, *other) {
-                    if is_wider {
-                        repeated.push(repeat((l4, *other)));
-                    }
-                } else if is_wider || is_same {
-                    if *other == ANYBODY || *other == identity {
-                        return None;
-                    }
-                    becomes_deny |= self.contains(*other, identity);
-                } else if is_narrower && self.contains(*other, identity) {
-                    repeated.push(repeat((*other_l4, identity)));
+        let relatives = self.kin.relatives(identity);
+        for (other_l4, lies, group) in self.related_groups(l4) {
+            let deny =
+                |other: Identity| group.get(&other).filter(|entry| entry.deny).map(|entry| (other, entry));
+            let repeat = |key: Key, (other, deny): (Identity, &Entry)| {
+                (key, Entry::denying(Owner::Key((other_l4, other)), deny.derived_from.clone()))
+            };
+            if lies != Lies::Inside && (deny(ANYBODY).is_some() || deny(identity).is_some()) {
+                return None;
+            }
+            let wider = relatives.around.iter().filter(|other| !relatives.inside.contains(other));
+            let wider = wider.copied().filter_map(deny);
+            match lies {
+                Lies::Around if identity == ANYBODY => {
+                    let denies =
+                        group.iter().filter(|(_, entry)| entry.deny).map(|(other, entry)| (*other, entry));
+                    repeated.extend(denies.map(|other| repeat((l4, other.0), other)));
+                }
+                Lies::Around => {
+                    let narrower = relatives.inside.iter().copied().filter_map(deny);
+                    repeated.extend(narrower.map(|other| repeat((l4, other.0), other)));
+                    becomes_deny |= wider.count() > 0;
+                }
+                Lies::Same => becomes_deny |= wider.count() > 0,
+                Lies::Inside => {
+                    let any = deny(ANYBODY).filter(|_| identity != ANYBODY);
+                    repeated.extend(
+                        any.into_iter().chain(wider).map(|other| repeat((other_l4, identity), other)),
+                    );
                 }
             }
         }
@@ -254,11 +289,20 @@ impl<'a> Entries<'a> {
         Some(becomes_deny)
     }
 
-    /// The entries of protocols that have packets in common with a key's.
-    fn groups_of_protocol(&self, l4: L4Key) -> impl Iterator<Item = (&L4Key, &BTreeMap<Identity, Entry>)> {
-        let meets =
-            move |other: &L4Key| l4.protocol == 0 || other.protocol == 0 || l4.protocol == other.protocol;
-        self.groups.iter().filter(move |(other, _)| meets(other))
+    /// The entries by protocol and port that have packets in common with a key's, and how they lie to it.
+    fn related_groups(&self, l4: L4Key) -> impl Iterator<Item = (L4Key, Lies, &BTreeMap<Identity, Entry>)> {
+        self.groups.iter().filter_map(move |(other, group)| {
+            let lies = if *other == l4 {
+                Lies::Same
+            } else if l4.is_wider(*other) {
+                Lies::Inside
+            } else if other.is_wider(l4) {
+                Lies::Around
+            } else {
+                return None;
+            };
+            Some((*other, lies, group))
+        })
     }
 
     /// An allow without an authentication of its own takes that of the narrowest one around it that has one; one with its
@@ -351,17 +395,6 @@ impl<'a> Entries<'a> {
                 group.insert(identity, entry);
             }
         }
-    }
-
-    /// Whether another identity is a part of this one: of any, or of one whose addresses hold the other's.
-    fn contains(&self, identity: Identity, other: Identity) -> bool {
-        if identity == other || other == ANYBODY {
-            return false;
-        }
-        if identity == ANYBODY {
-            return true;
-        }
-        self.cluster.extent(identity).contains(self.cluster.extent(other))
     }
 }
 

@@ -12,6 +12,7 @@ pub mod edit;
 pub mod engine;
 pub mod entries;
 mod filter;
+mod kin;
 pub mod label;
 pub mod object;
 pub mod path;

@@ -1,6 +1,8 @@
 //! Where in an object something is written.
 
+use std::borrow::Cow;
 use std::fmt;
+use std::sync::Arc;
 
 use serde_json::Value;
 
@@ -8,14 +10,14 @@ use serde_json::Value;
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Step {
     /// A field by its name.
-    Field(String),
+    Field(Cow<'static, str>),
     /// An element of a list.
     Index(usize),
 }
 
-/// A place in an object: `spec.ingress[0].from[1].ipBlock`.
+/// A place in an object: `spec.ingress[0].from[1].ipBlock`. What leads there is shared between places.
 #[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct Path(Vec<Step>);
+pub struct Path(Option<Arc<(Path, Step)>>);
 
 impl Path {
     /// The object itself.
@@ -25,8 +27,8 @@ impl Path {
 
     /// The field of this name in it.
     #[must_use]
-    pub fn field(&self, name: &str) -> Self {
-        self.then(Step::Field(name.to_owned()))
+    pub fn field(&self, name: impl Into<Cow<'static, str>>) -> Self {
+        self.then(Step::Field(name.into()))
     }
 
     /// The element of this number in it.
@@ -36,44 +38,44 @@ impl Path {
     }
 
     fn then(&self, step: Step) -> Self {
-        let mut steps = self.0.clone();
-        steps.push(step);
-        Self(steps)
+        Self(Some(Arc::new((self.clone(), step))))
     }
 
     /// What it is a part of, and which part; `None` for the object itself.
-    pub fn split_last(&self) -> Option<(Self, &Step)> {
-        let (last, parent) = self.0.split_last()?;
-        Some((Self(parent.to_vec()), last))
+    pub fn split_last(&self) -> Option<(&Self, &Step)> {
+        self.0.as_deref().map(|(parent, last)| (parent, last))
     }
 
     /// What is written there.
     pub fn get<'v>(&self, object: &'v Value) -> Option<&'v Value> {
-        self.0.iter().try_fold(object, |value, step| match step {
-            Step::Field(name) => value.get(name),
+        let Some((parent, last)) = self.split_last() else { return Some(object) };
+        let value = parent.get(object)?;
+        match last {
+            Step::Field(name) => value.get(name.as_ref()),
             Step::Index(number) => value.get(number),
-        })
+        }
     }
 
     /// What is written there, to change it.
     pub fn get_mut<'v>(&self, object: &'v mut Value) -> Option<&'v mut Value> {
-        self.0.iter().try_fold(object, |value, step| match step {
-            Step::Field(name) => value.get_mut(name),
+        let Some((parent, last)) = self.split_last() else { return Some(object) };
+        let value = parent.get_mut(object)?;
+        match last {
+            Step::Field(name) => value.get_mut(name.as_ref()),
             Step::Index(number) => value.get_mut(number),
-        })
+        }
     }
 }
 
 impl fmt::Display for Path {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        for (number, step) in self.0.iter().enumerate() {
-            match step {
-                Step::Field(name) if number == 0 => f.write_str(name)?,
-                Step::Field(name) => write!(f, ".{name}")?,
-                Step::Index(index) => write!(f, "[{index}]")?,
-            }
+        let Some((parent, last)) = self.split_last() else { return Ok(()) };
+        parent.fmt(f)?;
+        match last {
+            Step::Field(name) if parent.0.is_none() => f.write_str(name),
+            Step::Field(name) => write!(f, ".{name}"),
+            Step::Index(index) => write!(f, "[{index}]"),
         }
-        Ok(())
     }
 }
 

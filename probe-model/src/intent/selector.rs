@@ -166,6 +166,15 @@ impl Selector {
         self.expressions.push(Expression { key, operator: Operator::Exists });
     }
 
+    /// The prefix, if it asks for nothing but a CIDR.
+    pub(super) fn only_prefix(&self) -> Option<IpNet> {
+        let mut labels = self.labels.keys();
+        match (labels.next(), labels.next(), self.expressions.is_empty()) {
+            (Some(key), None, true) => Label::plain(&key.source, key.key.as_str()).prefix(),
+            _ => None,
+        }
+    }
+
     /// Whether it asks for nothing.
     pub fn is_everybody(&self) -> bool {
         self.labels.is_empty() && self.expressions.is_empty()

@@ -16,7 +16,7 @@ const SHOWN: usize = 20;
 const CASES: &str = "PLSPROBE_INTENT_CASES";
 
 #[test]
-fn every_case_is_as_ciliums_own_engine_has_it() {
+fn intent_is_as_ciliums_own_engine_has_it() {
     let fixture = fixtures::recording("intent-1.16");
     let other = std::env::var_os(CASES).map(std::path::PathBuf::from);
     let path = other.clone().unwrap_or_else(|| fixture.join("cases.jsonl"));

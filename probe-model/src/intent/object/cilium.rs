@@ -175,7 +175,7 @@ impl Reader<'_> {
     /// Cilium refuses a rule that names its peers in two ways.
     fn check_combination(&mut self, node: &Node<'_>, words: &Words) {
         let is_written = |name: &str| {
-            let list = node.field(name).and_then(|list| list.list());
+            let list = node.field(name.to_owned()).and_then(|list| list.list());
             list.is_some_and(|list| !list.is_empty())
         };
         let lists = COMBINED_LISTS.iter().map(|suffix| format!("{}{suffix}", words.preposition));
@@ -201,7 +201,7 @@ impl Reader<'_> {
     ) -> Peers {
         let (mut peers, mut nobody) = (Vec::new(), None);
         for suffix in PEER_LISTS {
-            let Some(list) = node.field(&format!("{}{suffix}", words.preposition)) else { continue };
+            let Some(list) = node.field(format!("{}{suffix}", words.preposition)) else { continue };
             let elements = self.elements(&list);
             if elements.is_empty() {
                 nobody = Some(list.path.clone());
@@ -227,7 +227,7 @@ impl Reader<'_> {
     /// Peers whose addresses or labels plsprobe does not know.
     fn unevaluated_peers(&self, node: &Node<'_>, words: &Words, effect: Effect) -> Vec<Unevaluated> {
         let lists = UNEVALUATED_LISTS.iter().filter_map(|suffix| {
-            let list = node.field(&format!("{}{suffix}", words.preposition))?;
+            let list = node.field(format!("{}{suffix}", words.preposition))?;
             let is_empty = list.list().is_some_and(|list| list.is_empty());
             let (why, effect) = match *suffix {
                 "FQDNs" => ("the addresses that Cilium has seen for these names are not known", effect),
@@ -341,7 +341,7 @@ impl Reader<'_> {
     }
 
     /// The elements of a field that is a list or not there.
-    pub(super) fn list<'v>(&mut self, node: &Node<'v>, name: &str) -> Vec<Node<'v>> {
+    pub(super) fn list<'v>(&mut self, node: &Node<'v>, name: &'static str) -> Vec<Node<'v>> {
         node.field(name).map(|field| self.elements(&field)).unwrap_or_default()
     }
 

@@ -48,7 +48,7 @@ impl Reader<'_> {
     }
 
     /// One part for each peer of a rule, or the one of a rule without peers, which means everybody.
-    fn parts_of(&mut self, rule: &Node<'_>, peers_name: &str) -> Vec<Part> {
+    fn parts_of(&mut self, rule: &Node<'_>, peers_name: &'static str) -> Vec<Part> {
         let ports = self.list(rule, "ports");
         let ports = self.kubernetes_ports(&ports);
         let unevaluated = self.unknown_fields(rule, &[peers_name, "ports"]);

@@ -1,5 +1,7 @@
 //! A value in an object that knows where it is.
 
+use std::borrow::Cow;
+
 use serde_json::Value;
 
 use crate::intent::path::Path;
@@ -18,15 +20,16 @@ impl<'v> Node<'v> {
     }
 
     /// The field of this name, if it is there and not null.
-    pub(super) fn field(&self, name: &str) -> Option<Self> {
-        let value = self.value.get(name).filter(|value| !value.is_null())?;
+    pub(super) fn field(&self, name: impl Into<Cow<'static, str>>) -> Option<Self> {
+        let name = name.into();
+        let value = self.value.get(name.as_ref()).filter(|value| !value.is_null())?;
         Some(Self { value, path: self.path.field(name) })
     }
 
     /// Every field that is not null.
     pub(super) fn fields(&self) -> impl Iterator<Item = (&'v String, Self)> {
         let fields = self.value.as_object().into_iter().flatten().filter(|(_, value)| !value.is_null());
-        fields.map(|(name, value)| (name, Self { value, path: self.path.field(name) }))
+        fields.map(|(name, value)| (name, Self { value, path: self.path.field(name.clone()) }))
     }
 
     /// The elements, if it is a list.

@@ -71,12 +71,12 @@ pub(super) struct L7 {
 impl L7 {
     pub(super) fn of(to_ports: &Node<'_>) -> Self {
         let rules = to_ports.field("rules");
-        let some = |name: &str| {
+        let some = |name: &'static str| {
             let list = rules.as_ref().and_then(|rules| rules.field(name)).and_then(|list| list.list());
             list.is_some_and(|list| !list.is_empty())
         };
         let proto = rules.as_ref().and_then(|rules| rules.field("l7proto"));
-        let has = |name: &str| {
+        let has = |name: &'static str| {
             to_ports
                 .field(name)
                 .is_some_and(|field| field.value.as_array().is_none_or(|list| !list.is_empty()))
