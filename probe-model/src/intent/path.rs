@@ -1,6 +1,7 @@
 //! Where in an object something is written.
 
 use std::borrow::Cow;
+use std::cmp::Ordering;
 use std::fmt;
 use std::sync::Arc;
 
@@ -16,7 +17,7 @@ pub enum Step {
 }
 
 /// A place in an object: `spec.ingress[0].from[1].ipBlock`. What leads there is shared between places.
-#[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub struct Path(Option<Arc<(Path, Step)>>);
 
 impl Path {
@@ -46,6 +47,14 @@ impl Path {
         self.0.as_deref().map(|(parent, last)| (parent, last))
     }
 
+    /// Every step, from the object on.
+    fn steps(&self) -> Vec<&Step> {
+        let mut steps: Vec<_> =
+            std::iter::successors(self.split_last(), |(parent, _)| parent.split_last()).collect();
+        steps.reverse();
+        steps.into_iter().map(|(_, step)| step).collect()
+    }
+
     /// What is written there.
     pub fn get<'v>(&self, object: &'v Value) -> Option<&'v Value> {
         let Some((parent, last)) = self.split_last() else { return Some(object) };
@@ -64,6 +73,19 @@ impl Path {
             Step::Field(name) => value.get_mut(name.as_ref()),
             Step::Index(number) => value.get_mut(number),
         }
+    }
+}
+
+/// As in the object: what holds something before what it holds.
+impl Ord for Path {
+    fn cmp(&self, other: &Self) -> Ordering {
+        self.steps().cmp(&other.steps())
+    }
+}
+
+impl PartialOrd for Path {
+    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
+        Some(self.cmp(other))
     }
 }
 

@@ -2,6 +2,7 @@
 
 mod answers;
 mod case;
+mod naive;
 mod recorded;
 mod universe;
 
