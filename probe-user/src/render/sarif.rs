@@ -266,7 +266,206 @@ mod tests {
         for result in log["runs"][0]["results"].as_array_mut().expect("results") {
             result.as_object_mut().expect("a result").remove("properties");
         }
-        expect![[""]].assert_eq(&serde_json::to_string_pretty(&log).expect("JSON"));
+        expect![[r#"
+            {
+              "$schema": "https://json.schemastore.org/sarif-2.1.0.json",
+              "runs": [
+                {
+                  "columnKind": "unicodeCodePoints",
+                  "invocations": [
+                    {
+                      "executionSuccessful": true,
+                      "toolExecutionNotifications": [
+                        {
+                          "level": "warning",
+                          "message": {
+                            "text": "not judged: NAT IPs: Azure answers 403"
+                          }
+                        }
+                      ]
+                    }
+                  ],
+                  "results": [
+                    {
+                      "level": "error",
+                      "locations": [
+                        {
+                          "logicalLocations": [
+                            {
+                              "fullyQualifiedName": "NetworkPolicy/shop/allow-pls",
+                              "kind": "resource",
+                              "name": "allow-pls"
+                            }
+                          ],
+                          "physicalLocation": {
+                            "artifactLocation": {
+                              "uri": "policies/allow%20pls.yaml"
+                            },
+                            "region": {
+                              "startColumn": 5,
+                              "startLine": 12
+                            }
+                          }
+                        }
+                      ],
+                      "message": {
+                        "text": "the rule names port 80, the pod listens on 8080.\nProof: service shop/pls-app has targetPort 8080 (kubernetes).\nRemedy: Name 8080 in the rule.\nApply:\nkind: NetworkPolicy\n"
+                      },
+                      "partialFingerprints": {
+                        "codeAndObject/v1": "PLS-26: NetworkPolicy shop/allow-pls"
+                      },
+                      "ruleId": "PLS-26",
+                      "ruleIndex": 0
+                    },
+                    {
+                      "level": "error",
+                      "locations": [
+                        {
+                          "logicalLocations": [
+                            {
+                              "fullyQualifiedName": "Node/this node",
+                              "kind": "resource",
+                              "name": "this node"
+                            }
+                          ],
+                          "physicalLocation": {
+                            "artifactLocation": {
+                              "description": {
+                                "text": "an object of the cluster, not a file"
+                              },
+                              "uri": "Node/this%20node"
+                            }
+                          }
+                        }
+                      ],
+                      "message": {
+                        "text": "the agent is behind."
+                      },
+                      "partialFingerprints": {
+                        "codeAndObject/v1": "PLS-46: Node this node"
+                      },
+                      "ruleId": "PLS-46",
+                      "ruleIndex": 2
+                    },
+                    {
+                      "level": "error",
+                      "locations": [
+                        {
+                          "logicalLocations": [
+                            {
+                              "fullyQualifiedName": "NetworkPolicy/shop/allow-pls",
+                              "kind": "resource",
+                              "name": "allow-pls"
+                            }
+                          ],
+                          "physicalLocation": {
+                            "artifactLocation": {
+                              "uri": "policies/allow%20pls.yaml"
+                            },
+                            "region": {
+                              "startColumn": 5,
+                              "startLine": 12
+                            }
+                          }
+                        }
+                      ],
+                      "message": {
+                        "text": "and here too.\nProof: service shop/pls-app has targetPort 8080 (kubernetes).\nRemedy: Name 8080 in the rule.\nApply:\nkind: NetworkPolicy\n"
+                      },
+                      "partialFingerprints": {
+                        "codeAndObject/v1": "PLS-26: NetworkPolicy shop/allow-pls"
+                      },
+                      "ruleId": "PLS-26",
+                      "ruleIndex": 0
+                    },
+                    {
+                      "level": "warning",
+                      "locations": [
+                        {
+                          "logicalLocations": [
+                            {
+                              "fullyQualifiedName": "NetworkPolicy/shop/allow-pls",
+                              "kind": "resource",
+                              "name": "allow-pls"
+                            }
+                          ],
+                          "physicalLocation": {
+                            "artifactLocation": {
+                              "description": {
+                                "text": "an object of the cluster, not a file"
+                              },
+                              "uri": "NetworkPolicy/shop/allow-pls"
+                            }
+                          }
+                        }
+                      ],
+                      "message": {
+                        "text": "ingress is open.\nAssumes: The agent's configuration is taken from its maps (config-by-pins)."
+                      },
+                      "partialFingerprints": {
+                        "codeAndObject/v1": "PLS-28: NetworkPolicy shop/allow-pls"
+                      },
+                      "ruleId": "PLS-28",
+                      "ruleIndex": 1
+                    }
+                  ],
+                  "tool": {
+                    "driver": {
+                      "name": "plsprobe",
+                      "rules": [
+                        {
+                          "defaultConfiguration": {
+                            "level": "error"
+                          },
+                          "id": "PLS-26",
+                          "name": "PortNotTargetPort",
+                          "properties": {
+                            "tags": [
+                              "policy"
+                            ]
+                          },
+                          "shortDescription": {
+                            "text": "The rule names the service's port, not the pod's."
+                          }
+                        },
+                        {
+                          "defaultConfiguration": {
+                            "level": "warning"
+                          },
+                          "id": "PLS-28",
+                          "name": "EgressOnly",
+                          "properties": {
+                            "tags": [
+                              "passes although"
+                            ]
+                          },
+                          "shortDescription": {
+                            "text": "An egress-only policy leaves ingress open."
+                          }
+                        },
+                        {
+                          "defaultConfiguration": {
+                            "level": "error"
+                          },
+                          "id": "PLS-46",
+                          "name": "AgentStale",
+                          "properties": {
+                            "tags": [
+                              "node and CNI"
+                            ]
+                          },
+                          "shortDescription": {
+                            "text": "The agent has not installed the policy on this node."
+                          }
+                        }
+                      ],
+                      "semanticVersion": "0.1.0"
+                    }
+                  }
+                }
+              ],
+              "version": "2.1.0"
+            }"#]].assert_eq(&serde_json::to_string_pretty(&log).expect("JSON"));
     }
 
     #[test]
