@@ -129,11 +129,24 @@ fn source_files(folder: &Path) -> Vec<PathBuf> {
     all
 }
 
+/// Whether `text` has `word` as a value: as a pattern or in a comparison it says nothing.
 fn mentions(text: &str, word: &str) -> bool {
     text.match_indices(word).any(|(at, _)| {
-        let after = text[at + word.len()..].chars().next();
-        after.is_none_or(|c| !c.is_alphanumeric())
+        let (before, after) = (text[..at].trim_end(), &text[at + word.len()..]);
+        let is_whole = !after.starts_with(char::is_alphanumeric);
+        let is_pattern = after.trim_start().starts_with("=>") || after.trim_start().starts_with('|');
+        let is_compared = before.ends_with("==") || before.ends_with("!=");
+        is_whole && !is_pattern && !is_compared
     })
+}
+
+#[test]
+fn only_a_value_says_a_code() {
+    let said = |text: &str| mentions(text, "Code::Open");
+    assert!(said("Cause::new(Code::Open, text)") && said("(true, _) => Code::Open,"));
+    for silent in ["Code::Open => 1", "Code::Open\n    | Code::Audit => 1", "code == Code::Open {", "Code::OpenDoor"] {
+        assert!(!said(silent), "{silent}");
+    }
 }
 
 fn root() -> PathBuf {
