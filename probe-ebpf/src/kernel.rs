@@ -71,6 +71,14 @@ impl SkBuff {
         Some((data, self.len()?.saturating_sub(paged)))
     }
 
+    /// Where the network header begins, from the start of the data on.
+    #[inline(always)]
+    pub(crate) fn network_offset(&self) -> Option<u32> {
+        let network_header: u16 = read(self.0, setting!(offsets.skb_network_header))?;
+        let data: u64 = read(self.0, setting!(offsets.skb_data))?;
+        Some((self.head()? + u64::from(network_header)).wrapping_sub(data) as u32)
+    }
+
     /// Interface and network namespace; zeros for a packet that has no device.
     #[inline(always)]
     pub(crate) fn device(&self) -> Option<(u32, u32)> {

@@ -3,7 +3,7 @@ use core::mem::MaybeUninit;
 
 use aya_ebpf::EbpfContext as _;
 use aya_ebpf::bindings::{TC_ACT_UNSPEC, bpf_hdr_start_off::BPF_HDR_START_NET};
-use aya_ebpf::helpers::generated::bpf_skb_load_bytes_relative;
+use aya_ebpf::helpers::generated::{bpf_skb_load_bytes, bpf_skb_load_bytes_relative};
 use aya_ebpf::macros::classifier;
 use aya_ebpf::programs::TcContext;
 use probe_common::{CAPTURE_MAX, Counter, HookPoint, PacketRecord, RecordKind};
@@ -86,16 +86,11 @@ impl Source for SkbSource<'_> {
     #[inline(always)]
     fn copy(&self, offset: u32, len: u32, to: &mut [u8; CAPTURE_MAX]) -> Option<u32> {
         let len = copy_len(len);
+        // To the kernel, the context of a classifier is the packet itself. The helper that counts from the network header
+        // reaches only what lies together, which of a packet that was sent on this machine are its headers.
+        let at = SkBuff(self.0.as_ptr() as u64).network_offset()? + offset;
         // SAFETY: `copy_len` is at most the buffer's length; the helper checks offset and length itself.
-        let ret = unsafe {
-            bpf_skb_load_bytes_relative(
-                self.0.as_ptr(),
-                offset,
-                to.as_mut_ptr().cast(),
-                len,
-                BPF_HDR_START_NET,
-            )
-        };
+        let ret = unsafe { bpf_skb_load_bytes(self.0.as_ptr(), at, to.as_mut_ptr().cast(), len) };
         (ret == 0).then_some(len)
     }
 }

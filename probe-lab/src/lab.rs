@@ -19,7 +19,7 @@ use crate::instance::{Instance, Lock, Process, State};
 use crate::netns::{Netns, Ns};
 use crate::probe::{ClientSaw, Probe, Probed};
 use crate::scenario::Scenario;
-use crate::server::Service;
+use crate::server::{App, Service};
 use crate::standin::{AttachBy, Standin, StandinConfig};
 use crate::{kube_proxy, shell, topology};
 
@@ -159,7 +159,7 @@ impl Lab {
             kube_proxy::install(lab.netns(Ns::Node))?;
         }
         let background = Background::start()?;
-        for service in services(scenario.app_ports) {
+        for service in services(scenario) {
             let bound = service.bind(&lab.instance)?;
             background.handle().spawn(async move {
                 if let Err(err) = bound.serve().await {
@@ -397,10 +397,11 @@ impl Drop for Lab {
     }
 }
 
-/// Who listens where; the recordings' world but for `pls-app`'s TCP ports.
-fn services(app_ports: &[u16]) -> Vec<Service> {
-    let http = |ns, address, port| Service::Http { ns, address, port };
-    let mut services: Vec<_> = app_ports.iter().map(|port| http(Ns::App, APP, *port)).collect();
+/// Who listens where; the recordings' world but for `pls-app`'s TCP ports and what it makes of a PROXY header.
+fn services(scenario: &Scenario) -> Vec<Service> {
+    let http = |ns, address, port| Service::Http { ns, address, port, app: App::Http };
+    let app = |port: &u16| Service::Http { ns: Ns::App, address: APP, port: *port, app: scenario.app };
+    let mut services: Vec<_> = scenario.app_ports.iter().map(app).collect();
     services.extend([
         Service::UdpEcho { ns: Ns::App, address: APP, port: 53 },
         http(Ns::Nginx, NGINX, 80),

@@ -28,4 +28,5 @@ mod topology;
 pub use instance::{Instance, RUN_ROOT};
 pub use lab::{Lab, LabOptions, Shape, unavailable};
 pub use netns::{Netns, Ns};
-pub use probe::{ClientSaw, Probe, Probed, Proto};
+pub use probe::{ClientSaw, Header, LINK_ID, Probe, Probed, Proto};
+pub use server::App;

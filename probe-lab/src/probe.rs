@@ -2,7 +2,7 @@
 use std::fmt;
 use std::io::{self, Read as _, Write as _};
 use std::mem::MaybeUninit;
-use std::net::{Ipv4Addr, SocketAddrV4, TcpStream, UdpSocket};
+use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4, TcpStream, UdpSocket};
 use std::sync::atomic::{AtomicU16, Ordering};
 use std::time::{Duration, Instant};
 
@@ -13,6 +13,9 @@ use crate::netns::{Netns, Ns};
 
 /// Long enough for the retransmission of one SYN, as in the recordings.
 const TIMEOUT: Duration = Duration::from_millis(1500);
+
+/// Between the two segments of a split header: what is sent in one go may be put together on the way.
+const BETWEEN_SEGMENTS: Duration = Duration::from_millis(20);
 
 /// What a client tries: a TCP connection with one HTTP request, a UDP datagram or an ICMP echo.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -31,6 +34,49 @@ pub struct Probe {
     pub proto: Proto,
     /// After which time it gives up.
     pub timeout: Duration,
+    /// What it sends before its HTTP request.
+    pub header: Header,
+}
+
+/// A PROXY header of version 2 that a [`Probe`] sends in front of its request.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Header {
+    /// None.
+    None,
+    /// As Azure's Private Link has it: the consumer as source, and [`LINK_ID`].
+    Consumer {
+        /// After how many bytes the first segment ends, if the header is to come in two.
+        split_at: Option<usize>,
+    },
+    /// As its load balancer has it in front of a health probe: without a client.
+    Probe,
+}
+
+/// The link identifier in [`Header::Consumer`].
+pub const LINK_ID: u32 = 553_665_985;
+
+impl Header {
+    /// Its bytes, with the client's own end of the connection.
+    fn bytes(self, from: SocketAddrV4, to: SocketAddrV4) -> Vec<u8> {
+        const SIGNATURE: &[u8] = b"\r\n\r\n\0\r\nQUIT\n";
+        match self {
+            Self::None => Vec::new(),
+            // Version 2 LOCAL, no family, no bytes more.
+            Self::Probe => [SIGNATURE, &[0x20, 0x00, 0, 0]].concat(),
+            // Version 2 PROXY, IPv4 STREAM, 20 bytes: two ends, and the TLV 0xEE of 5 bytes with subtype 1.
+            Self::Consumer { .. } => [
+                SIGNATURE,
+                &[0x21, 0x11, 0, 20],
+                &from.ip().octets(),
+                &to.ip().octets(),
+                &from.port().to_be_bytes(),
+                &to.port().to_be_bytes(),
+                &[0xee, 0, 5, 1],
+                &LINK_ID.to_le_bytes(),
+            ]
+            .concat(),
+        }
+    }
 }
 
 /// A protocol that a [`Probe`] speaks.
@@ -53,6 +99,8 @@ pub enum ClientSaw {
     Refused,
     /// Nothing.
     Timeout,
+    /// Its connection was accepted, and what it sent then was turned away: by a reset, or by an HTTP error.
+    Rejected,
 }
 
 /// What the client saw, and whom the server said it saw.
@@ -67,13 +115,28 @@ pub struct Probed {
 impl Probe {
     /// A TCP probe from `src_ip`.
     pub fn tcp(from: Ns, src_ip: Ipv4Addr, dst: Ipv4Addr, port: u16) -> Self {
-        Self { from, src_ip: Some(src_ip), src_port: None, dst, port, proto: Proto::Tcp, timeout: TIMEOUT }
+        Self {
+            from,
+            src_ip: Some(src_ip),
+            src_port: None,
+            dst,
+            port,
+            proto: Proto::Tcp,
+            timeout: TIMEOUT,
+            header: Header::None,
+        }
     }
 
     /// The same from a fixed source port.
     #[must_use]
     pub fn with_src_port(self, src_port: u16) -> Self {
         Self { src_port: Some(src_port), ..self }
+    }
+
+    /// The same with a PROXY header in front of the request.
+    #[must_use]
+    pub fn with_header(self, header: Header) -> Self {
+        Self { header, ..self }
     }
 
     /// The same with another protocol.
@@ -104,22 +167,51 @@ impl Probe {
             return Ok(Probed::without_server(ClientSaw::from_error(err)?));
         }
         match self.request(socket.into()) {
-            Ok(body) => Ok(Probed { saw: ClientSaw::Ok, server_saw: body }),
-            Err(err) => Ok(Probed::without_server(ClientSaw::from_error(err)?)),
+            Ok(Some(body)) => Ok(Probed { saw: ClientSaw::Ok, server_saw: body }),
+            Ok(None) => Ok(Probed::without_server(ClientSaw::Rejected)),
+            Err(err) => Ok(Probed::without_server(match ClientSaw::from_error(err)? {
+                ClientSaw::Refused => ClientSaw::Rejected,
+                saw => saw,
+            })),
         }
     }
 
-    fn request(&self, mut stream: TcpStream) -> io::Result<Option<SocketAddrV4>> {
+    /// Sends the request; what the server says it saw, or `None` if it answered with an error.
+    fn request(&self, mut stream: TcpStream) -> io::Result<Option<Option<SocketAddrV4>>> {
         stream.set_read_timeout(Some(self.timeout))?;
         stream.set_write_timeout(Some(self.timeout))?;
+        stream.set_nodelay(true)?;
+        self.send_header(&mut stream)?;
         let request = format!("GET / HTTP/1.1\r\nHost: {}\r\nConnection: close\r\n\r\n", self.dst);
         stream.write_all(request.as_bytes())?;
         let mut answer = String::new();
         stream.read_to_string(&mut answer)?;
-        if !answer.starts_with("HTTP/1.1 200") {
-            return Err(io::Error::other(format!("not an HTTP answer: `{answer}`")));
+        if answer.starts_with("HTTP/1.1 200") {
+            return Ok(Some(answer.rsplit_once(" saw ").and_then(|(_, peer)| peer.trim().parse().ok())));
         }
-        Ok(answer.rsplit_once(" saw ").and_then(|(_, peer)| peer.trim().parse().ok()))
+        if answer.starts_with("HTTP/1.1 ") {
+            return Ok(None);
+        }
+        Err(io::Error::other(format!("not an HTTP answer: `{answer}`")))
+    }
+
+    fn send_header(&self, stream: &mut TcpStream) -> io::Result<()> {
+        let (SocketAddr::V4(from), SocketAddr::V4(to)) = (stream.local_addr()?, stream.peer_addr()?) else {
+            return Err(io::Error::other("an IPv4 socket has other addresses"));
+        };
+        let bytes = self.header.bytes(from, to);
+        let split_at = match self.header {
+            Header::Consumer { split_at: Some(split_at) } => split_at,
+            _ => bytes.len(),
+        };
+        let (first, rest) = bytes.split_at(split_at);
+        stream.write_all(first)?;
+        if !rest.is_empty() {
+            // Without Nagle each write is a segment; one after the other was acknowledged stays one on any link.
+            std::thread::sleep(BETWEEN_SEGMENTS);
+            stream.write_all(rest)?;
+        }
+        Ok(())
     }
 
     fn udp_echo(&self) -> Result<ClientSaw> {
@@ -216,6 +308,7 @@ impl fmt::Display for ClientSaw {
             Self::Ok => "ok",
             Self::Refused => "refused",
             Self::Timeout => "timeout",
+            Self::Rejected => "rejected",
         })
     }
 }

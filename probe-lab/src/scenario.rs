@@ -11,8 +11,9 @@ use crate::addresses::{
 };
 use crate::lab::Shape;
 use crate::netns::Ns;
-use crate::probe::ClientSaw::{self, Ok as Answer, Refused, Timeout};
-use crate::probe::Probe;
+use crate::probe::ClientSaw::{self, Ok as Answer, Refused, Rejected, Timeout};
+use crate::probe::{Header, Probe};
+use crate::server::App;
 
 /// One state of the world and what it looks like from every client.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -27,6 +28,11 @@ pub struct Scenario {
     pub policy: Option<Policy>,
     /// The TCP ports on which `pls-app` listens.
     pub app_ports: &'static [u16],
+    /// What `pls-app` makes of a PROXY header.
+    pub app: App,
+    /// Whether the Private Link service puts a PROXY header in front of connections, and so the load balancer in front of
+    /// its probes.
+    pub proxy: bool,
     /// What each of [`Client::ALL`] sees, in that order.
     sees: [ClientSaw; Client::ALL.len()],
 }
@@ -76,6 +82,8 @@ pub enum Client {
     AppToNatIp,
 }
 
+/// Every shape.
+const EVERY: &[Shape] = &[Shape::Aks, Shape::Kpr, Shape::KubeProxy];
 /// Both managed shapes.
 const CILIUM: &[Shape] = &[Shape::Aks, Shape::Kpr];
 /// Where the recorded `pls-app` listens.
@@ -86,9 +94,11 @@ pub const SCENARIOS: &[Scenario] = &[
     Scenario {
         name: "none",
         shows: "no policy: everybody gets through",
-        shapes: &[Shape::Aks, Shape::Kpr, Shape::KubeProxy],
+        shapes: EVERY,
         policy: None,
         app_ports: APP_PORTS,
+        app: App::Http,
+        proxy: false,
         sees: [Answer; 7],
     },
     Scenario {
@@ -100,6 +110,8 @@ pub const SCENARIOS: &[Scenario] = &[
             ..Policy::network("egress-peered", "6d1a6c60-2222-4222-8333-000000000001")
         }),
         app_ports: APP_PORTS,
+        app: App::Http,
+        proxy: false,
         sees: [Answer, Answer, Answer, Answer, Answer, Answer, Timeout],
     },
     Scenario {
@@ -112,6 +124,8 @@ pub const SCENARIOS: &[Scenario] = &[
             ..Policy::network("deny-pls-app", "6d1a6c60-2222-4222-8333-000000000002")
         }),
         app_ports: APP_PORTS,
+        app: App::Http,
+        proxy: false,
         sees: [Timeout; 7],
     },
     Scenario {
@@ -123,6 +137,8 @@ pub const SCENARIOS: &[Scenario] = &[
             ..Policy::network("allow-peered", "6d1a6c60-2222-4222-8333-000000000003")
         }),
         app_ports: APP_PORTS,
+        app: App::Http,
+        proxy: false,
         sees: [Timeout, Timeout, Answer, Timeout, Timeout, Answer, Answer],
     },
     Scenario {
@@ -134,6 +150,8 @@ pub const SCENARIOS: &[Scenario] = &[
             ..Policy::network("allow-pls-nat", "6d1a6c60-2222-4222-8333-000000000004")
         }),
         app_ports: APP_PORTS,
+        app: App::Http,
+        proxy: false,
         sees: [Answer, Timeout, Timeout, Timeout, Timeout, Answer, Answer],
     },
     Scenario {
@@ -145,6 +163,8 @@ pub const SCENARIOS: &[Scenario] = &[
             ..Policy::network("allow-pls-8080", "6d1a6c60-2222-4222-8333-000000000005")
         }),
         app_ports: APP_PORTS,
+        app: App::Http,
+        proxy: false,
         sees: [Timeout, Timeout, Timeout, Timeout, Timeout, Answer, Answer],
     },
     Scenario {
@@ -158,6 +178,8 @@ pub const SCENARIOS: &[Scenario] = &[
             ..Policy::network("deny-pls9", "6d1a6c60-2222-4222-8333-000000000006")
         }),
         app_ports: APP_PORTS,
+        app: App::Http,
+        proxy: false,
         sees: [Answer, Timeout, Timeout, Timeout, Timeout, Answer, Answer],
     },
     Scenario {
@@ -169,6 +191,8 @@ pub const SCENARIOS: &[Scenario] = &[
             ..Policy::network("allow-pls-subnet", "6d1a6c60-2222-4222-8333-000000000007")
         }),
         app_ports: &[443, 8080, 8090],
+        app: App::Http,
+        proxy: false,
         sees: [Refused, Refused, Timeout, Timeout, Timeout, Answer, Answer],
     },
     Scenario {
@@ -180,7 +204,49 @@ pub const SCENARIOS: &[Scenario] = &[
             ..Policy::network("allow-pls-nat", "6d1a6c60-2222-4222-8333-000000000008")
         }),
         app_ports: APP_PORTS,
+        app: App::Http,
+        proxy: false,
         sees: [Timeout, Timeout, Timeout, Timeout, Timeout, Answer, Answer],
+    },
+    Scenario {
+        name: "proxy-parsed",
+        shows: "Private Link sends a PROXY header, and the application takes it: everybody is answered",
+        shapes: EVERY,
+        policy: None,
+        app_ports: APP_PORTS,
+        app: App::TakesProxy,
+        proxy: true,
+        sees: [Answer; 7],
+    },
+    Scenario {
+        name: "proxy-unparsed",
+        shows: "Private Link sends a PROXY header, and the application takes it for a bad request: so fare probes, too",
+        shapes: EVERY,
+        policy: None,
+        app_ports: APP_PORTS,
+        app: App::Http,
+        proxy: true,
+        sees: [Rejected, Rejected, Answer, Rejected, Answer, Answer, Answer],
+    },
+    Scenario {
+        name: "proxy-reset",
+        shows: "the same with an application that resets what it does not understand",
+        shapes: EVERY,
+        policy: None,
+        app_ports: APP_PORTS,
+        app: App::HttpOrReset,
+        proxy: true,
+        sees: [Rejected, Rejected, Answer, Rejected, Answer, Answer, Answer],
+    },
+    Scenario {
+        name: "proxy-demanded",
+        shows: "the application demands a PROXY header, and nobody sends one: every connection is reset at its first byte",
+        shapes: EVERY,
+        policy: None,
+        app_ports: APP_PORTS,
+        app: App::DemandsProxy,
+        proxy: false,
+        sees: [Rejected, Rejected, Rejected, Rejected, Rejected, Answer, Answer],
     },
 ];
 
@@ -209,6 +275,17 @@ impl Scenario {
         }
         let shapes: Vec<_> = self.shapes.iter().map(Shape::to_string).collect();
         bail!("scenario `{}` makes no sense in shape `{shape}`, expected {}", self.name, shapes.join(" or "));
+    }
+
+    /// What `client` sends in this scenario: a consumer's and a probe's connection may begin with a PROXY header.
+    pub fn probe(&self, client: Client) -> Probe {
+        let header = match client {
+            _ if !self.proxy => Header::None,
+            Client::ConsumerFirstNatIp | Client::ConsumerSecondNatIp => Header::Consumer { split_at: None },
+            Client::HealthProbe => Header::Probe,
+            _ => Header::None,
+        };
+        client.probe().with_header(header)
     }
 
     /// What `client` sees.
@@ -246,7 +323,7 @@ impl Client {
         Self::AppToNatIp,
     ];
 
-    /// What it sends.
+    /// What it sends, but for a PROXY header.
     pub fn probe(self) -> Probe {
         let consumer = |parity| {
             Probe::tcp(Ns::Consumer, CONSUMER, PRIVATE_ENDPOINT, SERVICE_PORT)

@@ -19,7 +19,8 @@ fn surprises(scenario: &'static Scenario, shape: Shape) -> Vec<String> {
     // At once: most of the time goes by waiting for answers that do not come.
     let lab = &lab;
     std::thread::scope(|scope| {
-        let attempts = Client::ALL.map(|client| (client, scope.spawn(move || lab.probe(&client.probe()))));
+        let attempts =
+            Client::ALL.map(|client| (client, scope.spawn(move || lab.probe(&scenario.probe(client)))));
         let wrong = attempts.into_iter().filter_map(|(client, attempt)| {
             let (saw, expected) = (attempt.join().unwrap(), scenario.expected(client));
             let line = format!("{}, {shape}, {client}: saw {saw:?}, expected {expected:?}", scenario.name);

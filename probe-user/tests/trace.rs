@@ -6,17 +6,12 @@ use std::sync::mpsc::{Receiver, channel};
 use std::time::{Duration, Instant};
 
 use probe_lab::scenario::{Client, SCENARIOS};
-use probe_lab::{ClientSaw, Lab, LabOptions, Ns, Shape};
+use probe_lab::{ClientSaw, Header, LINK_ID, Lab, LabOptions, Ns, Shape};
 use serde_json::Value;
 
-/// Those whose flows end at `pls-app`.
-const TO_APP: [Client; 5] = [
-    Client::ConsumerFirstNatIp,
-    Client::ConsumerSecondNatIp,
-    Client::PeeredVm,
-    Client::HealthProbe,
-    Client::Nginx,
-];
+/// Those whose flows end at `pls-app` and count; the health probe's is watched beside them.
+const TO_APP: [Client; 4] =
+    [Client::ConsumerFirstNatIp, Client::ConsumerSecondNatIp, Client::PeeredVm, Client::Nginx];
 /// How long anything here may take.
 const PATIENCE: Duration = Duration::from_secs(20);
 
@@ -120,6 +115,11 @@ impl Traced {
         lines.filter(|value| value["schema"] == schema).collect()
     }
 
+    /// What was told of health probes, in order.
+    fn probes(&self) -> Vec<Value> {
+        self.with_schema("plsprobe.trace.probe/1")
+    }
+
     /// The flow of a client, by the address that the node sees.
     fn flow(&self, client: Client) -> Value {
         let address = client.address().to_string();
@@ -144,7 +144,7 @@ fn send(lab: &Lab, clients: &[Client]) -> Vec<ClientSaw> {
             .iter()
             .map(|client| {
                 std::thread::sleep(Duration::from_millis(50));
-                scope.spawn(|| lab.probe(&client.probe()).unwrap())
+                scope.spawn(|| lab.probe(&lab.scenario().probe(*client)).unwrap())
             })
             .collect();
         attempts.into_iter().map(|attempt| attempt.join().unwrap()).collect()
@@ -156,7 +156,7 @@ fn check(name: &str, client: Client, saw: ClientSaw, flow: &Value) {
     let (verdict, outcome) =
         (flow["verdict"].as_str().unwrap(), flow["outcome"]["outcome"].as_str().unwrap());
     let expected = match saw {
-        ClientSaw::Ok => ("allowed", "answered"),
+        ClientSaw::Ok | ClientSaw::Rejected => ("allowed", "answered"),
         ClientSaw::Refused => ("allowed", "refused"),
         ClientSaw::Timeout => ("dropped", "dropped-by-cilium"),
     };
@@ -164,12 +164,38 @@ fn check(name: &str, client: Client, saw: ClientSaw, flow: &Value) {
     assert_eq!(flow["findings"], Value::Array(vec![]), "{name}, {client}: views disagree: {flow:#}");
 }
 
+/// Whether what the health probe saw fits what was told of it.
+fn check_probe(name: &str, saw: ClientSaw, with_header: bool, told: &[Value]) {
+    assert_eq!(told.len(), 1, "{name}: {told:#?}");
+    let probe = &told[0];
+    let answer = probe["answer"].as_str().unwrap();
+    match saw {
+        ClientSaw::Ok => {
+            assert_eq!((answer, &probe["status"]), ("http-status", &200.into()), "{name}: {probe:#}")
+        }
+        ClientSaw::Rejected => assert!(matches!(answer, "http-status" | "reset"), "{name}: {probe:#}"),
+        ClientSaw::Refused => assert_eq!(answer, "refused", "{name}: {probe:#}"),
+        ClientSaw::Timeout => assert_eq!(answer, "dropped", "{name}: {probe:#}"),
+    }
+    let conclusion = if saw == ClientSaw::Ok { "up" } else { "failing" };
+    assert_eq!(
+        (&probe["conclusion"], &probe["role"]),
+        (&conclusion.into(), &"target".into()),
+        "{name}: {probe:#}"
+    );
+    if matches!(saw, ClientSaw::Ok | ClientSaw::Rejected) {
+        assert_eq!(probe["with_proxy_header"], with_header, "{name}: {probe:#}");
+    }
+}
+
 fn every_scenario(shape: Shape) {
     for scenario in SCENARIOS.iter().filter(|scenario| scenario.shapes.contains(&shape)) {
         let name = format!("{} in {shape}", scenario.name);
         let Some(mut lab) = lab(&format!("{shape}-{}", scenario.name), shape, scenario.name) else { return };
         let before = filters(&lab);
-        let trace = Trace::start(&mut lab, "--dst pls-app -o json --count 5 --duration 12s");
+        let trace = Trace::start(&mut lab, "--dst pls-app -o json --count 4 --duration 12s");
+        // The probe first: what is watched besides does not keep a trace from its end.
+        let probed = send(&lab, &[Client::HealthProbe])[0];
         let saw = send(&lab, &TO_APP);
         let traced = trace.finish();
         assert_eq!(filters(&lab), before, "{name}: nothing of ours remains");
@@ -177,10 +203,12 @@ fn every_scenario(shape: Shape) {
             assert_eq!(*saw, scenario.expected(client), "{name}, {client}");
             check(&name, client, *saw, &traced.flow(client));
         }
+        assert_eq!(probed, scenario.expected(Client::HealthProbe), "{name}");
+        check_probe(&name, probed, scenario.proxy, &traced.probes());
         let dropped = saw.contains(&ClientSaw::Timeout);
         assert_eq!(traced.code, Some(i32::from(dropped)), "{name}: {}", traced.stderr);
         let summary = traced.summary();
-        assert_eq!(summary["flows"]["total"], 5, "{name}");
+        assert_eq!(summary["flows"]["total"], 4, "{name}");
         assert_eq!(summary["records"]["lost"], 0, "{name}");
     }
 }
@@ -282,9 +310,9 @@ fn the_agent_stops_and_comes_back() {
     send(&lab, &[Client::PeeredVm]);
     lab.start_agent().unwrap();
     assert!(trace.says("is back"));
-    send(&lab, &[Client::HealthProbe]);
+    send(&lab, &[Client::ConsumerFirstNatIp]);
     let traced = trace.finish();
-    let (without, with) = (traced.flow(Client::PeeredVm), traced.flow(Client::HealthProbe));
+    let (without, with) = (traced.flow(Client::PeeredVm), traced.flow(Client::ConsumerFirstNatIp));
     assert_eq!((without["verdict"].as_str(), with["verdict"].as_str()), (Some("dropped"), Some("dropped")));
     assert_eq!(without["outcome"]["name"], "TC_EGRESS", "{without:#}");
     assert_eq!(without["explanation"]["drop_reason"]["code"], 133, "{without:#}");
@@ -343,4 +371,164 @@ fn what_cannot_be_traced_is_one_line_and_attaches_nothing() {
         assert!(stderr.contains(wanted) && stderr.lines().count() == 1, "{stderr}");
     }
     assert_eq!(filters(&lab), before);
+}
+
+/// What is said of the bytes that a client sent first: kind, segments, and what came behind a header, where they were seen.
+fn first_bytes(flow: &Value) -> Vec<(&str, &str, u64, Option<&str>)> {
+    let seen = flow["first_bytes"].as_array().unwrap().iter().filter(|one| one["direction"] == "forward");
+    seen.map(|one| {
+        let segments = one["segments"].as_u64().unwrap();
+        (one["point"].as_str().unwrap(), one["kind"].as_str().unwrap(), segments, one["then"].as_str())
+    })
+    .collect()
+}
+
+fn consumers_are_named(shape: Shape) {
+    let Some(mut lab) = lab(&format!("consumer-{shape}"), shape, "proxy-parsed") else { return };
+    let trace = Trace::start(&mut lab, "--dst pls-app -o json --count 3 --duration 40s");
+    let split = Header::Consumer { split_at: Some(20) };
+    for probe in [
+        lab.scenario().probe(Client::ConsumerFirstNatIp),
+        lab.scenario().probe(Client::ConsumerSecondNatIp).with_header(split),
+        lab.scenario().probe(Client::PeeredVm),
+    ] {
+        assert_eq!(lab.probe(&probe).unwrap(), ClientSaw::Ok, "{shape}, {probe}");
+    }
+    let traced = trace.finish();
+    for (client, segments) in [(Client::ConsumerFirstNatIp, 1), (Client::ConsumerSecondNatIp, 2)] {
+        let flow = traced.flow(client);
+        let consumer = &flow["consumer"];
+        assert_eq!(consumer["link_id"], LINK_ID, "{flow:#}");
+        assert_eq!(consumer["address"], probe_lab::addresses::CONSUMER.to_string(), "{flow:#}");
+        assert!(consumer["port"].as_u64().unwrap() > 0, "{flow:#}");
+        let seen = first_bytes(&flow);
+        assert!(seen.contains(&("UplinkIn", "proxy-v2", segments, Some("http"))), "{shape}: {seen:?}");
+        if shape == Shape::Aks {
+            assert!(seen.contains(&("PodIn", "proxy-v2", segments, Some("http"))), "{shape}: {seen:?}");
+        }
+        assert_eq!(flow["origin"]["confidence"], "observed", "{flow:#}");
+        assert_eq!((&flow["proxy"]["expected"], &flow["proxy"]["fault"]), (&Value::Null, &Value::Null));
+        assert_eq!(flow["shown"]["reaction"]["status"], 200, "{flow:#}");
+    }
+    let direct = traced.flow(Client::PeeredVm);
+    assert_eq!(direct["consumer"], Value::Null);
+    assert!(first_bytes(&direct).contains(&("UplinkIn", "http", 1, None)), "{direct:#}");
+    let consumers = traced.summary()["together"]["consumers"].clone();
+    assert_eq!(consumers.as_array().unwrap().len(), 1, "{consumers:#}");
+    assert_eq!(consumers[0]["flows"]["allowed"], 2, "{consumers:#}");
+    assert_eq!(consumers[0]["nat_ips"], serde_json::json!(["10.224.0.8", "10.224.0.9"]));
+    assert!(traced.stderr.contains("10.224.0.8 is a NAT IP of Private Link: a PROXY header with linkID"));
+}
+
+#[test]
+fn consumers_are_named_with_endpoint_routes() {
+    consumers_are_named(Shape::Aks);
+}
+
+#[test]
+fn consumers_are_named_with_host_routing() {
+    consumers_are_named(Shape::Kpr);
+}
+
+#[test]
+fn consumers_are_named_behind_kube_proxy() {
+    consumers_are_named(Shape::KubeProxy);
+}
+
+#[test]
+fn an_operator_reads_who_the_consumer_is() {
+    let Some(mut lab) = lab("reads", Shape::Aks, "proxy-unparsed") else { return };
+    let trace = Trace::start(&mut lab, "--dst pls-app --count 1 --duration 40s");
+    let probe = lab.scenario().probe(Client::ConsumerFirstNatIp);
+    assert_eq!(lab.probe(&probe).unwrap(), ClientSaw::Rejected);
+    let traced = trace.finish();
+    let line = |label: &str| traced.stdout.lines().find(|line| line.starts_with(label)).unwrap_or_default();
+    let (consumer, port) = (probe_lab::addresses::CONSUMER, probe.src_port.unwrap());
+    let wanted = format!("consumer {consumer}:{port}, linkID {LINK_ID}");
+    assert!(line("  proxy").contains(&wanted), "{}", traced.stdout);
+    assert!(line("  proxy").contains("HTTP status 400 "), "{}", traced.stdout);
+    assert!(
+        line("10.224.0.8:").contains("then an error for its first bytes: HTTP status 400"),
+        "{}",
+        traced.stdout
+    );
+    assert!(line("consumer ").contains("1 flows, 1 allowed"), "{}", traced.stdout);
+    assert_eq!(traced.code, Some(0), "nothing on the node stopped it");
+}
+
+/// What the application made of first bytes that it did not understand, or missed.
+fn check_rejected(scenario: &str, kind: &str, reaction: &str, status: Option<u16>) {
+    let Some(mut lab) = lab(scenario, Shape::Aks, scenario) else { return };
+    let trace = Trace::start(&mut lab, "--dst pls-app -o json --count 1 --duration 40s");
+    assert_eq!(send(&lab, &[Client::ConsumerFirstNatIp]), [ClientSaw::Rejected]);
+    let traced = trace.finish();
+    let flow = traced.flow(Client::ConsumerFirstNatIp);
+    assert!(first_bytes(&flow).iter().any(|one| (one.0, one.1) == ("PodIn", kind)), "{flow:#}");
+    let shown = &flow["shown"]["reaction"];
+    assert_eq!(
+        (shown["kind"].as_str(), &shown["status"]),
+        (Some(reaction), &serde_json::json!(status)),
+        "{flow:#}"
+    );
+    assert!(shown["after_ns"].as_u64().unwrap() > 0);
+    assert_eq!(flow["verdict"], "allowed", "{flow:#}");
+}
+
+#[test]
+fn a_header_that_the_application_takes_for_a_bad_request() {
+    check_rejected("proxy-unparsed", "proxy-v2", "http-status", Some(400));
+}
+
+#[test]
+fn a_header_that_the_application_resets() {
+    check_rejected("proxy-reset", "proxy-v2", "reset", None);
+}
+
+#[test]
+fn a_header_that_the_application_misses() {
+    check_rejected("proxy-demanded", "http", "reset", None);
+}
+
+#[test]
+fn probes_that_fail_take_the_node_out() {
+    let Some(mut lab) = lab("out", Shape::Aks, "proxy-reset") else { return };
+    let trace = Trace::start(&mut lab, "--dst pls-app -o json --duration 60s");
+    for _ in 0..3 {
+        assert_eq!(send(&lab, &[Client::HealthProbe]), [ClientSaw::Rejected]);
+    }
+    trace.signal(2);
+    let traced = trace.finish();
+    assert_eq!(traced.probes().len(), 1, "told when it begins, not each time: {}", traced.stdout);
+    assert_eq!(traced.flows(), [] as [Value; 0]);
+    let probes = traced.summary()["probes"].clone();
+    assert_eq!(probes[0]["conclusion"], "down", "{probes:#}");
+    assert_eq!((&probes[0]["seen"], &probes[0]["failed_in_a_row"]), (&3.into(), &3.into()));
+    assert_eq!(probes[0]["rule"]["assumed"], true);
+    assert_eq!(traced.code, Some(130), "no flow was judged");
+}
+
+#[test]
+fn probes_that_were_asked_for_count() {
+    let Some(mut lab) = lab("asked", Shape::Aks, "seed-deny") else { return };
+    let trace = Trace::start(&mut lab, "--dst pls-app --src probe -o json --count 1 --duration 40s");
+    assert_eq!(send(&lab, &[Client::HealthProbe]), [ClientSaw::Timeout]);
+    let traced = trace.finish();
+    assert_eq!(traced.flow(Client::HealthProbe)["verdict"], "dropped");
+    assert_eq!((traced.code, traced.probes().len()), (Some(1), 1), "{}", traced.stdout);
+}
+
+#[test]
+fn what_the_pod_could_not_reach_after_it_accepted() {
+    let Some(mut lab) = lab("egress", Shape::Aks, "seed-egress-only") else { return };
+    let trace = Trace::start(&mut lab, "--dst pls-app -o json --duration 60s");
+    assert_eq!(send(&lab, &[Client::ConsumerFirstNatIp]), [ClientSaw::Ok]);
+    assert_eq!(send(&lab, &[Client::AppToNatIp, Client::AppToVm]), [ClientSaw::Timeout, ClientSaw::Ok]);
+    trace.signal(2);
+    let traced = trace.finish();
+    let drops = traced.with_schema("plsprobe.trace.egress/1");
+    assert_eq!(drops.len(), 1, "{}", traced.stdout);
+    let ends = (&drops[0]["tuple"]["daddr"], &drops[0]["accepted"]["saddr"]);
+    assert_eq!(ends, (&"10.224.0.8".into(), &"10.224.0.8".into()), "{drops:#?}");
+    assert_eq!(drops[0]["reason"]["code"], 133);
+    assert_eq!(traced.code, Some(0), "the flow that was asked about was let in");
 }

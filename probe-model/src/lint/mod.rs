@@ -1,6 +1,7 @@
 //! The causes that need no traffic: what is wrong with a service, its policies and its Private Link as they are configured.
 
 mod addresses;
+mod candidates;
 mod egress;
 mod judge;
 mod node;

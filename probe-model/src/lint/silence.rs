@@ -1,5 +1,6 @@
 //! Why no packet of Private Link comes to a node at all: what is configured wrong, else who has to be asked.
 
+use super::candidates::{PROBES_FAIL, PROBES_WORK};
 use super::scope::Scope;
 use super::{Lint, lint};
 use crate::explain::{Code, Finding, Remedy, Source, Subject, SubjectKind};
@@ -42,28 +43,6 @@ const KEEP_AWAY: &[Code] = &[
     Code::NoEndpoint,
     Code::GatewayHealthCheck,
 ];
-/// What is left where probes are not answered.
-const PROBES_FAIL: &[Code] = &[
-    Code::ProbeDenied,
-    Code::ProxyHeaderInHealthCheck,
-    Code::ProxyHeaderInSiblingProbes,
-    Code::ProbePath,
-    Code::NoLocalPod,
-    Code::NodeFirewall,
-    Code::Ipv6Probe,
-    Code::GatewayHealthCheck,
-];
-/// What is left where they are, or were not seen.
-const PROBES_WORK: &[Code] = &[
-    Code::NotApproved,
-    Code::SecurityGroup,
-    Code::NeverCreated,
-    Code::Recreated,
-    Code::BackendPoolByIp,
-    Code::PublicFloatingIp,
-    Code::ConsumerSide,
-];
-
 /// Why no packet of Private Link came in the time that was watched.
 pub fn silence(scope: &Scope<'_>, probes: Probes) -> Silence {
     let Lint { findings, .. } = lint(scope);

@@ -13,7 +13,7 @@ pub(crate) struct Rule {
 }
 
 /// All rules, in the order in which they are applied.
-pub(crate) const RULES: [Rule; 11] = [
+pub(crate) const RULES: [Rule; 12] = [
     Rule {
         what: "hops seen by probes on the kernel's IP layer",
         why: "the host's kernel may refuse probes on functions; that a guest has them all, and sees there what a pod answers, is checked apart",
@@ -65,6 +65,11 @@ pub(crate) const RULES: [Rule; 11] = [
         why: "that is what is left when sockets close, in an order that time decides; what some kernels call a drop others call consumed",
         apply: after_the_answer,
     },
+    Rule {
+        what: "what the pod could not reach after it had accepted a flow",
+        why: "it tries when all flows that a trace counts have been sent: whether the trace still hears of it, time decides",
+        apply: egress,
+    },
 ];
 
 /// The answer without what may differ.
@@ -73,8 +78,17 @@ pub(crate) fn normalize(answer: &str) -> String {
 }
 
 fn times(text: &str) -> String {
-    const KEYS: [&str; 6] =
-        ["answered_ns", "first_ns", "last_ns", "ktime_ns", "elapsed_ms", "first_record_ms"];
+    const KEYS: [&str; 9] = [
+        "answered_ns",
+        "first_ns",
+        "last_ns",
+        "ktime_ns",
+        "elapsed_ms",
+        "first_record_ms",
+        "request_ns",
+        "after_ns",
+        "idle_ns",
+    ];
     let text = KEYS.iter().fold(text.to_owned(), |text, key| json_numbers(&text, key, |_| true));
     // In text a time is a word of its own and has a fraction.
     words(&text, |word| {
@@ -220,6 +234,14 @@ fn after_the_answer(text: &str) -> String {
     lines.collect()
 }
 
+fn egress(text: &str) -> String {
+    const PARTS: [&str; 2] = ["plsprobe.trace.egress/1", " on its way out of the pod, "];
+    let is_other =
+        |line: &&str| !PARTS.iter().any(|part| line.contains(part)) && !line.starts_with("egress    ");
+    let text: String = text.split_inclusive('\n').filter(is_other).collect();
+    json_numbers(&text, "egress_drops", |_| true)
+}
+
 fn ip_layer(text: &str) -> String {
     const POINTS: [&str; 3] = ["IpReceive", "IpForward", "IpDeliver"];
     const PLACES: [&str; 6] = [
@@ -236,6 +258,7 @@ fn ip_layer(text: &str) -> String {
     };
     let text = json_list(text, "hops", elsewhere);
     let text = json_list(&text, "replies", elsewhere);
+    let text = json_list(&text, "first_bytes", elsewhere);
     PLACES.iter().fold(text, |text, place| without_hop(&text, place))
 }
 
@@ -506,6 +529,17 @@ mod tests {
             "freed by the kernel, TC_EGRESS\n",
             "freed by the kernel, no reason given, in __dev_queue_xmit 2 times\n",
         );
+    }
+
+    #[test]
+    fn what_a_pod_could_not_reach_may_or_may_not_be_heard_of() {
+        same(
+            "a\n{\"schema\":\"plsprobe.trace.egress/1\"}\n{\"egress_drops\":1}\n",
+            "a\n{\"egress_drops\":0}\n",
+        );
+        let told = "10.0.0.143:40000 -> 10.224.0.8:80 TCP: dropped by Cilium on its way out of the pod, Policy denied (133)\n";
+        same(told, "");
+        differ("10.0.0.143:40000 -> 10.224.0.8:80 TCP: dropped by Cilium, Policy denied (133)\n", "");
     }
 
     #[test]
