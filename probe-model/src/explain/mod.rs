@@ -15,6 +15,7 @@ use std::net::{IpAddr, SocketAddr};
 use crate::cilium::Direction;
 use crate::cilium::drop_reason::DropReason;
 use crate::cilium::family::Family;
+use crate::cilium::identity::Identity;
 use crate::cilium::policy::PolicyVerdict;
 use crate::simulate::{IdentityOrigin, Outcome, PolicyStep, Question, Step, Trajectory, simulate};
 use crate::tuple::Protocol;
@@ -146,7 +147,11 @@ fn entry_evidence(world: &World, step: &PolicyStep) -> String {
     match &decision.entry {
         Some((key, entry)) => {
             let verb = if entry.deny() { "denies" } else { "admits" };
-            format!("the entry of {} in {map} {verb} it", world.identity_text(key.sec_label))
+            let whom = match key.sec_label {
+                Identity::UNKNOWN => "everybody".to_owned(),
+                label => world.identity_text(label),
+            };
+            format!("the entry for {whom} in {map} {verb} it")
         }
         None => format!(
             "no entry in {map} for {} of {}, {}/{protocol}",

@@ -78,7 +78,7 @@ pub fn text(
     line("rests on", &rests_on(world))?;
     let yaml = advice.and_then(|advice| advice.edits.first()).map(|tried| &tried.edit.yaml);
     if let Some(yaml) = yaml {
-        writeln!(out, "\n# kubectl apply -f - <<'EOF'")?;
+        writeln!(out, "\n# for kubectl apply -f -")?;
         for row in yaml.lines() {
             writeln!(out, "{}", clean(row))?;
         }

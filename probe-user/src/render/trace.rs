@@ -209,7 +209,7 @@ fn shown(world: &World, judgement: &Judgement, names: &Names, lines: &mut Vec<St
 fn long(world: &World, judgement: &Judgement, names: &Names, lines: &mut Vec<String>) {
     let (path, explanation) = (&judgement.path, &judgement.explanation);
     let mut line = |label: &str, text: &str| lines.push(labelled(label, text));
-    line("cause", &format!("{} [{}]", cause_sentence(judgement, names), explanation.cause.code));
+    line("cause", &format!("{} [{}]", cause_sentence(judgement, names), cause_code(judgement)));
     for remedy in &judgement.remedies {
         match remedy {
             Remedy::Text(text) => line("remedy", text.as_str()),
@@ -250,11 +250,26 @@ fn long(world: &World, judgement: &Judgement, names: &Names, lines: &mut Vec<Str
     }
 }
 
+/// The code of the maps' cause; that of Cilium's own reason where it dropped the packet for another one than the maps say.
+pub(super) fn cause_code(judgement: &Judgement) -> Code {
+    match (judgement.path.outcome, &judgement.explanation.verdict) {
+        (Outcome::DroppedByCilium { reason, .. }, verdict) if *verdict != Verdict::Dropped(reason) => {
+            Code::of_drop(reason)
+        }
+        _ => judgement.explanation.cause.code,
+    }
+}
+
 /// The maps' cause where it fits what was seen; else what was seen.
-fn cause_sentence(judgement: &Judgement, names: &Names) -> String {
+pub(super) fn cause_sentence(judgement: &Judgement, names: &Names) -> String {
     let sentence = &judgement.explanation.cause.sentence;
     if !judgement.findings.is_empty() {
-        return format!("not known from the maps, which say: {sentence}");
+        let why = match judgement.path.outcome {
+            Outcome::DroppedByCilium { reason, .. } => reason.meaning(),
+            _ => None,
+        };
+        let why = why.map_or_else(String::new, |why| format!("{why}; "));
+        return format!("{why}not known from the maps, which say: {sentence}");
     }
     let path = &judgement.path;
     let by_the_maps = &judgement.explanation.verdict;

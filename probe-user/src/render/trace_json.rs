@@ -18,7 +18,7 @@ use super::drop_cause;
 use super::explanation;
 use super::gap::candidate_text;
 use super::lint::{finding_value, silence_value};
-use super::trace::verdict_word;
+use super::trace::{cause_code, cause_sentence, verdict_word};
 use super::{trace_proxy, trace_watched};
 use crate::attach::{Hook, HookState};
 use crate::trace::Summary;
@@ -70,6 +70,7 @@ pub fn flow(world: &World, judgement: &Judgement, names: &Names, out: &mut impl 
             .map(|beginning| trace_proxy::beginning_value(beginning, names)).collect::<Vec<_>>(),
         "shown": trace_proxy::evidence_value(judgement, names),
         "findings": judgement.findings,
+        "cause": { "code": cause_code(judgement).text(), "sentence": cause_sentence(judgement, names) },
         "causes": judgement.causes.iter().map(finding_value).collect::<Vec<_>>(),
         "remedies": judgement.remedies.iter().map(explanation::remedy_value).collect::<Vec<_>>(),
         "explanation": explanation::value(world, &judgement.explanation),

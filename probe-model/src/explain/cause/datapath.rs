@@ -14,13 +14,13 @@ impl Code {
     /// The root cause that a drop of Cilium's stands for by itself; `DROP-n` where it stands for none.
     pub fn of_drop(reason: DropReason) -> Self {
         match reason {
-            DropReason::POLICY => Self::DefaultDeny,
-            DropReason::POLICY_DENY => Self::ExplicitDeny,
-            DropReason::POLICY_AUTH_REQUIRED => Self::L7OrAuth,
-            DropReason::NOT_IN_SRC_RANGE => Self::SourceRanges,
-            DropReason::NO_SERVICE => Self::NoEndpoint,
-            DropReason::CT_CREATE_FAILED | DropReason::NAT_NO_MAPPING => Self::CiliumTables,
-            DropReason::FRAG_NEEDED | DropReason::FRAG_NOSUPPORT => Self::TooBig,
+            DropReason::POLICY => Code::DefaultDeny,
+            DropReason::POLICY_DENY => Code::ExplicitDeny,
+            DropReason::POLICY_AUTH_REQUIRED => Code::L7OrAuth,
+            DropReason::NOT_IN_SRC_RANGE => Code::SourceRanges,
+            DropReason::NO_SERVICE => Code::NoEndpoint,
+            DropReason::CT_CREATE_FAILED | DropReason::NAT_NO_MAPPING => Code::CiliumTables,
+            DropReason::FRAG_NEEDED | DropReason::FRAG_NOSUPPORT => Code::TooBig,
             _ => Self::Drop(reason),
         }
     }
