@@ -202,7 +202,7 @@ fn newly(
             match admitted.last_mut() {
                 _ if !changed => {}
                 Some(one) if one.protocol == protocol && one.last.checked_add(1) == Some(*first) => {
-                    one.last = last
+                    one.last = last;
                 }
                 _ => admitted.push(Admitted { pod: pod.clone(), peers, protocol, first: *first, last }),
             }

@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use super::cluster::{Cluster, NamedPortIs, Pod};
 use super::entries::{Entries, Entry, Features, Origin, Owner};
-use super::filter::{Conflict, Filter, FilterKey, Filters, PerSelector};
+use super::filter::{Conflict, EVERYBODY, Filter, FilterKey, Filters, PerSelector, SelectorId};
 use super::kin::Kin;
 use super::label::Labels;
 use super::object::{
@@ -207,8 +207,10 @@ impl Engine {
         if enforced {
             let filters = self.filters(&sides, direction, &mut unevaluated);
             let features = features(&filters);
-            for (key, filter) in &filters.0 {
-                self.fill(&mut entries, pod, direction, (key, filter), features, &mut unevaluated);
+            let selected: Vec<_> = filters.selectors.iter().map(|selector| self.selected(selector)).collect();
+            let filling = Filling { pod, direction, features, selected };
+            for (key, filter) in &filters.by_port {
+                self.fill(&mut entries, &filling, (key, filter), &mut unevaluated);
             }
         } else {
             let everything = (L4Key::EVERYTHING, Identity::UNKNOWN);
@@ -259,39 +261,39 @@ impl Engine {
     fn fill(
         &self,
         entries: &mut Entries<'_>,
-        pod: &Pod,
-        direction: Direction,
+        filling: &Filling<'_>,
         (key, filter): (&FilterKey, &Filter),
-        features: Features,
         unevaluated: &mut Vec<Unevaluated>,
     ) {
         let (protocol, first, end) = match key {
             FilterKey::Numbered { protocol, first, end, .. } => (*protocol, *first, *end),
-            FilterKey::Named { name, protocol } => match self.named_port(pod, direction, name, *protocol) {
-                NamedPortIs::Port(port) => (*protocol, port, 0),
-                NamedPortIs::Nothing(_) => return,
-                NamedPortIs::Unknown(why) => {
-                    unevaluated.extend(self.unknown_port(filter, name, &why));
-                    return;
+            FilterKey::Named { name, protocol } => {
+                match self.named_port(filling.pod, filling.direction, name, *protocol) {
+                    NamedPortIs::Port(port) => (*protocol, port, 0),
+                    NamedPortIs::Nothing(_) => return,
+                    NamedPortIs::Unknown(why) => {
+                        unevaluated.extend(self.unknown_port(filter, name, &why));
+                        return;
+                    }
                 }
-            },
+            }
         };
         let names_port = first != 0;
         let l4_keys = keys(protocol.0, first, end);
-        let everybody = filter.everybody().filter(|_| names_port);
-        for (selector, answer) in &filter.selectors {
-            let is_everybody = selector.is_everybody();
+        let everybody = filter.answers.get(&EVERYBODY).filter(|_| names_port);
+        for (selector, answer) in &filter.answers {
+            let is_everybody = *selector == EVERYBODY;
             let around = everybody.filter(|_| !is_everybody);
             if around.is_some_and(|around| around.covers(answer)) {
                 continue;
             }
             let redirected_with_all = !answer.deny && around.is_some_and(|around| around.redirect);
-            let entry = entry(selector, answer, redirected_with_all);
+            let entry = entry(*selector, answer, redirected_with_all);
             let identities: &[Identity] =
-                if is_everybody { &[Identity::UNKNOWN] } else { &self.selected(selector) };
+                if is_everybody { &[Identity::UNKNOWN] } else { &filling.selected[*selector as usize] };
             for identity in identities {
                 for l4 in &l4_keys {
-                    entries.insert((*l4, *identity), entry.clone(), features);
+                    entries.insert((*l4, *identity), entry.clone(), filling.features);
                 }
             }
         }
@@ -313,7 +315,7 @@ impl Engine {
             let path = policy.rules.first().map(|rule| rule.path.clone()).unwrap_or_default();
             Unevaluated { policy: policy.reference.clone(), path, why, effect }
         };
-        let answers = filter.selectors.values();
+        let answers = filter.answers.values();
         let origins = answers.flat_map(|answer| answer.origins.iter().map(|origin| (*origin, answer.deny)));
         let policies = origins.filter_map(|(origin, deny)| match origin {
             Origin::Policy(number) => Some(of_policy(number, deny)),
@@ -328,12 +330,11 @@ impl Engine {
         if let Some(found) = known.get(selector) {
             return Arc::clone(found);
         }
-        let mut found: Vec<_> = match selector.only_prefix() {
-            Some(prefix) => self.kin.inside(prefix).collect(),
-            None => {
-                let selected = self.cluster.identities.iter().filter(|(_, labels)| selector.selects(labels));
-                selected.map(|(identity, _)| *identity).collect()
-            }
+        let mut found: Vec<_> = if let Some(prefix) = selector.only_prefix() {
+            self.kin.inside(prefix).collect()
+        } else {
+            let selected = self.cluster.identities.iter().filter(|(_, labels)| selector.selects(labels));
+            selected.map(|(identity, _)| *identity).collect()
         };
         found.sort_unstable();
         let found: Arc<[Identity]> = found.into();
@@ -342,22 +343,30 @@ impl Engine {
     }
 }
 
+/// What all filters of a direction are put into the map with.
+struct Filling<'a> {
+    pod: &'a Pod,
+    direction: Direction,
+    features: Features,
+    /// The identities of every selector, by its number.
+    selected: Vec<Arc<[Identity]>>,
+}
+
 fn features(filters: &Filters) -> Features {
-    let answers = || filters.0.values().flat_map(|filter| filter.selectors.values());
     Features {
-        deny: answers().any(|answer| answer.deny),
-        authentication: answers().any(|answer| answer.authentication.is_some()),
+        deny: filters.answers().any(|answer| answer.deny),
+        authentication: filters.answers().any(|answer| answer.authentication.is_some()),
     }
 }
 
-fn entry(selector: &Arc<Selector>, answer: &PerSelector, redirected_with_all: bool) -> Entry {
+fn entry(selector: SelectorId, answer: &PerSelector, redirected_with_all: bool) -> Entry {
     Entry {
         deny: answer.deny,
         redirect: answer.redirect || redirected_with_all,
         authentication: answer.authentication.unwrap_or(Authentication::Disabled),
         explicit: answer.authentication.is_some(),
         derived_from: answer.origins.clone(),
-        owners: BTreeSet::from([Owner::Selector(Arc::clone(selector))]),
+        owners: BTreeSet::from([Owner::Selector(selector)]),
     }
 }
 

@@ -7,12 +7,11 @@
 //! Source: Cilium 1.16 `pkg/policy/mapstate.go`, in our own words.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::Arc;
 
+use super::filter::SelectorId;
 use super::kin::Kin;
 use super::object::Authentication;
 use super::port::L4Key;
-use super::selector::Selector;
 use crate::cilium::identity::Identity;
 
 /// Why an entry is there.
@@ -50,8 +49,8 @@ pub struct Entry {
 pub(super) enum Owner {
     /// Nothing that could go.
     Nobody,
-    /// A selector.
-    Selector(Arc<Selector>),
+    /// A selector, by its number.
+    Selector(SelectorId),
     /// An entry of another key.
     Key(Key),
 }
@@ -190,7 +189,7 @@ impl<'a> Entries<'a> {
             let narrower = narrower.copied().filter(|other| is_allowed(other));
             match lies {
                 Lies::Inside | Lies::Same if identity == ANYBODY => {
-                    removed.extend(allows.map(|other| (other_l4, other)))
+                    removed.extend(allows.map(|other| (other_l4, other)));
                 }
                 Lies::Inside | Lies::Same => {
                     removed.extend(is_allowed(&identity).then_some((other_l4, identity)));
@@ -198,7 +197,7 @@ impl<'a> Entries<'a> {
                     repeated.extend(narrower.map(|other| (other_l4, other)));
                 }
                 Lies::Around if identity == ANYBODY => {
-                    repeated.extend(allows.filter(|other| *other != ANYBODY).map(|other| (l4, other)))
+                    repeated.extend(allows.filter(|other| *other != ANYBODY).map(|other| (l4, other)));
                 }
                 Lies::Around => repeated.extend(narrower.map(|other| (l4, other))),
             }

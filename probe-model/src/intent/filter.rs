@@ -6,7 +6,7 @@
 //! Source: Cilium 1.16 `pkg/policy/{l4,rule}.go`, in our own words.
 
 use std::cmp::Reverse;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 
 use super::entries::Origin;
@@ -77,30 +77,44 @@ impl PerSelector {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Conflict;
 
+/// The number of a selector among those of a direction.
+pub(super) type SelectorId = u32;
+
 /// One filter.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Filter {
-    pub(super) selectors: BTreeMap<Arc<Selector>, PerSelector>,
+    pub(super) answers: BTreeMap<SelectorId, PerSelector>,
 }
 
 impl Filter {
-    /// The answer for everybody, if a rule means everybody.
-    pub(super) fn everybody(&self) -> Option<&PerSelector> {
-        self.selectors.get(&Selector::everybody())
-    }
-
-    fn add(&mut self, selector: &Selector, answer: PerSelector) -> Result<(), Conflict> {
-        if let Some(old) = self.selectors.get_mut(selector) {
+    fn add(&mut self, selector: SelectorId, answer: PerSelector) -> Result<(), Conflict> {
+        if let Some(old) = self.answers.get_mut(&selector) {
             return old.merge(answer);
         }
-        self.selectors.insert(Arc::new(selector.clone()), answer);
+        self.answers.insert(selector, answer);
         Ok(())
     }
 }
 
 /// The filters of one direction.
-#[derive(Clone, Debug, Default)]
-pub(super) struct Filters(pub(super) BTreeMap<FilterKey, Filter>);
+#[derive(Clone, Debug)]
+pub(super) struct Filters {
+    pub(super) by_port: BTreeMap<FilterKey, Filter>,
+    /// Every selector by its number; the first means everybody.
+    pub(super) selectors: Vec<Arc<Selector>>,
+    numbers: HashMap<Arc<Selector>, SelectorId>,
+}
+
+/// The number of the selector that means everybody.
+pub(super) const EVERYBODY: SelectorId = 0;
+
+impl Default for Filters {
+    fn default() -> Self {
+        let mut filters = Self { by_port: BTreeMap::new(), selectors: Vec::new(), numbers: HashMap::new() };
+        filters.number(&Selector::everybody());
+        filters
+    }
+}
 
 impl Filters {
     /// Adds what a part of a rule says. `is_host` tells whether a selector means the node itself: where that may always
@@ -114,15 +128,17 @@ impl Filters {
         if part.peers.nobody.is_some() {
             return Ok(());
         }
-        let mut selectors: Vec<_> = part.peers.listed.iter().flat_map(|peer| &peer.selectors).collect();
-        let everybody = Selector::everybody();
-        let is_known = part.unevaluated.is_empty() || !selectors.is_empty();
-        if !is_known || (selectors.is_empty() && part.ports.is_none()) {
+        let peers = || part.peers.listed.iter().flat_map(|peer| &peer.selectors);
+        let names_nobody = peers().next().is_none();
+        if names_nobody && (part.ports.is_none() || !part.unevaluated.is_empty()) {
             return Ok(());
         }
-        if selectors.is_empty() || selectors.iter().any(|selector| selector.is_everybody()) {
-            selectors = vec![&everybody];
-        }
+        let selectors: BTreeSet<_> = if names_nobody || peers().any(Selector::is_everybody) {
+            BTreeSet::from([EVERYBODY])
+        } else {
+            peers().map(|selector| self.number(selector)).collect()
+        };
+        let host = self.number(&Selector::reserved("host"));
         for (key, redirect) in keys(part) {
             let answer = PerSelector {
                 deny: part.deny,
@@ -130,27 +146,45 @@ impl Filters {
                 authentication: part.authentication,
                 origins: BTreeSet::from([origin]),
             };
-            let filter = self.0.entry(key).or_default();
-            let host =
-                answer.redirect && is_host.is_some_and(|is_host| selectors.iter().any(|one| is_host(one)));
+            let means_host = || {
+                is_host.is_some_and(|is_host| {
+                    selectors.iter().any(|one| is_host(&self.selectors[*one as usize]))
+                })
+            };
+            let lets_host = answer.redirect && means_host();
+            let filter = self.by_port.entry(key).or_default();
             for selector in &selectors {
-                filter.add(selector, answer.clone())?;
+                filter.add(*selector, answer.clone())?;
             }
-            if host {
-                filter.add(&Selector::reserved("host"), PerSelector::default())?;
+            if lets_host {
+                filter.add(host, PerSelector::default())?;
             }
         }
         Ok(())
     }
-}
 
-impl Filters {
     /// Allows everybody, where only rules without default deny enforce the direction.
     pub(super) fn allow_everybody(&mut self) {
         let answer =
             PerSelector { origins: BTreeSet::from([Origin::NoDefaultDeny]), ..PerSelector::default() };
         // It has no authentication to conflict with.
-        let _merged = self.0.entry(FilterKey::everything()).or_default().add(&Selector::everybody(), answer);
+        let _merged = self.by_port.entry(FilterKey::everything()).or_default().add(EVERYBODY, answer);
+    }
+
+    /// What every filter says of every selector.
+    pub(super) fn answers(&self) -> impl Iterator<Item = &PerSelector> {
+        self.by_port.values().flat_map(|filter| filter.answers.values())
+    }
+
+    /// The number of a selector, a new one if it has none.
+    fn number(&mut self, selector: &Selector) -> SelectorId {
+        if let Some(number) = self.numbers.get(selector) {
+            return *number;
+        }
+        let (number, selector) = (self.selectors.len() as SelectorId, Arc::new(selector.clone()));
+        self.selectors.push(Arc::clone(&selector));
+        self.numbers.insert(selector, number);
+        number
     }
 }
 

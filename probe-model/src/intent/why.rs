@@ -316,14 +316,31 @@ impl Matcher<'_> {
         Failed { field: Field::Peer, path: path.clone(), wants, has, clause, distance: 2 * FAR }
     }
 
-    fn failed_peer(&self, peer: &Peer) -> Failed {
+    /// How far the flow's peer is from one that a rule names.
+    fn distance(&self, peer: &Peer) -> u32 {
         match &peer.kind {
-            PeerKind::Cidr { cidr, except, .. } => self.failed_cidr(peer, *cidr, except),
-            PeerKind::Entity(name) => self.failed(Field::Peer, &peer.path, format!("entity `{name}`"), FAR),
+            PeerKind::Cidr { cidr, .. } => {
+                let shared = self.address.map_or(0, |address| shared_bits(*cidr, address));
+                u32::from(cidr.prefix_len()) - shared
+            }
             PeerKind::Labels => {
-                let selector = peer.selectors.first().cloned().unwrap_or_default();
-                let unmet = selector.unmet(self.labels()).len() as u32;
-                self.failed(Field::Peer, &peer.path, selector_words(&selector), FAR / 2 + unmet)
+                let unmet = peer.selectors.iter().map(|selector| selector.unmet(self.labels()).len());
+                FAR / 2 + unmet.min().unwrap_or_default() as u32
+            }
+            PeerKind::Entity(_) => FAR,
+        }
+    }
+
+    fn failed_peer(&self, peer: &Peer) -> Failed {
+        let distance = self.distance(peer);
+        match &peer.kind {
+            PeerKind::Cidr { cidr, except, .. } => self.failed_cidr(peer, *cidr, except, distance),
+            PeerKind::Entity(name) => {
+                self.failed(Field::Peer, &peer.path, format!("entity `{name}`"), distance)
+            }
+            PeerKind::Labels => {
+                let wants = peer.selectors.first().map(selector_words).unwrap_or_default();
+                self.failed(Field::Peer, &peer.path, wants, distance)
             }
         }
     }
@@ -334,10 +351,8 @@ impl Matcher<'_> {
         Failed { field, path: path.clone(), wants, has, clause, distance }
     }
 
-    fn failed_cidr(&self, peer: &Peer, cidr: IpNet, except: &[IpNet]) -> Failed {
+    fn failed_cidr(&self, peer: &Peer, cidr: IpNet, except: &[IpNet], distance: u32) -> Failed {
         let wants = format!("CIDR {cidr}");
-        let shared = self.address.map_or(0, |address| shared_bits(cidr, address));
-        let distance = u32::from(cidr.prefix_len()) - shared;
         let mut failed = self.failed(Field::Peer, &peer.path, wants.clone(), distance);
         let Some(address) = self.address.filter(|address| cidr.contains(address)) else { return failed };
         let (side, has) = (self.side(), &failed.has);
