@@ -46,7 +46,7 @@ fn a_mistake_in_a_policy() {
             plsprobe: found 3 mistakes in the policies:
               FOLDER/a.yaml:5:3: found no `podSelector`, expected one; `{}` selects every pod of the namespace
               FOLDER/a.yaml:5:3: unknown field `podSelecter`, expected one of podSelector, policyTypes, ingress, egress; is `podSelector` meant?
-              FOLDER/a.yaml:7:27: found the text `10.224.0.8`, expected a prefix; for this address alone write `10.224.0.8/32`
+              FOLDER/a.yaml:7:29: found the text `10.224.0.8`, expected a prefix; for this address alone write `10.224.0.8/32`
         "#]],
     );
 }

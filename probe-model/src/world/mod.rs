@@ -443,6 +443,19 @@ impl World {
         }
     }
 
+    /// Takes over what is known beyond the node from an earlier world of the same node, which asked for it.
+    pub fn inherit(&mut self, earlier: &Self) {
+        self.kubernetes.clone_from(&earlier.kubernetes);
+        self.private_link.clone_from(&earlier.private_link);
+        self.disagreements.clone_from(&earlier.disagreements);
+        let is_beyond = |missing: &&Missing| {
+            let what = missing.what.split('/').next().unwrap_or_default();
+            matches!(what, "kubernetes" | "azure") && !self.missing.contains(missing)
+        };
+        let lacking: Vec<_> = earlier.missing.iter().filter(is_beyond).cloned().collect();
+        self.missing.extend(lacking);
+    }
+
     /// Services of a family, if known.
     pub fn load_balancer(&self, family: Family) -> Option<&LoadBalancer> {
         match family {
@@ -582,5 +595,25 @@ impl World {
     /// The missing fact of this name.
     pub fn missing(&self, what: &str) -> Option<&Missing> {
         self.missing.iter().find(|missing| missing.what == what)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_known_beyond_the_node_is_inherited() {
+        let missing = |what: &str| Missing { what: what.to_owned(), why: "no".to_owned() };
+        let asked = Kubernetes { asked: Some("somebody".to_owned()), ..Kubernetes::default() };
+        let earlier = World {
+            kubernetes: asked.clone(),
+            missing: ["azure", "azure/instance", "cilium_lxc", "azurelike"].map(missing).into(),
+            ..World::default()
+        };
+        let mut now = World { missing: vec![missing("azure/instance")], ..World::default() };
+        now.inherit(&earlier);
+        assert_eq!(now.kubernetes, asked);
+        assert_eq!(now.missing, ["azure/instance", "azure"].map(missing));
     }
 }

@@ -383,7 +383,7 @@ impl Place {
         or(&mut self.load_balancer_sku, other.load_balancer_sku);
         let nets = |own: &mut Vec<IpNet>, other: Vec<IpNet>| {
             if own.is_empty() {
-                *own = other
+                *own = other;
             }
         };
         nets(&mut self.node_subnets, other.node_subnets);

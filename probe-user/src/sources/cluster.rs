@@ -68,13 +68,21 @@ impl Options {
     ///
     /// If what the operator gave cannot be used. Who does not answer is a missing fact.
     pub fn read(&self) -> Result<Facts> {
-        let access = self.kubernetes.access()?;
+        let mut facts = Facts::default();
+        let access = match self.kubernetes.access() {
+            // Nobody asked for it by name.
+            Err(error) if matches!(self.kubernetes, kubernetes::Ask::Pod { .. }) => {
+                let why = format!("{error:#}; {}", kubernetes::COST);
+                facts.missing.push(Missing { what: "kubernetes".to_owned(), why });
+                None
+            }
+            access => access?,
+        };
         let (kubernetes, azure) = thread::scope(|scope| {
             let azure = scope.spawn(|| azure::read(&self.azure));
             let kubernetes = access.as_ref().map(kubernetes::read);
             (kubernetes, azure.join().expect("asking does not panic"))
         });
-        let mut facts = Facts::default();
         if let Some(answers) = kubernetes {
             facts.kubernetes = answers.lists;
             facts.kubernetes.insert(ASKED.to_owned(), quoted(&answers.origin));
@@ -118,10 +126,10 @@ impl Options {
 
 impl Facts {
     /// Puts them into a node's.
-    pub fn add_to(&self, node: &mut RawNode) {
-        node.kubernetes.extend(self.kubernetes.clone());
-        node.azure.extend(self.azure.clone());
-        node.missing.extend(self.missing.clone());
+    pub fn add_to(self, node: &mut RawNode) {
+        node.kubernetes.extend(self.kubernetes);
+        node.azure.extend(self.azure);
+        node.missing.extend(self.missing);
     }
 }
 

@@ -114,8 +114,6 @@ pub struct LiveNode {
     /// How long each part took: maps by pin name, `agent`, `iptables-save`, `network`.
     pub took: Vec<(String, Duration)>,
     slow: Slow,
-    /// What was asked beyond the node, once.
-    facts: cluster::Facts,
     /// When the maps' keys were last seen to have changed.
     changed: Instant,
 }
@@ -151,6 +149,9 @@ pub fn read_whole(options: &LiveOptions) -> Result<LiveNode> {
 /// As [`read`], with the agent's answers, the rules and the network of `last` while they are young and the maps of
 /// policies, endpoints, addresses and services have the same keys.
 ///
+/// Nobody beyond the node is asked again: who follows a node keeps what is known of that
+/// ([`World::inherit`](probe_model::world::World::inherit)).
+///
 /// # Errors
 ///
 /// As [`read`].
@@ -161,7 +162,7 @@ pub fn refresh(options: &LiveOptions, last: &LiveNode) -> Result<LiveNode> {
     let is_settled = last.slow.at.saturating_duration_since(changed) >= SETTLING;
     let is_young = last.slow.at.elapsed() < SLOW_AGE;
     let slow = if is_settled && is_young { last.slow.clone() } else { Slow::read(options) };
-    Ok(LiveNode::new(maps, slow, last.facts.clone(), changed, options))
+    Ok(LiveNode::new(maps, slow, changed))
 }
 
 fn read_extent(options: &LiveOptions, extent: Extent) -> Result<LiveNode> {
@@ -172,15 +173,17 @@ fn read_extent(options: &LiveOptions, extent: Extent) -> Result<LiveNode> {
         let maps = Maps::read(&globals, &pins, extent);
         let joined = "no reader panics";
         let (slow, (facts, took)) = (slow.join().expect(joined), facts.join().expect(joined));
-        let mut live = LiveNode::new(maps?, slow, facts?, Instant::now(), options);
+        let mut live = LiveNode::new(maps?, slow, Instant::now());
+        facts?.add_to(&mut live.node);
+        options.cluster.add_given(&mut live.node);
         live.took.push(("cluster".to_owned(), took));
         Ok(live)
     })
 }
 
 impl LiveNode {
-    fn new(maps: Maps, slow: Slow, facts: cluster::Facts, changed: Instant, options: &LiveOptions) -> Self {
-        let mut node = RawNode {
+    fn new(maps: Maps, slow: Slow, changed: Instant) -> Self {
+        let node = RawNode {
             origin: "live".to_owned(),
             read_at: maps.read_at,
             maps: maps.read,
@@ -192,9 +195,7 @@ impl LiveNode {
             missing: [maps.missing, slow.missing.clone()].concat(),
             ..RawNode::default()
         };
-        facts.add_to(&mut node);
-        options.cluster.add_given(&mut node);
-        Self { node, took: [maps.took, slow.took.clone()].concat(), slow, facts, changed }
+        Self { node, took: [maps.took, slow.took.clone()].concat(), slow, changed }
     }
 }
 

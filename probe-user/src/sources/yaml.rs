@@ -296,14 +296,8 @@ fn name(node: &Node) -> Result<String, Problem> {
 
 /// `<<: *other`: the fields of another object, as far as there are none of the name.
 fn merge(fields: &mut Vec<Field>, node: Node, at: Position) -> Result<(), Problem> {
-    let others = match node.value {
-        Value::Map(others) => others,
-        _ => {
-            return Err(Problem::new(
-                at,
-                format!("found {} after `<<`, expected an object", node.described()),
-            ));
-        }
+    let Value::Map(others) = node.value else {
+        return Err(Problem::new(at, format!("found {} after `<<`, expected an object", node.described())));
     };
     for other in others {
         if !fields.iter().any(|field| field.name == other.name) {

@@ -513,7 +513,8 @@ impl<'o> Session<'o> {
     fn follow_target(&mut self) -> Result<()> {
         // Where maps cannot be read, that is said when a flow is judged.
         let Ok(node) = live::refresh(&self.options.live, &self.node) else { return Ok(()) };
-        let world = assemble(&node.node);
+        let mut world = assemble(&node.node);
+        world.inherit(&self.world);
         // A pod that is being made anew is none for a while.
         let Ok(scope) = Scope::new(&world, self.options) else { return Ok(()) };
         if !scope.adds_to(&self.scope) {
@@ -722,7 +723,8 @@ impl<'o> Session<'o> {
         match live::refresh(&self.options.live, &self.node) {
             Ok(node) => {
                 self.node = node;
-                let world = assemble(&self.node.node);
+                let mut world = assemble(&self.node.node);
+                world.inherit(&self.world);
                 let has_target = self.scope.endpoints.iter().all(|id| world.endpoints.contains_key(id));
                 if has_target {
                     self.world = world;

@@ -277,22 +277,35 @@ pub fn declared_addresses(service: &Service) -> impl Iterator<Item = IpAddr> {
 }
 
 /// The subnet that a Service's NAT IPs are taken from, by the cloud provider's rules: prefixes, each with the subnet's name.
+/// Where the Service names none it is the nodes' own, whose prefix this node's interface has, too.
 fn service_subnet(world: &World, service: &Service) -> Vec<(IpNet, String)> {
     let place = &world.private_link.place;
     let named = ["azure-pls-ip-configuration-subnet", "azure-load-balancer-internal-subnet"]
         .into_iter()
         .find_map(|annotation| service.azure(annotation));
-    let Some(name) = named.or(place.subnet.as_deref()) else { return Vec::new() };
-    let known = place.subnets.iter().find(|subnet| subnet.name.eq_ignore_ascii_case(name));
-    let prefixes = match known {
-        Some(subnet) => subnet.prefixes.clone(),
-        // The instance metadata service gives prefixes without names; with one interface it is the nodes' own.
-        None if place.subnet.as_deref().is_some_and(|own| own.eq_ignore_ascii_case(name)) => {
-            place.node_subnets.clone()
-        }
-        None => Vec::new(),
+    let is = |one: &str, other: Option<&str>| other.is_some_and(|other| one.eq_ignore_ascii_case(other));
+    let own =
+        || if place.node_subnets.is_empty() { uplink_subnets(world) } else { place.node_subnets.clone() };
+    let name = named.or(place.subnet.as_deref());
+    let known = name.and_then(|name| place.subnets.iter().find(|subnet| is(name, Some(&subnet.name))));
+    let prefixes = match (known, named) {
+        (Some(subnet), _) => subnet.prefixes.clone(),
+        (None, None) => own(),
+        // The instance metadata service and interfaces give prefixes without names.
+        (None, Some(name)) if is(name, place.subnet.as_deref()) => own(),
+        (None, Some(_)) => Vec::new(),
     };
-    prefixes.into_iter().map(|prefix| (prefix, name.to_owned())).collect()
+    prefixes.into_iter().map(|prefix| (prefix, name.unwrap_or("of the nodes").to_owned())).collect()
+}
+
+/// The IPv4 subnets of the interface to the network.
+fn uplink_subnets(world: &World) -> Vec<IpNet> {
+    let uplink = world.uplink().and_then(|name| world.links.iter().flatten().find(|link| link.name == name));
+    let nets = uplink.into_iter().flat_map(|link| &link.addresses).map(IpNet::trunc);
+    let mut nets: Vec<_> =
+        nets.filter(|net| net.addr().is_ipv4() && net.prefix_len() < net.max_prefix_len()).collect();
+    nets.dedup();
+    nets
 }
 
 /// Sources in Cilium's conntrack that look like NAT IPs of a Service: few, none of them a node or a pod, each with the
@@ -355,13 +368,11 @@ fn claim(who: impl Into<String>, what: impl Into<String>) -> Claim {
 /// The addresses that ARM gives a Private Link service: of its network interfaces, else of its configuration. The second
 /// says whether that is all of them.
 fn known_nat_ips(service: &PrivateLinkService) -> (Vec<IpAddr>, bool) {
-    match &service.nat_ips {
-        Some(addresses) => (addresses.clone(), true),
-        None => {
-            let own = || service.ip_configurations.iter().map(|own| own.address);
-            (own().flatten().collect(), own().all(|address| address.is_some()) && own().next().is_some())
-        }
+    if let Some(addresses) = &service.nat_ips {
+        return (addresses.clone(), true);
     }
+    let own = || service.ip_configurations.iter().map(|own| own.address);
+    (own().flatten().collect(), own().all(|address| address.is_some()) && own().next().is_some())
 }
 
 fn interface_against_configuration(service: &PrivateLinkService) -> Option<Disagreement> {

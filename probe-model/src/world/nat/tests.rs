@@ -7,6 +7,7 @@ use crate::world::kubernetes::{AZURE_PREFIX, Kubernetes, Node};
 use crate::world::private_link::{
     EndpointConnection, FrontendRef, NatConfiguration, Observed, PrivateLink, ResourceId, Subnet,
 };
+use crate::world::{Link, Route};
 
 const FRONTEND: &str = "10.224.0.7";
 
@@ -157,6 +158,23 @@ fn the_subnet_that_the_service_names() {
         &unnamed,
         &["range 10.224.0.0/16: subnet aks-subnet, from which Service default/pls-app takes its NAT IPs"],
     );
+    // Without Azure's own words the node's interface says it, but not for a subnet of another name.
+    let mut by_interface = world(Some(service(&[])), None);
+    let eth0 = Link {
+        name: "eth0".to_owned(),
+        ifindex: 2,
+        addresses: vec![prefix("10.224.0.4/16"), prefix("fd00::4/64")],
+    };
+    by_interface.links = Some(vec![eth0]);
+    let default =
+        Route { destination: prefix("0.0.0.0/0"), via: None, dev: "eth0".to_owned(), src: None, metric: 0 };
+    by_interface.routes = vec![default];
+    check(
+        &by_interface,
+        &["range 10.224.0.0/16: subnet of the nodes, from which Service default/pls-app takes its NAT IPs"],
+    );
+    by_interface.kubernetes.services = Some(vec![service(&[("azure-pls-ip-configuration-subnet", "pls")])]);
+    check(&by_interface, &[]);
     // No Private Link is asked for.
     unnamed.kubernetes.services.as_mut().unwrap()[0].annotations.clear();
     check(&unnamed, &[]);

@@ -228,7 +228,7 @@ pub fn private_link(parts: &BTreeMap<String, String>) -> (PrivateLink, Vec<(Stri
     found.place.subnets = networks.into_iter().flat_map(|(_, subnets)| subnets).chain(subnets).collect();
     let interfaces = reader.read("network-interfaces", interfaces).unwrap_or_default();
     let connections = reader.read("private-endpoint-connections", connections).unwrap_or_default();
-    join(&mut found, &interfaces, connections);
+    join(&mut found, &interfaces, &connections);
     (found, reader.wrong)
 }
 
@@ -253,7 +253,7 @@ impl Parts<'_> {
 fn join(
     found: &mut PrivateLink,
     interfaces: &[(ResourceId, Vec<IpAddr>)],
-    connections: Vec<(ResourceId, EndpointConnection)>,
+    connections: &[(ResourceId, EndpointConnection)],
 ) {
     let PrivateLink { services, load_balancers, place, .. } = found;
     for service in services.iter_mut().flatten() {

@@ -14,7 +14,7 @@ use std::{
     time::Duration,
 };
 
-use anyhow::Result;
+use anyhow::{Context as _, Result};
 use probe_model::world::Missing;
 use serde_json::Value;
 
@@ -181,7 +181,9 @@ fn ask(options: &Options, answers: &mut Answers) -> Result<()> {
         "neither `azure.json` nor the instance metadata service says which subscription and resource group the nodes are in"
     );
     let cloud = place::cloud(&or(&configuration.cloud, &instance.compute.az_environment));
-    let authority = std::env::var("AZURE_AUTHORITY_HOST").ok().and_then(|text| text.parse().ok());
+    let authority = std::env::var("AZURE_AUTHORITY_HOST").ok().filter(|text| !text.is_empty());
+    let authority =
+        authority.map(|text| text.parse().context("failed to read AZURE_AUTHORITY_HOST")).transpose()?;
     let resource = format!("{}/", cloud.arm);
     let arm_client = client(options.arm.clone().unwrap_or(cloud.arm), patience)?;
     let authority = client(authority.unwrap_or(cloud.authority), patience)?;
@@ -254,15 +256,15 @@ impl Reader<'_> {
                 .push(Missing { what: "azure".to_owned(), why: format!("{error:#}; {COST}") });
             return;
         }
-        let services = self.services();
-        self.interfaces(&services);
-        self.connections(&services);
-        let services = services.map(|services| kept(&SERVICES, &services));
-        if let Some(services) = services.clone() {
-            self.answers.add(SERVICES.name, services);
+        let found = self.services();
+        let services = found.as_deref().unwrap_or_default();
+        self.interfaces(services);
+        self.connections(services);
+        if found.is_some() {
+            self.answers.add(SERVICES.name, kept(&SERVICES, services));
         }
         self.list(&BALANCERS, "loadBalancers");
-        self.networks(&services.unwrap_or_default());
+        self.networks(services);
         self.list(&SECURITY, "networkSecurityGroups");
     }
 
@@ -319,8 +321,8 @@ impl Reader<'_> {
     }
 
     /// The network interfaces of Private Link services: only they have the dynamic NAT IPs.
-    fn interfaces(&mut self, services: &Option<Vec<Value>>) {
-        let ids = services.iter().flatten().flat_map(|service| ids(service, "/properties/networkInterfaces"));
+    fn interfaces(&mut self, services: &[Value]) {
+        let ids = services.iter().flat_map(|service| ids(service, "/properties/networkInterfaces"));
         let ids: BTreeSet<_> = ids.collect();
         let mut found = Vec::new();
         for id in ids {
@@ -336,9 +338,9 @@ impl Reader<'_> {
     }
 
     /// Consumers' connections of services whose description lacks them.
-    fn connections(&mut self, services: &Option<Vec<Value>>) {
+    fn connections(&mut self, services: &[Value]) {
         let mut found = Vec::new();
-        for service in services.iter().flatten() {
+        for service in services {
             let has_them = service.pointer("/properties/privateEndpointConnections").is_some();
             let Some(id) = service["id"].as_str().filter(|_| !has_them) else { continue };
             match self.arm.list(&format!("{id}/privateEndpointConnections")) {

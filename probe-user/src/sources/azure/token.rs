@@ -15,7 +15,7 @@ use serde::Deserialize;
 use crate::sources::http::{self, Client, Request, escape};
 
 /// A token that ends so soon is not used any more.
-const MARGIN: Duration = Duration::from_secs(60);
+const MARGIN: Duration = Duration::from_mins(1);
 
 /// Who plsprobe is to Azure.
 #[derive(Clone, Debug, PartialEq, Eq)]

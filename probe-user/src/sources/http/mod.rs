@@ -264,10 +264,15 @@ impl Client {
         deadline: Instant,
     ) -> Result<Vec<u8>, Why> {
         let run = || -> anyhow::Result<(Head, Vec<u8>)> {
-            stream.write_all(self.text(request).as_bytes()).context("failed to send the request")?;
-            stream.flush().context("failed to send the request")?;
+            let sent = stream.write_all(self.text(request).as_bytes()).and_then(|()| stream.flush());
             let mut reader = BufReader::new(stream);
-            let head = Head::read(&mut reader)?;
+            let head = match (Head::read(&mut reader), sent) {
+                (Ok(head), _) => head,
+                // Who refuses a request may say why, and close before all of it is sent.
+                (Err(said), _) if tls::cause(&said).is_some() => return Err(said),
+                (Err(_), Err(error)) => return Err(error).context("failed to send the request"),
+                (Err(error), Ok(())) => return Err(error),
+            };
             let body = head.body(&mut reader, self.max_body)?;
             Ok((head, body))
         };
@@ -295,10 +300,12 @@ impl Client {
             text.extend([*name, ": ", value.as_str(), "\r\n"]);
         }
         if let Some(form) = &request.form {
-            let length = form.len();
-            text.push_str(&format!(
-                "Content-Type: application/x-www-form-urlencoded\r\nContent-Length: {length}\r\n"
-            ));
+            let length = form.len().to_string();
+            text.extend([
+                "Content-Type: application/x-www-form-urlencoded\r\nContent-Length: ",
+                &length,
+                "\r\n",
+            ]);
         }
         text.push_str("\r\n");
         text.push_str(request.form.as_deref().unwrap_or_default());

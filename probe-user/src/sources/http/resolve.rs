@@ -43,12 +43,11 @@ impl Resolver {
                 return Ok(known);
             }
         }
-        let servers = match &self.servers {
-            Some(servers) => servers.clone(),
-            None => {
-                let text = std::fs::read_to_string("/etc/resolv.conf");
-                name_servers(&text.context("failed to read `/etc/resolv.conf`")?)
-            }
+        let servers = if let Some(servers) = &self.servers {
+            servers.clone()
+        } else {
+            let text = std::fs::read_to_string("/etc/resolv.conf");
+            name_servers(&text.context("failed to read `/etc/resolv.conf`")?)
         };
         ensure!(!servers.is_empty(), "no name server in `/etc/resolv.conf` to ask for `{host}`");
         let mut last = None;
@@ -61,7 +60,7 @@ impl Resolver {
                 Err(error) => {
                     last = Some(
                         error.context(format!("name server {server} did not say the address of `{host}`")),
-                    )
+                    );
                 }
             }
             if Instant::now() >= deadline {

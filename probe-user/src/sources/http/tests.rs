@@ -135,10 +135,11 @@ fn a_wait_that_is_too_long() {
 fn tries_end_with_time() {
     let server = Server::start(|_| Reply::json("503 Service Unavailable", "busy"));
     let mut client = server.client();
-    client.patience.total = FIRST_WAIT * 4;
+    client.patience.total = FIRST_WAIT * 24;
     let error = client.send(&Request::get("/a")).unwrap_err();
+    // A busy machine may have had time for fewer.
     let tries = server.seen().len();
-    assert!((2..=3).contains(&tries), "{tries}");
+    assert!((2..=5).contains(&tries), "{tries}");
     assert!(
         error.to_string().ends_with(&format!("status 503 Service Unavailable: busy (tried {tries} times)")),
         "{error}"
@@ -176,10 +177,10 @@ fn answers_that_are_cut_or_too_long() {
 
 #[test]
 fn an_answer_that_does_not_come() {
-    let impatient = Patience { each: Duration::from_millis(300), ..PATIENT };
+    let impatient = Patience { each: Duration::from_secs(2), ..PATIENT };
     let server = Server::start(|_| Reply::Hang(b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\n[".to_vec()));
     let slow = Client { patience: impatient, ..server.client() };
-    let expected = "GET http://SERVER/a: no answer within 300ms";
+    let expected = "GET http://SERVER/a: no answer within 2s";
     assert_eq!(ask(&slow, &server.address.to_string()), expected);
     let (address, accepted) = mute();
     let silent = Client { patience: impatient, ..client(&format!("http://{address}")) };
@@ -189,7 +190,7 @@ fn an_answer_that_does_not_come() {
     let (address, accepted) = mute();
     let tls = Some(tls::trusting(Authority::new().pem().as_bytes(), "the test", None).unwrap());
     let silent = Client { patience: impatient, tls, ..client(&format!("https://{address}")) };
-    assert_eq!(ask(&silent, &address.to_string()), "GET https://SERVER/a: no answer within 300ms");
+    assert_eq!(ask(&silent, &address.to_string()), "GET https://SERVER/a: no answer within 2s");
     drop(accepted.join());
 }
 

@@ -1,6 +1,9 @@
 //! Addresses of servers.
 
-use std::{fmt, str::FromStr};
+use std::{
+    fmt::{self, Write as _},
+    str::FromStr,
+};
 
 use anyhow::{Context as _, Result, bail, ensure};
 
@@ -74,7 +77,8 @@ pub fn escape(text: &str) -> String {
     for byte in text.bytes() {
         match byte {
             b'A'..=b'Z' | b'a'..=b'z' | b'0'..=b'9' | b'-' | b'.' | b'_' | b'~' => escaped.push(byte as char),
-            _ => escaped.push_str(&format!("%{byte:02X}")),
+            // Writing to a string cannot fail.
+            _ => drop(write!(escaped, "%{byte:02X}")),
         }
     }
     escaped

@@ -96,6 +96,7 @@ struct ServiceSpec {
 
 #[derive(Deserialize, Default)]
 #[serde(default, rename_all = "camelCase")]
+#[expect(clippy::struct_field_names, reason = "the names of the API")]
 struct Port {
     name: String,
     protocol: String,
@@ -127,6 +128,7 @@ struct Ingresses {
 
 #[derive(Deserialize, Default)]
 #[serde(default)]
+#[expect(clippy::struct_field_names, reason = "the names of the API")]
 struct Address {
     ip: String,
     #[serde(rename = "type")]
@@ -223,7 +225,7 @@ struct SlicePort {
     port: Option<u16>,
 }
 
-/// EndpointSlices; those of names, which no packet has, are left out.
+/// `EndpointSlice` objects; those of names, which no packet has, are left out.
 ///
 /// # Errors
 ///
@@ -443,6 +445,7 @@ pub fn cidr_groups(text: &str) -> Result<BTreeMap<String, Vec<IpNet>>> {
 
 #[derive(Deserialize, Default)]
 #[serde(default, rename_all = "camelCase")]
+#[expect(clippy::struct_field_names, reason = "the names of the API")]
 struct Event {
     involved_object: Involved,
     reason: String,

@@ -28,7 +28,8 @@ pub const PREFIX: &str = "kubernetes/";
 /// Lists that are asked for at once.
 const ASKERS: usize = 4;
 /// What is lost without all of it.
-const COST: &str = "Services, pods, policies and nodes are known as far as the agent and the maps show them";
+pub(super) const COST: &str =
+    "Services, pods, policies and nodes are known as far as the agent and the maps show them";
 
 /// Who asks the Kubernetes API, if anyone does.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

@@ -262,7 +262,8 @@ fn check_metadata(node: &Node, kind: PolicyKind, problems: &mut Vec<Problem>) {
     match metadata.get("name") {
         Some(name) if name.text().is_some_and(|text| !text.is_empty()) => {}
         Some(name) => {
-            problems.push(Problem::new(name.at, format!("found {} as name, expected text", name.described())))
+            problems
+                .push(Problem::new(name.at, format!("found {} as name, expected text", name.described())));
         }
         None => problems.push(Problem::new(metadata.at, "found no `name` in `metadata`, expected one")),
     }
