@@ -728,7 +728,6 @@ impl<'o> Session<'o> {
                 let has_target = self.scope.endpoints.iter().all(|id| world.endpoints.contains_key(id));
                 if has_target {
                     self.world = world;
-                    self.world.private_link.observed.extend(self.watched.observed());
                     self.advice.forget();
                 } else {
                     notice(

@@ -64,14 +64,6 @@ impl Watched {
         self.observed.insert((observed.source, observed.link_id)).then_some(observed)
     }
 
-    /// Every NAT IP seen so far, for maps that were read anew.
-    pub(super) fn observed(&self) -> Vec<Observed> {
-        self.observed
-            .iter()
-            .map(|(source, link_id)| Observed { source: *source, link_id: *link_id })
-            .collect()
-    }
-
     /// Takes a judged flow into account.
     pub(super) fn flow(&mut self, judgement: &Judgement) {
         let allowed = match judgement.verdict {
