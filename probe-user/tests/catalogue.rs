@@ -24,64 +24,64 @@ fn the_list() {
     let expected = expect![[r#"
         policy                                                             detected by
           PLS-01  Default deny: no ingress rule admits Private Link        packets, maps, agent
-          PLS-02  The rule names addresses that the pod never sees         -
+          PLS-02  The rule names addresses that the pod never sees         packets, maps, kubernetes
           PLS-03  kube-proxy hides the NAT IP before policy runs           netfilter, maps, packets
-          PLS-04  Pod on another node (tunnel): judged as world            -
-          PLS-05  Pod on another node (native): judged as remote-node      -
-          PLS-06  Works through some nodes only                            -
+          PLS-04  Pod on another node (tunnel): judged as world            packets, maps
+          PLS-05  Pod on another node (native): judged as remote-node      packets, maps
+          PLS-06  Works through some nodes only                            packets, maps, kubernetes
           PLS-07  The load balancer's health probe is denied by policy     packets, maps
           PLS-26  The rule names the service's port, not the pod's         maps, packets
-          PLS-27  endPort is ignored by Cilium before 1.16                 -
-          PLS-29  A policy was replaced, or selects more than meant        -
-          PLS-30  An egress policy cuts off what the application needs     -
+          PLS-27  endPort is ignored by Cilium before 1.16                 kubernetes, maps, agent
+          PLS-29  A policy was replaced, or selects more than meant        kubernetes
+          PLS-30  An egress policy cuts off what the application needs     maps, packets
           PLS-34  A deny rule forbids it                                   maps, packets, agent
-          PLS-35  The HTTP or authentication part of a policy refuses      -
-          PLS-47  The NAT IP is in the rule's except list                  -
+          PLS-35  The HTTP or authentication part of a policy refuses      packets, maps, agent
+          PLS-47  The NAT IP is in the rule's except list                  maps, kubernetes
 
         load balancer and probes                                           detected by
-          PLS-10  PROXY on one service breaks its siblings' probes         -
-          PLS-11  The node's health check gets a PROXY header              -
-          PLS-12  Traffic policy Local, and no ready pod on this node      -
-          PLS-13  The HTTP probe asks for a path that does not answer 200  -
+          PLS-10  PROXY on one service breaks its siblings' probes         azure, packets
+          PLS-11  The node's health check gets a PROXY header              azure, kubernetes, packets
+          PLS-12  Traffic policy Local, and no ready pod on this node      maps, kubernetes, netfilter
+          PLS-13  The HTTP probe asks for a path that does not answer 200  azure, packets, kubernetes
           PLS-14  The node's firewall drops the probe or the data          netfilter, maps, packets
-          PLS-15  The IPv6 health probe is not answered                    -
-          PLS-16  Public load balancer with floating IP                    -
-          PLS-17  The private endpoint's connection is not approved        -
-          PLS-18  The Private Link service was never created               -
+          PLS-15  The IPv6 health probe is not answered                    kubernetes, packets
+          PLS-16  Public load balancer with floating IP                    azure, kubernetes, packets
+          PLS-17  The private endpoint's connection is not approved        azure, packets
+          PLS-18  The Private Link service was never created               kubernetes, azure
           PLS-19  The Private Link service was deleted and made anew       -
-          PLS-20  The NAT IPs changed, the rule did not                    -
-          PLS-21  The backend pool lists IP addresses, not NICs            -
-          PLS-22  The NAT IP lies in the pods' address range               -
+          PLS-20  The NAT IPs changed, the rule did not                    azure, maps, packets
+          PLS-21  The backend pool lists IP addresses, not NICs            azure
+          PLS-22  The NAT IP lies in the pods' address range               kubernetes, azure, packets
           PLS-23  loadBalancerSourceRanges leaves the NAT IP out           maps, netfilter
-          PLS-24  A network security group drops the packets               -
-          PLS-36  The connection was idle too long                         -
-          PLS-37  NAT ports are exhausted or reused too soon               -
-          PLS-43  ClientIP affinity sends all consumers to few pods        -
-          PLS-51  Nothing leaves the consumer's network                    nobody on the node
+          PLS-24  A network security group drops the packets               azure
+          PLS-36  The connection was idle too long                         packets, azure
+          PLS-37  NAT ports are exhausted or reused too soon               azure, packets
+          PLS-43  ClientIP affinity sends all consumers to few pods        kubernetes, maps, packets
+          PLS-51  Nothing leaves the consumer's network                    azure, packets
 
         node and CNI                                                       detected by
-          PLS-25  ip-masq-agent rewrites the source of incoming packets    -
-          PLS-38  Cilium's connection tables are full or stale             -
-          PLS-39  The kernel's connection table is full                    -
-          PLS-40  Address ranges overlap                                   -
-          PLS-41  No ready pod behind the service, or nobody listens       maps
-          PLS-42  The node does not know the load balancer's address       -
-          PLS-44  Large packets vanish (MTU)                               -
-          PLS-45  Cilium's gateway reports no endpoints to the probe       -
-          PLS-46  The agent has not installed the policy on this node      -
-          PLS-48  The client is inside the cluster                         -
+          PLS-25  ip-masq-agent rewrites the source of incoming packets    netfilter, packets
+          PLS-38  Cilium's connection tables are full or stale             maps, packets
+          PLS-39  The kernel's connection table is full                    netfilter, packets
+          PLS-40  Address ranges overlap                                   maps, kubernetes, azure
+          PLS-41  No ready pod behind the service, or nobody listens       maps, packets, kubernetes, netfilter
+          PLS-42  The node does not know the load balancer's address       maps, netfilter, kubernetes, packets
+          PLS-44  Large packets vanish (MTU)                               packets
+          PLS-45  Cilium's gateway reports no endpoints to the probe       kubernetes
+          PLS-46  The agent has not installed the policy on this node      agent, maps, kubernetes
+          PLS-48  The client is inside the cluster                         packets, kubernetes
 
         application                                                        detected by
-          PLS-08  The application does not understand the PROXY header     -
-          PLS-09  The application wants a PROXY header and gets none       -
-          PLS-50  The network is fine; the application does not answer     -
+          PLS-08  The application does not understand the PROXY header     packets, azure
+          PLS-09  The application wants a PROXY header and gets none       packets, azure
+          PLS-50  The network is fine; the application does not answer     packets
 
         passes although                                                    detected by
           PLS-28  An egress-only policy leaves ingress open                maps, agent
-          PLS-31  A rule admits far more than Private Link                 -
-          PLS-32  The pod is outside NetworkPolicy, or behind an ingress   -
-          PLS-33  Policy is not enforced on this pod                       -
-          PLS-49  Another approved consumer looks the same                 -
+          PLS-31  A rule admits far more than Private Link                 maps, agent, kubernetes
+          PLS-32  The pod is outside NetworkPolicy, or behind an ingress   kubernetes, maps
+          PLS-33  Policy is not enforced on this pod                       agent, maps, kubernetes
+          PLS-49  Another approved consumer looks the same                 azure, packets
 
         answer
           ALLOWED               A policy admits it

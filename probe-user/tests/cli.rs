@@ -61,15 +61,36 @@ fn default_deny() {
         "explain --src 10.224.0.8:40122 --dst 10.224.0.7:80",
         1,
         &expect![[r#"
-        10.224.0.8:40122 -> 10.224.0.7:80 TCP: dropped by Cilium, Policy denied (133)
-          cause    NetworkPolicy default/allow-peered-vnet selects default/pls-app-7d9c5bd5f4-x2v8q for ingress, and no rule admits traffic from world (2) on TCP/80 [PLS-01]
-          path     in by eth0 > Cilium's service 10.224.0.7:80 (LoadBalancer) to 10.0.0.143:80 > ingress policy of default/pls-app-7d9c5bd5f4-x2v8q > dropped
-          identity 10.224.0.8 is world (2): ipcache 0.0.0.0/0
-          entry    none in cilium_policy_02686 for ingress world (2), 80/TCP
-          nearest  allow 16777217 (cidr:10.221.1.0/24), 80/TCP of NetworkPolicy default/allow-peered-vnet; but the peer is world (2)
-          policy   NetworkPolicy default/allow-peered-vnet
-          rests on the maps of FOLDER, Cilium 1.14.0-dev; no packet was observed
-    "#]],
+            10.224.0.8:40122 -> 10.224.0.7:80 TCP: dropped by Cilium, Policy denied (133)
+              cause    NetworkPolicy default/allow-peered-vnet selects default/pls-app-7d9c5bd5f4-x2v8q for ingress, and no rule admits traffic from world (2) on TCP/80 [PLS-01]
+              remedy   NetworkPolicy default/allow-ingress-pls-app-7d9c5bd5f4-x2v8q: a new policy that admits CIDR 10.224.0.8/32 on TCP/80 (tried: the packet is then admitted, and nothing else)
+              path     in by eth0 > Cilium's service 10.224.0.7:80 (LoadBalancer) to 10.0.0.143:80 > ingress policy of default/pls-app-7d9c5bd5f4-x2v8q > dropped
+              identity 10.224.0.8 is world (2): ipcache 0.0.0.0/0
+              entry    none in cilium_policy_02686 for ingress world (2), 80/TCP
+              nearest  NetworkPolicy default/allow-peered-vnet, ingress[0]: the source is world at 10.224.0.8, the rule wants CIDR 10.221.1.0/24 (ingress[0].fromCIDRSet[0])
+              policy   NetworkPolicy default/allow-peered-vnet
+              rests on the maps of FOLDER, Cilium 1.14.0-dev; no packet was observed
+
+            # for kubectl apply -f -
+            apiVersion: networking.k8s.io/v1
+            kind: NetworkPolicy
+            metadata:
+              name: allow-ingress-pls-app-7d9c5bd5f4-x2v8q
+              namespace: default
+            spec:
+              ingress:
+              - from:
+                - ipBlock:
+                    cidr: "10.224.0.8/32"
+                ports:
+                - port: 80
+                  protocol: TCP
+              podSelector:
+                matchLabels:
+                  app: pls-app
+              policyTypes:
+              - Ingress
+        "#]],
     );
 }
 
@@ -100,14 +121,15 @@ fn explicit_deny() {
         "explain --src 10.224.0.9 --dst ep/2686:80",
         1,
         &expect![[r#"
-        10.224.0.9 -> 10.0.0.143:80 TCP: dropped by Cilium, Policy denied by denylist (181)
-          cause    CiliumNetworkPolicy default/deny-pls9 explicitly denies ingress of default/pls-app-7d9c5bd5f4-x2v8q from 16777238 (cidr:10.224.0.9/32) on TCP/80 [PLS-34]
-          path     in by eth0 > ingress policy of default/pls-app-7d9c5bd5f4-x2v8q > dropped
-          identity 10.224.0.9 is 16777238 (cidr:10.224.0.9/32): ipcache 10.224.0.9/32
-          entry    cilium_policy_02686: ingress 16777238 (cidr:10.224.0.9/32), any port deny (match L3-Only, 4 packets so far)
-          policy   CiliumNetworkPolicy default/deny-pls9
-          rests on the maps of FOLDER, Cilium 1.14.0-dev; no packet was observed
-    "#]],
+            10.224.0.9 -> 10.0.0.143:80 TCP: dropped by Cilium, Policy denied by denylist (181)
+              cause    CiliumNetworkPolicy default/deny-pls9 explicitly denies ingress of default/pls-app-7d9c5bd5f4-x2v8q from 16777238 (cidr:10.224.0.9/32) on TCP/80 [PLS-34]
+              remedy   narrow the deny rule by an except for the source, or take it away: a deny beats every allow
+              path     in by eth0 > ingress policy of default/pls-app-7d9c5bd5f4-x2v8q > dropped
+              identity 10.224.0.9 is 16777238 (cidr:10.224.0.9/32): ipcache 10.224.0.9/32
+              entry    cilium_policy_02686: ingress 16777238 (cidr:10.224.0.9/32), any port deny (match L3-Only, 4 packets so far)
+              policy   CiliumNetworkPolicy default/deny-pls9
+              rests on the maps of FOLDER, Cilium 1.14.0-dev; no packet was observed
+        "#]],
     );
 }
 
@@ -119,13 +141,14 @@ fn open_although_a_policy_exists() {
         "explain --src 10.224.0.8 --dst 10.224.0.7:80",
         0,
         &expect![[r#"
-        10.224.0.8 -> 10.224.0.7:80 TCP: allowed
-          cause    ingress of default/pls-app-7d9c5bd5f4-x2v8q is open: no policy selects it for ingress (NetworkPolicy default/egress-peered only limits egress) [PLS-28]
-          path     in by eth0 > Cilium's service 10.224.0.7:80 (LoadBalancer) to 10.0.0.143:80 > ingress policy of default/pls-app-7d9c5bd5f4-x2v8q > into the pod
-          identity 10.224.0.8 is world (2): ipcache 0.0.0.0/0
-          entry    cilium_policy_02686: ingress any identity, any port allow (match all, 69 packets so far)
-          rests on the maps of FOLDER, Cilium 1.14.0-dev; no packet was observed
-    "#]],
+            10.224.0.8 -> 10.224.0.7:80 TCP: allowed
+              cause    ingress of default/pls-app-7d9c5bd5f4-x2v8q is open: no policy selects it for ingress (NetworkPolicy default/egress-peered only limits egress) [PLS-28]
+              remedy   to restrict ingress, add Ingress to policyTypes and a rule that admits the NAT subnet on the pod's port
+              path     in by eth0 > Cilium's service 10.224.0.7:80 (LoadBalancer) to 10.0.0.143:80 > ingress policy of default/pls-app-7d9c5bd5f4-x2v8q > into the pod
+              identity 10.224.0.8 is world (2): ipcache 0.0.0.0/0
+              entry    cilium_policy_02686: ingress any identity, any port allow (match all, 69 packets so far)
+              rests on the maps of FOLDER, Cilium 1.14.0-dev; no packet was observed
+        "#]],
     );
 }
 
@@ -138,14 +161,19 @@ fn kube_proxy_hides_the_source() {
         1,
         &expect![[r#"
             10.224.0.8 -> 10.224.0.6:80 TCP: dropped by Cilium, Policy denied (133)
-              cause    NetworkPolicy default/allow-pls-nat selects default/pls-app-7d9c5bd5f4-x2v8q for ingress; netfilter replaced the source 10.224.0.8 by 10.0.1.104 before policy ran, so Cilium judged world (2), which no rule admits on TCP/80; 10.224.0.8 itself would be admitted [PLS-03]
+              cause    NetworkPolicy default/allow-pls-nat selects default/pls-app-7d9c5bd5f4-x2v8q for ingress; kube-proxy, as for externalTrafficPolicy Cluster, replaced the source 10.224.0.8 by 10.0.1.104 before policy ran, so Cilium judged world (2), which no rule admits on TCP/80; 10.224.0.8 itself would be admitted [PLS-03]
+              run      kubectl -n NAMESPACE patch service SERVICE -p '{"spec":{"externalTrafficPolicy":"Local"}}'
+              remedy   with externalTrafficPolicy Local only nodes with a ready pod take traffic, and the NAT IPs must not lie in the pods' subnet (annotation azure-pls-ip-configuration-subnet)
               path     in by eth0 > netfilter DNAT to 10.224.0.8 -> 10.0.0.143:80 TCP > route cilium_host > netfilter MASQUERADE to 10.0.1.104 -> 10.0.0.143:80 TCP > ingress policy of default/pls-app-7d9c5bd5f4-x2v8q > dropped
+              source   10.224.0.8 as it came; ipcache 10.224.0.8/32 is 16777224 (cidr:10.224.0.8/32)
+              source   10.0.1.104 by kube-proxy, as for externalTrafficPolicy Cluster (nat: -A KUBE-POSTROUTING -j MASQUERADE); ipcache 10.0.1.104/32 is host (1); judged as world (2)
               rule     nat: -A KUBE-SEP-APP -p tcp -j DNAT --to-destination 10.0.0.143:80
               rule     nat: -A KUBE-POSTROUTING -j MASQUERADE
               identity 10.0.1.104 is world (2): ipcache 10.0.1.104/32 says host, which Cilium does not believe of a packet without the host's mark
               entry    none in cilium_policy_00847 for ingress world (2), 80/TCP
-              nearest  allow 16777224 (cidr:10.224.0.8/32), 80/TCP of NetworkPolicy default/allow-pls-nat; but the peer is world (2)
+              nearest  NetworkPolicy default/allow-pls-nat, ingress[0]: the source is world at 10.0.1.104, the rule wants CIDR 10.224.0.8/32 (ingress[0].fromCIDRSet[0])
               policy   NetworkPolicy default/allow-pls-nat
+              no edit  no rule can name 10.224.0.8 while policy sees 10.0.1.104 instead: the source has to be kept first
               rests on the maps of FOLDER, Cilium 1.14.0-dev; no packet was observed
         "#]],
     );
@@ -159,15 +187,36 @@ fn another_port() {
         "explain --src 10.224.0.8 --dst app=pls-app:8080",
         1,
         &expect![[r#"
-        10.224.0.8 -> 10.0.0.143:8080 TCP: dropped by Cilium, Policy denied (133)
-          cause    NetworkPolicy default/allow-pls-nat selects default/pls-app-7d9c5bd5f4-x2v8q for ingress, and no rule admits traffic from 16777218 (cidr:10.224.0.8/32) on TCP/8080 [PLS-01]
-          path     in by eth0 > ingress policy of default/pls-app-7d9c5bd5f4-x2v8q > dropped
-          identity 10.224.0.8 is 16777218 (cidr:10.224.0.8/32): ipcache 10.224.0.8/32
-          entry    none in cilium_policy_02686 for ingress 16777218 (cidr:10.224.0.8/32), 8080/TCP
-          nearest  allow 16777218 (cidr:10.224.0.8/32), 80/TCP of NetworkPolicy default/allow-pls-nat; but the port is 8080
-          policy   NetworkPolicy default/allow-pls-nat
-          rests on the maps of FOLDER, Cilium 1.14.0-dev; no packet was observed
-    "#]],
+            10.224.0.8 -> 10.0.0.143:8080 TCP: dropped by Cilium, Policy denied (133)
+              cause    NetworkPolicy default/allow-pls-nat selects default/pls-app-7d9c5bd5f4-x2v8q for ingress, and no rule admits traffic from 16777218 (cidr:10.224.0.8/32) on TCP/8080 [PLS-01]
+              remedy   NetworkPolicy default/allow-ingress-pls-app-7d9c5bd5f4-x2v8q: a new policy that admits CIDR 10.224.0.8/32 on TCP/8080 (tried: the packet is then admitted, and nothing else)
+              path     in by eth0 > ingress policy of default/pls-app-7d9c5bd5f4-x2v8q > dropped
+              identity 10.224.0.8 is 16777218 (cidr:10.224.0.8/32): ipcache 10.224.0.8/32
+              entry    none in cilium_policy_02686 for ingress 16777218 (cidr:10.224.0.8/32), 8080/TCP
+              nearest  NetworkPolicy default/allow-pls-nat, ingress[0]: the rule names port 80, the packet is for 8080 (ingress[0].toPorts[0].ports[0])
+              policy   NetworkPolicy default/allow-pls-nat
+              rests on the maps of FOLDER, Cilium 1.14.0-dev; no packet was observed
+
+            # for kubectl apply -f -
+            apiVersion: networking.k8s.io/v1
+            kind: NetworkPolicy
+            metadata:
+              name: allow-ingress-pls-app-7d9c5bd5f4-x2v8q
+              namespace: default
+            spec:
+              ingress:
+              - from:
+                - ipBlock:
+                    cidr: "10.224.0.8/32"
+                ports:
+                - port: 8080
+                  protocol: TCP
+              podSelector:
+                matchLabels:
+                  app: pls-app
+              policyTypes:
+              - Ingress
+        "#]],
     );
 }
 
@@ -200,14 +249,34 @@ fn ping() {
         "explain --src 10.224.0.8 --dst 10.0.0.143/icmp",
         1,
         &expect![[r#"
-        10.224.0.8 -> 10.0.0.143 ICMP: dropped by Cilium, Policy denied (133)
-          cause    NetworkPolicy default/allow-pls-nat selects default/pls-app-7d9c5bd5f4-x2v8q for ingress, and no rule admits traffic from 16777218 (cidr:10.224.0.8/32) on ICMP type 8 [PLS-01]
-          path     in by eth0 > ingress policy of default/pls-app-7d9c5bd5f4-x2v8q > dropped
-          identity 10.224.0.8 is 16777218 (cidr:10.224.0.8/32): ipcache 10.224.0.8/32
-          entry    none in cilium_policy_02686 for ingress 16777218 (cidr:10.224.0.8/32), 8/ICMP
-          policy   NetworkPolicy default/allow-pls-nat
-          rests on the maps of FOLDER, Cilium 1.14.0-dev; no packet was observed
-    "#]],
+            10.224.0.8 -> 10.0.0.143 ICMP: dropped by Cilium, Policy denied (133)
+              cause    NetworkPolicy default/allow-pls-nat selects default/pls-app-7d9c5bd5f4-x2v8q for ingress, and no rule admits traffic from 16777218 (cidr:10.224.0.8/32) on ICMP type 8 [PLS-01]
+              remedy   CiliumNetworkPolicy default/allow-ingress-pls-app-7d9c5bd5f4-x2v8q: a new policy that admits CIDR 10.224.0.8/32 on ICMP type 8 (tried: the packet is then admitted, and nothing else)
+              path     in by eth0 > ingress policy of default/pls-app-7d9c5bd5f4-x2v8q > dropped
+              identity 10.224.0.8 is 16777218 (cidr:10.224.0.8/32): ipcache 10.224.0.8/32
+              entry    none in cilium_policy_02686 for ingress 16777218 (cidr:10.224.0.8/32), 8/ICMP
+              nearest  NetworkPolicy default/allow-pls-nat, ingress[0]: the rule names TCP, the packet is ICMP (ingress[0].toPorts[0].ports[0])
+              policy   NetworkPolicy default/allow-pls-nat
+              rests on the maps of FOLDER, Cilium 1.14.0-dev; no packet was observed
+
+            # for kubectl apply -f -
+            apiVersion: cilium.io/v2
+            kind: CiliumNetworkPolicy
+            metadata:
+              name: allow-ingress-pls-app-7d9c5bd5f4-x2v8q
+              namespace: default
+            spec:
+              endpointSelector:
+                matchLabels:
+                  app: pls-app
+              ingress:
+              - fromCIDR:
+                - "10.224.0.8/32"
+                icmps:
+                - fields:
+                  - family: IPv4
+                    type: 8
+        "#]],
     );
 }
 

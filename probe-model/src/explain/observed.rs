@@ -80,7 +80,7 @@ impl Flow<'_> {
     }
 
     fn is_nat_ip(&self, address: IpAddr) -> bool {
-        nat_sources(self.world).of(address).is_some()
+        nat_sources(self.world).names(address).is_some()
     }
 
     /// The application turns the connection away at its first bytes: it does not understand the header, or misses it.

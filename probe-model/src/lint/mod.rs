@@ -16,7 +16,7 @@ mod sources;
 use core::cmp::Reverse;
 
 use crate::explain::Finding;
-use crate::world::nat::{Disagreement, NatOrigin, nat_sources};
+use crate::world::nat::{Confidence, Disagreement, NatOrigin, NatSource, nat_sources};
 
 pub use scope::{Entry, Scope};
 pub use silence::{Probes, Silence, silence};
@@ -54,7 +54,7 @@ impl Lint {
 pub fn lint(scope: &Scope<'_>) -> Lint {
     let nat = nat_sources(scope.world);
     let mut lint = Lint { disagreements: nat.disagreements, ..Lint::default() };
-    let sources: Vec<_> = nat.sources.into_iter().filter(|source| is_of(scope, &source.origin)).collect();
+    let sources = to_judge(nat.sources.into_iter().filter(|source| is_of(scope, &source.origin)).collect());
     sources::check(scope, &sources, &mut lint);
     probe::check(scope, &mut lint);
     policy::check(scope, &mut lint);
@@ -65,6 +65,12 @@ pub fn lint(scope: &Scope<'_>) -> Lint {
     node::check(scope, &mut lint);
     sort(&mut lint.findings);
     lint
+}
+
+/// The NAT IPs themselves where they are known; else the subnets that they are in, of which not every address is one.
+fn to_judge(sources: Vec<NatSource>) -> Vec<NatSource> {
+    let is_sure = |source: &NatSource| source.confidence() >= Confidence::Declared;
+    if sources.iter().any(is_sure) { sources.into_iter().filter(is_sure).collect() } else { sources }
 }
 
 /// Whether a NAT IP may be one of the service's: not if it is known to be another service's.

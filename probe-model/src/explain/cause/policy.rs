@@ -288,7 +288,7 @@ impl Denied<'_> {
     fn addresses(&self, parts: &[(&Policy, &Part)]) -> Option<(Code, String)> {
         let address = self.address();
         let nat = nat_sources(self.world);
-        let source = nat.of(address)?;
+        let source = nat.names(address)?;
         let named = parts.iter().filter(|(_, part)| self.names_port(part)).flat_map(|(policy, part)| {
             part.peers.listed.iter().filter_map(move |peer| match &peer.kind {
                 PeerKind::Cidr { cidr, .. } => Some((*policy, *cidr)),

@@ -195,6 +195,16 @@ impl NatSources {
         self.sources.iter().find(|source| source.prefix.contains(&address))
     }
 
+    /// The surest that says of this very address, or of all of a prefix with it, that it is a NAT IP: not that it may be
+    /// one because its subnet has some.
+    pub fn names(&self, address: IpAddr) -> Option<&NatSource> {
+        let is_sure = |source: &&NatSource| {
+            source.prefix.contains(&address)
+                && !matches!(source.confidence(), Confidence::Range | Confidence::Suspected)
+        };
+        self.sources.iter().find(is_sure)
+    }
+
     /// Addresses known one by one, each once, the surest first.
     pub fn addresses(&self) -> Vec<IpAddr> {
         let mut seen = BTreeSet::new();
