@@ -8,7 +8,6 @@ use probe_model::cilium::Direction;
 use probe_model::cilium::EndpointId;
 use probe_model::cilium::identity::Identity;
 use probe_model::intent::cluster::Cluster;
-use probe_model::intent::edit::{Wanted, edits};
 use probe_model::intent::engine::{Engine, Flow};
 use probe_model::intent::object::{Options, read};
 use probe_model::tuple::Protocol;
@@ -94,10 +93,6 @@ fn intent(criterion: &mut Criterion) {
         group.bench_function(format!("read the objects and apply them{with}"), |bench| bench.iter(engine));
         group.bench_function(format!("why not, on it{with}"), |bench| {
             bench.iter(|| engine().why(&pod, black_box(flow), Some(address)));
-        });
-        let wanted = Wanted { pod: &pod, flow, address: Some(address), wider: Vec::new() };
-        group.bench_function(format!("edits, tried{with}"), |bench| {
-            bench.iter(|| edits(&made, &objects, black_box(&wanted)));
         });
     }
     group.finish();

@@ -18,8 +18,8 @@ use crate::cilium::Direction;
 use crate::cilium::identity::Identity;
 use crate::world::PolicyRef;
 
-/// As many rules near to the flow are tried to be widened.
-const NEAREST: usize = 5;
+/// As many rules near to the flow are tried to be widened, and as many policies to be given a rule more.
+const NEAREST: usize = 3;
 
 /// What kind of edit it is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -122,10 +122,9 @@ impl Editor<'_> {
         }
         let near = why.misses.iter().filter(|miss| miss.only().is_some()).take(NEAREST);
         let widened = near.flat_map(|miss| self.widen(miss));
-        let added =
-            why.enforced_by.iter().filter_map(|part| Some((part.number, self.object(part.number)?.0)));
-        let added: BTreeSet<_> = added.collect();
-        let added = added.into_iter().flat_map(|(number, object)| self.add_rule(number, object));
+        let enforcing: BTreeSet<_> = why.enforced_by.iter().map(|part| part.number).collect();
+        let enforcing = enforcing.into_iter().filter_map(|number| Some((number, self.object(number)?.0)));
+        let added = enforcing.take(NEAREST).flat_map(|(number, object)| self.add_rule(number, object));
         widened.chain(added).chain(self.new_policies()).collect()
     }
 

@@ -56,28 +56,28 @@ impl Asked {
     /// The answer as text.
     fn check_why(&self, expected: &Expect) {
         let why = self.why();
-        let mut text = format!("{:?}, enforced: {}\n", why.verdict, why.enforced);
+        let mut text = vec![format!("{:?}, enforced: {}", why.verdict, why.enforced)];
         for part in &why.enforced_by {
-            text += &format!("enforced by {part}\n");
+            text.push(format!("enforced by {part}"));
         }
         for policy in &why.other_direction_only {
-            text += &format!("other direction only: {policy}\n");
+            text.push(format!("other direction only: {policy}"));
         }
         for (word, hits) in [("admitted", &why.admits), ("denied", &why.denies)] {
             for hit in hits {
                 let place = |path: &Option<_>| path.as_ref().map_or("-".to_owned(), ToString::to_string);
-                text += &format!("{word} by {}: {}, {}\n", hit.part, place(&hit.peer), place(&hit.port));
+                text.push(format!("{word} by {}: {}, {}", hit.part, place(&hit.peer), place(&hit.port)));
             }
         }
         for miss in &why.misses {
             for failed in &miss.failed {
-                text += &format!("{} of {}: {failed} ({})\n", miss.failed.len(), miss.part, failed.path);
+                text.push(format!("{} of {}: {failed} ({})", miss.failed.len(), miss.part, failed.path));
             }
         }
         for unevaluated in &why.unevaluated {
-            text += &format!("not evaluated: {unevaluated}\n");
+            text.push(format!("not evaluated: {unevaluated}"));
         }
-        expected.assert_eq(&text);
+        expected.assert_eq(&(text.join("\n") + "\n"));
     }
 
     /// Every edit, with what else it admits, and the YAML of the first.
@@ -89,16 +89,16 @@ impl Asked {
             wider: self.wider.clone(),
         };
         let edits = edits(&self.engine, &self.objects, &wanted);
-        let mut text = String::new();
+        let mut text = Vec::new();
         for edit in &edits {
-            text += &format!("{:?} {}, {}: {}\n", edit.kind, edit.policy, edit.path, edit.summary);
+            text.push(format!("{:?} {}, {}: {}", edit.kind, edit.policy, edit.path, edit.summary));
             for line in lines(self.engine.cluster(), &edit.admits_also) {
-                text += &format!("  also {line}\n");
+                text.push(format!("  also {line}"));
             }
             assert!(edit.verdict.admits());
         }
-        text += &edits.first().map_or_else(String::new, |edit| edit.yaml.clone());
-        expected.assert_eq(&text);
+        text.extend(edits.first().map(|edit| edit.yaml.clone()));
+        expected.assert_eq(&text.join("\n"));
     }
 }
 

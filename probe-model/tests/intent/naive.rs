@@ -58,7 +58,7 @@ fn means(part: &Part, peer: &Peer) -> bool {
     })
 }
 
-fn covers(term: &PortTerm, cluster: &Cluster, pod: &Pod, flow: &Flow) -> bool {
+fn covers(term: &PortTerm, cluster: &Cluster, pod: &Pod, flow: Flow) -> bool {
     let port = match &term.port {
         RulePort::Number { .. } => term.port.range(),
         RulePort::Name(name) => {
@@ -74,7 +74,7 @@ fn covers(term: &PortTerm, cluster: &Cluster, pod: &Pod, flow: &Flow) -> bool {
 }
 
 /// Whether the rules admit a flow: what is denied is not, else what is allowed is, else what is not enforced is.
-fn admits(engine: &Engine, pod: &Pod, peer: &Peer, flow: &Flow) -> bool {
+fn admits(engine: &Engine, pod: &Pod, peer: &Peer, flow: Flow) -> bool {
     let labels = &engine.cluster().identities[&pod.identity];
     let rules = engine.policies().iter().flat_map(|policy| &policy.rules);
     let selecting = rules.filter(|rule| match &rule.subject {
@@ -184,7 +184,7 @@ fn intent_is_what_a_plain_reading_of_the_rules_says() {
                 for protocol in PROTOCOLS {
                     for port in if protocol == Protocol::ICMP { &[8, 3][..] } else { &PORTS } {
                         let flow = Flow { direction, peer: identity, protocol, port: *port };
-                        let plain = admits(&engine, &pod, peer, &flow);
+                        let plain = admits(&engine, &pod, peer, flow);
                         let found = intent.verdict(identity, protocol, *port).admits();
                         let address = peer.address;
                         assert_eq!(
