@@ -64,8 +64,8 @@ fn the_list() {
           PLS-38  Cilium's connection tables are full or stale             maps, packets
           PLS-39  The kernel's connection table is full                    netfilter, packets
           PLS-40  Address ranges overlap                                   maps, kubernetes, azure
-          PLS-41  No ready pod behind the service, or nobody listens       maps, packets, kubernetes, netfilter
-          PLS-42  The node does not know the load balancer's address       maps, netfilter, kubernetes, packets
+          PLS-41  No ready pod behind the service, or nobody listens       maps, packets, kubernetes
+          PLS-42  The node does not know the load balancer's address       maps, netfilter, packets
           PLS-44  Large packets vanish (MTU)                               packets
           PLS-45  Cilium's gateway reports no endpoints to the probe       kubernetes
           PLS-46  The agent has not installed the policy on this node      agent, maps, kubernetes
@@ -264,8 +264,8 @@ fn json_has_every_code_and_a_page_its_sections() {
     assert!(codes.iter().all(|code| code["schema"] == "plsprobe.cause/1" && code["title"].is_string()));
     let (_, page, _) = run(&["PLS-51", "-o", "json"]);
     let page: serde_json::Value = serde_json::from_str(&page).expect("one object");
-    assert_eq!((&page["code"], &page["detected"]), (&"PLS-51".into(), &false.into()));
-    assert_eq!(page["seen_from"], serde_json::json!([]), "nobody on the node");
+    assert_eq!((&page["code"], &page["detected"]), (&"PLS-51".into(), &true.into()));
+    assert_eq!(page["seen_from"], serde_json::json!(["azure", "packets"]));
     let headings: Vec<_> =
         page["sections"].as_array().expect("sections").iter().map(|one| &one["heading"]).collect();
     assert_eq!(headings.first(), Some(&&"Symptom".into()));
