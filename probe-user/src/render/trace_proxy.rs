@@ -90,17 +90,18 @@ fn kind_text(first: FirstBytes) -> String {
     }
 }
 
-/// How it was taken: `reset by the other end 0.412 ms later`.
+/// How it was taken, and when: `HTTP status 400 0.412 ms later`.
 pub(super) fn reaction_text(reaction: Reaction) -> String {
-    let what = match reaction.kind {
-        ReactionKind::Reset => "the pod's end reset the connection",
-        ReactionKind::Closed => "the pod's end closed the connection without a byte",
-        ReactionKind::Status(status) => {
-            return format!("HTTP status {status} {} ms later", millis(reaction.after_ns));
-        }
-        ReactionKind::Data => "it was answered",
-    };
-    format!("{what} {} ms later", millis(reaction.after_ns))
+    format!("{} {} ms later", what_text(reaction.kind), millis(reaction.after_ns))
+}
+
+fn what_text(kind: ReactionKind) -> String {
+    match kind {
+        ReactionKind::Reset => "the pod's end reset the connection".to_owned(),
+        ReactionKind::Closed => "the pod's end closed the connection without a byte".to_owned(),
+        ReactionKind::Status(status) => format!("HTTP status {status}"),
+        ReactionKind::Data => "it was answered".to_owned(),
+    }
 }
 
 fn fault_text(fault: ProxyFault) -> String {
@@ -112,18 +113,10 @@ fn fault_text(fault: ProxyFault) -> String {
     }
 }
 
-/// What went wrong behind the handshake, for a flow's first line: `then HTTP status 400 0.412 ms later`.
+/// What went wrong behind the handshake, for a flow's first line: `, then HTTP status 400 0.412 ms after its first byte`.
 pub(super) fn rejection_text(evidence: &Evidence) -> Option<String> {
     let reaction = evidence.reaction.filter(|_| is_rejected(evidence))?;
-    let after = reaction_text(reaction);
-    Some(format!(", then {} its first bytes: {after}", kind_of_rejection(reaction.kind)))
-}
-
-fn kind_of_rejection(kind: ReactionKind) -> &'static str {
-    match kind {
-        ReactionKind::Status(_) | ReactionKind::Data => "an error for",
-        ReactionKind::Reset | ReactionKind::Closed => "turned away by",
-    }
+    Some(format!(", then {} {} ms after its first byte", what_text(reaction.kind), millis(reaction.after_ns)))
 }
 
 /// The consumer as JSON.

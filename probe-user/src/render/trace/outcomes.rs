@@ -6,6 +6,7 @@ use expect_test::expect;
 use probe_model::path::{
     Fragment, HookPoint, Namespace, Packet, Place, Seen, Sighting, SocketEvent, Tunnel, TunnelKind, Watch,
 };
+use probe_model::proxy_protocol::SIGNATURE;
 
 use super::tests::{FRONTEND, Given, POD, UPLINK, VETH, at, check_given, judged, packet, watch};
 use crate::trace::judge::EventSource;
@@ -310,4 +311,69 @@ fn json_has_the_gap_and_its_candidates_by_code() {
         (&"netfilter".into(), &serde_json::Value::Null)
     );
     assert_eq!(dropped["kernel_drops"][0]["at"], "at eth0");
+}
+
+/// 10.221.1.4:51000, linkID 553665985, as Private Link sends it.
+fn azure_header() -> Vec<u8> {
+    let rest = [0x21, 0x11, 0, 20, 10, 221, 1, 4, 10, 224, 0, 7, 0xc7, 0x38, 0, 80];
+    [&SIGNATURE[..], &rest, &[0xee, 0, 5, 1, 0xc1, 0x45, 0, 0x21]].concat()
+}
+
+/// A segment with these bytes at a hook, which keeps them.
+fn carried(us: u64, point: HookPoint, ifindex: u32, packet: Packet, bytes: &[u8]) -> [Sighting; 2] {
+    let seen = at(us, point, ifindex, Packet { payload_len: bytes.len() as u32, ..packet });
+    let Seen::Hook { place, .. } = seen.seen else { unreachable!("made above") };
+    let kept = Sighting { seen: Seen::Payload { place, bytes: bytes.into() }, ..seen.clone() };
+    [seen, kept]
+}
+
+#[test]
+fn a_header_in_two_segments_that_the_application_does_not_understand() {
+    let header = azure_header();
+    let mut sightings = vec![
+        syn_at(0, HookPoint::UplinkIn, UPLINK, FRONTEND),
+        syn_at(20, HookPoint::PodIn, VETH, POD),
+        at(41, HookPoint::PodOut, VETH, packet(POD, CLIENT, 0x12, 50, 10)),
+        at(52, HookPoint::UplinkOut, UPLINK, packet(FRONTEND, CLIENT, 0x12, 50, 10)),
+        at(60, HookPoint::UplinkIn, UPLINK, packet(CLIENT, FRONTEND, 0x10, 10, 51)),
+    ];
+    for (us, from, to) in [(100, 0, 20), (150, 20, header.len())] {
+        let seq = 10 + from as u32;
+        let bytes = &header[from..to];
+        let (outside, inside) = (packet(CLIENT, FRONTEND, 0x18, seq, 51), packet(CLIENT, POD, 0x18, seq, 51));
+        sightings.extend(carried(us, HookPoint::UplinkIn, UPLINK, outside, bytes));
+        sightings.extend(carried(us + 11, HookPoint::PodIn, VETH, inside, bytes));
+    }
+    sightings.push(at(512, HookPoint::PodOut, VETH, packet(POD, CLIENT, 0x14, 51, 46)));
+    check(
+        &sightings,
+        &watch(),
+        &expect![[r#"
+            10.224.0.8:40000 -> 10.224.0.7:80 TCP: allowed, answered after 0.041 ms, then the pod's end reset the connection 0.412 ms after its first byte
+              from     PLS NAT IP 10.224.0.8, identity 16777218 (cidr:10.224.0.8/32); DNAT 10.224.0.7:80 to 10.0.0.143:80; eth0 in 0.000 > lxc1 to pod 0.020 > lxc1 from pod 0.041 > eth0 out 0.052 ms
+              proxy    PROXY v2 header at eth0 in and lxc1 to pod; consumer 10.221.1.4:51000, linkID 553665985; split over 2 segments; the pod's end reset the connection 0.412 ms later
+              why      NetworkPolicy default/allow-pls-nat admits 16777218 (cidr:10.224.0.8/32) to default/pls-app-7d9c5bd5f4-x2v8q on TCP/80; cilium_policy_02686: ingress 16777218 (cidr:10.224.0.8/32), 80/TCP allow (match L3-L4, 12 packets so far); by the packets seen
+        "#]],
+    );
+}
+
+#[test]
+fn a_packet_that_is_routed_back() {
+    let back = Packet { ttl: 63, ..packet(CLIENT, FRONTEND, 0x02, 9, 0) };
+    check(
+        &[syn_at(0, HookPoint::UplinkIn, UPLINK, FRONTEND), at(15, HookPoint::UplinkOut, UPLINK, back)],
+        &watch(),
+        &expect![[r#"
+            10.224.0.8:40000 -> 10.224.0.7:80 TCP: inconclusive: seen at eth0 out, then silence; allowed by the maps
+              cause    nothing that plsprobe knows of on this node stops it, and no answer was seen; NetworkPolicy default/allow-pls-nat admits 16777218 (cidr:10.224.0.8/32) to default/pls-app-7d9c5bd5f4-x2v8q on TCP/80 [ALLOWED]
+              from     PLS NAT IP 10.224.0.8, identity 16777218 (cidr:10.224.0.8/32)
+              hops     eth0 in 0.000 > eth0 out 0.015 ms
+              answer   none seen
+              packets  the node sent it back to the network as it came, from eth0 in to eth0 out
+              gap      nothing after eth0 out; perhaps a tc program behind ours at eth0 redirected or kept it, or it went on where no hook of ours is attached
+              verdict  by the maps alone, nothing observed decides
+              entry    cilium_policy_02686: ingress 16777218 (cidr:10.224.0.8/32), 80/TCP allow (match L3-L4, 12 packets so far)
+              policy   NetworkPolicy default/allow-pls-nat
+        "#]],
+    );
 }
