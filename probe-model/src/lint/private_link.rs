@@ -154,10 +154,10 @@ fn siblings(scope: &Scope<'_>, link: &PrivateLinkService, lint: &mut Lint) {
         sentence,
     )
     .because(Source::Azure, format!("enableProxyProtocol: {} true, {} false", on.name, off.name));
-    if let Some(owner) = off.owners().next().and_then(|owner| owner.split_once('/')) {
-        if let Some(service) = scope.world.kubernetes.service(owner.0, owner.1) {
-            finding = finding.remedy(Remedy::Command(annotate(service, "azure-pls-proxy-protocol", "true")));
-        }
+    let owner = off.owners().next().and_then(|owner| owner.split_once('/'));
+    let service = owner.and_then(|(namespace, name)| scope.world.kubernetes.service(namespace, name));
+    if let Some(service) = service {
+        finding = finding.remedy(Remedy::Command(annotate(service, "azure-pls-proxy-protocol", "true")));
     }
     lint.findings.push(finding.remedy(Remedy::Text(
         "give every Private Link service of one load balancer the same setting, or use separate load balancers".to_owned(),

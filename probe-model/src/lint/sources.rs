@@ -10,6 +10,7 @@ use super::judge::{Judged, judge};
 use super::private_link::visible_nat_ip;
 use super::scope::{Entry, Scope};
 use crate::cilium::identity::Identity;
+use crate::cilium::ipcache::Ipcache;
 use crate::explain::{
     Code, Explanation, Finding, Remedy, Severity, Source, SourceBy, Subject, policies_behind, source_history,
 };
@@ -62,7 +63,7 @@ fn addresses(world: &World, sources: &[NatSource]) -> BTreeSet<IpAddr> {
 
 /// One address of every prefix of the ipcache within the range, and one that none of them covers.
 fn of_range(world: &World, range: IpNet) -> Vec<IpAddr> {
-    let inside = world.ipcache.iter().flat_map(|ipcache| ipcache.entries());
+    let inside = world.ipcache.iter().flat_map(Ipcache::entries);
     let inside: Vec<_> = inside.map(|(prefix, _)| prefix).filter(|prefix| range.contains(prefix)).collect();
     if range.prefix_len() == range.max_prefix_len() {
         return vec![range.addr()];
@@ -73,7 +74,7 @@ fn of_range(world: &World, range: IpNet) -> Vec<IpAddr> {
         range.hosts().skip(3).take(CANDIDATES).find(|address| {
             !covered(address) && world.owner(*address) == crate::world::AddressOwner::Elsewhere
         });
-    let own = inside.iter().map(|prefix| prefix.network()).filter(|address| {
+    let own = inside.iter().map(IpNet::network).filter(|address| {
         world.ipcache.as_ref().and_then(|ipcache| ipcache.lookup(*address)).is_some_and(|(_, info)| {
             let identity = info.sec_identity;
             identity.is_local_scope() || identity.is_world()

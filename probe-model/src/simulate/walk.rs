@@ -108,7 +108,7 @@ impl Walk<'_> {
         let dev = if remote_pod { None } else { world.uplink() };
         let walk = self.step(Step::FromNetwork { dev: dev.map(str::to_owned), overlay: remote_pod });
         if remote_pod {
-            return walk.from_tunnel();
+            return walk.out_of_tunnel();
         }
         if !walk.world.config.node_port || !walk.handles(Family::of(walk.tuple.daddr)) {
             return walk.host_stack(dev);
@@ -130,7 +130,7 @@ impl Walk<'_> {
     /// A pod's is the ipcache's, too. A node's address stands for two: the node itself, or somebody outside whose packet
     /// the node sends on to a service's backend and marks as world. Source: `handle_ipv4`, Cilium 1.14
     /// `bpf/bpf_overlay.c`; `nodeport_nat_ipv4_fwd`, `bpf/lib/nodeport.h`.
-    fn from_tunnel(self) -> Vec<Trajectory> {
+    fn out_of_tunnel(self) -> Vec<Trajectory> {
         let sender = self.tuple.saddr;
         if !self.identity_of(sender).is_ok_and(|(identity, _)| is_of_node(identity)) {
             return self.local_delivery(None);

@@ -40,10 +40,10 @@ pub(super) fn default_deny(
     let preposition = if direction == Direction::Ingress { "from" } else { "to" };
     let plain = format!("{who}, and no rule admits traffic {preposition} {peer} on {port}");
     let denied = Denied { world, way, step, who, peer, port };
-    if direction == Direction::Ingress {
-        if let Some(cause) = denied.source() {
-            return cause;
-        }
+    if direction == Direction::Ingress
+        && let Some(cause) = denied.source()
+    {
+        return cause;
     }
     match denied.rule(near_miss) {
         Some((code, hint)) => Cause::new(code, format!("{plain}: {hint}")),
@@ -93,11 +93,11 @@ impl Denied<'_> {
             };
             return Some(Cause::new(code, format!("{sentence}; {original} itself would be admitted")));
         }
-        self.from_other_node(&sentence)
+        self.sent_by_other_node(&sentence)
     }
 
     /// The source is another node's address: it stands for whoever's packets that node sends on.
-    fn from_other_node(&self, sentence: &str) -> Option<Cause> {
+    fn sent_by_other_node(&self, sentence: &str) -> Option<Cause> {
         let is_service = self.has_outside_frontend();
         let judged = source_history(self.world, self.way).last().and_then(|hop| hop.judged);
         let from = self.way.sent.saddr;
