@@ -327,11 +327,9 @@ fn connections_that_are_listed_apart() {
 #[test]
 fn a_token_that_ended_is_replaced_once() {
     let count = AtomicU32::new(0);
-    let imds = Server::start(move |seen| match seen.path.contains("/identity/") {
-        true if count.fetch_add(1, Ordering::SeqCst) == 0 => {
-            Reply::ok(r#"{"access_token":"old","expires_in":"3599"}"#)
-        }
-        _ => imds_reply(seen),
+    let imds = Server::start(move |seen| {
+        let is_first = seen.path.contains("/identity/") && count.fetch_add(1, Ordering::SeqCst) == 0;
+        if is_first { Reply::ok(r#"{"access_token":"old","expires_in":"3599"}"#) } else { imds_reply(seen) }
     });
     let mut azure = Azure::start(arm_reply);
     azure.options.imds = Some(imds.url("http").parse().unwrap());

@@ -18,7 +18,7 @@ use super::{Client, Patience, Resolver, Url, line};
 pub(crate) const PATIENT: Patience = Patience {
     connect: Duration::from_secs(20),
     each: Duration::from_secs(40),
-    total: Duration::from_secs(60),
+    total: Duration::from_mins(1),
 };
 
 /// A request, as a server saw it.
