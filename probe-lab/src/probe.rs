@@ -167,8 +167,7 @@ impl Probe {
             return Ok(Probed::without_server(ClientSaw::from_error(err)?));
         }
         match self.request(socket.into()) {
-            Ok(Some(body)) => Ok(Probed { saw: ClientSaw::Ok, server_saw: body }),
-            Ok(None) => Ok(Probed::without_server(ClientSaw::Rejected)),
+            Ok(probed) => Ok(probed),
             Err(err) => Ok(Probed::without_server(match ClientSaw::from_error(err)? {
                 ClientSaw::Refused => ClientSaw::Rejected,
                 saw => saw,
@@ -176,8 +175,8 @@ impl Probe {
         }
     }
 
-    /// Sends the request; what the server says it saw, or `None` if it answered with an error.
-    fn request(&self, mut stream: TcpStream) -> io::Result<Option<Option<SocketAddrV4>>> {
+    /// Sends the request and reads what the server answers.
+    fn request(&self, mut stream: TcpStream) -> io::Result<Probed> {
         stream.set_read_timeout(Some(self.timeout))?;
         stream.set_write_timeout(Some(self.timeout))?;
         stream.set_nodelay(true)?;
@@ -187,10 +186,11 @@ impl Probe {
         let mut answer = String::new();
         stream.read_to_string(&mut answer)?;
         if answer.starts_with("HTTP/1.1 200") {
-            return Ok(Some(answer.rsplit_once(" saw ").and_then(|(_, peer)| peer.trim().parse().ok())));
+            let server_saw = answer.rsplit_once(" saw ").and_then(|(_, peer)| peer.trim().parse().ok());
+            return Ok(Probed { saw: ClientSaw::Ok, server_saw });
         }
         if answer.starts_with("HTTP/1.1 ") {
-            return Ok(None);
+            return Ok(Probed::without_server(ClientSaw::Rejected));
         }
         Err(io::Error::other(format!("not an HTTP answer: `{answer}`")))
     }

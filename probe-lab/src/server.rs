@@ -107,7 +107,7 @@ async fn answer(mut stream: TcpStream, peer: SocketAddr, place: &str, app: App) 
     let mut received = Vec::new();
     let takes_header = matches!(app, App::TakesProxy | App::DemandsProxy);
     if takes_header && !read_header(&mut stream, &mut received).await? && app == App::DemandsProxy {
-        return reset(stream);
+        return reset(&stream);
     }
     if received.is_empty() && stream.read_buf(&mut received).await? == 0 {
         return Ok(());
@@ -117,7 +117,7 @@ async fn answer(mut stream: TcpStream, peer: SocketAddr, place: &str, app: App) 
         return respond(stream, "200 OK", &body).await;
     }
     if app == App::HttpOrReset {
-        reset(stream)
+        reset(&stream)
     } else {
         respond(stream, "400 Bad Request", "bad request\n").await
     }
@@ -132,9 +132,9 @@ async fn respond(mut stream: TcpStream, status: &str, body: &str) -> io::Result<
     stream.shutdown().await
 }
 
-/// Ends the connection by a reset, as a server does that closes what it has not read.
-fn reset(stream: TcpStream) -> io::Result<()> {
-    SockRef::from(&stream).set_linger(Some(Duration::ZERO))
+/// Has the connection end by a reset when it is dropped, as one does that a server closes without having read all.
+fn reset(stream: &TcpStream) -> io::Result<()> {
+    SockRef::from(stream).set_linger(Some(Duration::ZERO))
 }
 
 /// Reads a PROXY header of version 2 if there is one, however it is split; what came behind it stays in `received`.

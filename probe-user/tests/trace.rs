@@ -171,7 +171,7 @@ fn check_probe(name: &str, saw: ClientSaw, with_header: bool, told: &[Value]) {
     let answer = probe["answer"].as_str().unwrap();
     match saw {
         ClientSaw::Ok => {
-            assert_eq!((answer, &probe["status"]), ("http-status", &200.into()), "{name}: {probe:#}")
+            assert_eq!((answer, &probe["status"]), ("http-status", &200.into()), "{name}: {probe:#}");
         }
         ClientSaw::Rejected => assert!(matches!(answer, "http-status" | "reset"), "{name}: {probe:#}"),
         ClientSaw::Refused => assert_eq!(answer, "refused", "{name}: {probe:#}"),
