@@ -794,7 +794,7 @@ mod tests {
             ],
             &expect![[r#"
                 10.224.0.9:40000 -> 10.224.0.7:80 TCP: dropped by Cilium, Policy denied (133)
-                  cause    not known from the maps, which say: NetworkPolicy default/allow-pls-nat selects default/pls-app-7d9c5bd5f4-x2v8q for ingress, and no rule admits traffic from world (2) on TCP/80 [PLS-01]
+                  cause    no policy entry matched: default deny; not known from the maps, which say: NetworkPolicy default/allow-pls-nat selects default/pls-app-7d9c5bd5f4-x2v8q for ingress, and no rule admits traffic from world (2) on TCP/80 [PLS-01]
                   from     PLS NAT IP 10.224.0.9, identity world (2)
                   rewrite  DNAT 10.224.0.7:80 to 10.0.0.143:80
                   hops     eth0 in 0.000 ms
@@ -819,7 +819,7 @@ mod tests {
             ],
             &expect![[r#"
                 10.224.0.8:40000 -> 10.224.0.7:80 TCP: dropped by Cilium, Policy denied (133)
-                  cause    not known from the maps, which say: NetworkPolicy default/allow-pls-nat admits 16777218 (cidr:10.224.0.8/32) to default/pls-app-7d9c5bd5f4-x2v8q on TCP/80 [ALLOWED]
+                  cause    no policy entry matched: default deny; not known from the maps, which say: NetworkPolicy default/allow-pls-nat admits 16777218 (cidr:10.224.0.8/32) to default/pls-app-7d9c5bd5f4-x2v8q on TCP/80 [PLS-01]
                   from     PLS NAT IP 10.224.0.8, identity world (2)
                   rewrite  DNAT 10.224.0.7:80 to 10.0.0.143:80
                   hops     eth0 in 0.000 ms
