@@ -24,6 +24,7 @@ mod server;
 mod shell;
 pub mod standin;
 mod topology;
+pub mod tracing;
 
 pub use instance::{Instance, RUN_ROOT};
 pub use lab::{Lab, LabOptions, Shape, unavailable};

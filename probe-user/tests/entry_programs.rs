@@ -165,16 +165,16 @@ fn the_action_is_seen_and_nothing_is_held_up() {
     assert!(pod_counts.contains_key(&TC_ACT_SHOT), "the drop is the pod's program's result: {pod_counts:?}");
     // Replaced while it is attached, as Cilium does: the new one runs, and ours still holds the old one.
     lab.change_policy("none").unwrap();
+    lab.standin_mut().unwrap().regenerate().unwrap();
     let (renewed, _) = entry(&lab, "eth0", Ingress);
     println!("fexit: the program was {uplink} and is {renewed}");
     let before = at_uplink.counts();
     assert_eq!(probe(&lab, Client::ConsumerSecondNatIp), ClientSaw::Ok);
-    if renewed != uplink {
-        assert_eq!(at_uplink.counts(), before, "the new program is not the one that is traced");
-        assert!(is_loaded(|info| info.id == uplink), "a traced program stays loaded while it is traced");
-        drop(at_uplink);
-        wait_until("the replaced program goes", || !is_loaded(|info| info.id == uplink));
-    }
+    assert_ne!(renewed, uplink);
+    assert_eq!(at_uplink.counts(), before, "the new program is not the one that is traced");
+    assert!(is_loaded(|info| info.id == uplink), "a traced program stays loaded while it is traced");
+    drop(at_uplink);
+    wait_until("the replaced program goes", || !is_loaded(|info| info.id == uplink));
     drop(at_pod);
     killed_it_leaves_nothing(renewed);
     assert_eq!(probe(&lab, Client::ConsumerFirstNatIp), ClientSaw::Ok);

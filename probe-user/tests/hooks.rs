@@ -1,16 +1,14 @@
 //! Hooks of a running `plsprobe trace` on a live node: without tc, after others have interfered, and after the pod
 //! that is traced was made anew.
 
-use std::io::{BufRead as _, BufReader, Read as _};
 use std::net::TcpStream;
-use std::process::{Child, Command, Stdio};
-use std::sync::mpsc::{Receiver, channel};
-use std::time::{Duration, Instant};
+use std::process::Command;
 
 use probe_lab::addresses::{AKS_ROUTER, APP_POD};
 use probe_lab::agent::answers::Answers;
 use probe_lab::agent::rest::Source;
 use probe_lab::scenario::{Client, SCENARIOS};
+use probe_lab::tracing::{PATIENCE, Trace};
 use probe_lab::{ClientSaw, Lab, LabOptions, Ns, Shape};
 use probe_model::cilium::EndpointId;
 use probe_model::cilium::lxc::{EndpointInfo, EndpointKey};
@@ -21,8 +19,6 @@ const TO_APP: [Client; 4] =
     [Client::ConsumerFirstNatIp, Client::ConsumerSecondNatIp, Client::PeeredVm, Client::Nginx];
 /// The host's side of `pls-app`'s veth.
 const VETH: &str = APP_POD.host_interface;
-/// How long anything here may take.
-const PATIENCE: Duration = Duration::from_mins(1);
 
 fn lab(test: &str, shape: Shape, scenario: &str) -> Option<Lab> {
     let built = probe_user::attach::is_built_in();
@@ -37,69 +33,10 @@ fn lab(test: &str, shape: Shape, scenario: &str) -> Option<Lab> {
     Some(Lab::up(&options).unwrap_or_else(|error| panic!("{test}: {error:#}")))
 }
 
-/// A running `plsprobe trace`; killed when dropped.
-struct Trace {
-    child: Child,
-    lines: Receiver<String>,
-    stderr: String,
-}
-
-impl Trace {
-    /// Starts it in the lab's node and waits until it is attached.
-    fn start(lab: &mut Lab, args: &str) -> Self {
-        let mut command = lab.netns(Ns::Node).command(env!("CARGO_BIN_EXE_plsprobe")).unwrap();
-        command.args(["trace", "--dst", "pls-app", "-o", "json"]).args(args.split_whitespace());
-        command.arg("--bpffs").arg(lab.bpffs()).arg("--cilium-run").arg(lab.run_dir());
-        let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("plsprobe runs");
-        lab.adopt(child.id()).unwrap();
-        let (sender, lines) = channel();
-        let stderr = BufReader::new(child.stderr.take().unwrap()).lines();
-        std::thread::spawn(move || stderr.map_while(Result::ok).try_for_each(|line| sender.send(line)));
-        let mut trace = Self { child, lines, stderr: String::new() };
-        // The last line of the start says where verdicts come from: all is attached then.
-        trace.wait_for("verdicts come from");
-        trace
-    }
-
-    /// Waits for a line on stderr that contains `text`.
-    #[track_caller]
-    fn wait_for(&mut self, text: &str) -> String {
-        let until = Instant::now() + PATIENCE;
-        while let Ok(line) = self.lines.recv_timeout(until.saturating_duration_since(Instant::now())) {
-            self.stderr.push_str(&line);
-            self.stderr.push('\n');
-            if line.contains(text) {
-                return line;
-            }
-        }
-        panic!("no `{text}`:\n{}", self.stderr);
-    }
-
-    /// Its JSON, when it ends by itself or is told to.
-    fn finish(mut self) -> (Vec<Value>, Value, String) {
-        let mut stdout = String::new();
-        self.child.stdout.take().unwrap().read_to_string(&mut stdout).unwrap();
-        self.child.wait().unwrap();
-        self.stderr.extend(self.lines.iter().map(|line| line + "\n"));
-        let mut values: Vec<Value> =
-            stdout.lines().map(|line| serde_json::from_str(line).expect("JSON")).collect();
-        let summary = values.pop().unwrap_or_else(|| panic!("nothing printed: {}", self.stderr));
-        assert_eq!(summary["schema"], "plsprobe.trace.summary/1");
-        (values, summary, std::mem::take(&mut self.stderr))
-    }
-
-    fn interrupt(&self) {
-        let kill = Command::new("kill").arg("-INT").arg(self.child.id().to_string()).status();
-        assert!(kill.unwrap().success());
-    }
-}
-
-impl Drop for Trace {
-    fn drop(&mut self) {
-        // An error means that it has ended already.
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
+/// Starts one of `pls-app` in the lab's node and waits until it is attached.
+fn start(lab: &mut Lab, args: &str) -> Trace {
+    let args = format!("--dst pls-app -o json {args}");
+    Trace::attached(lab, env!("CARGO_BIN_EXE_plsprobe"), &args)
 }
 
 /// Runs a shell script in a namespace of the lab.
@@ -149,15 +86,16 @@ fn without_tc(shape: Shape) {
     let Some(mut lab) = lab(&format!("notc-{shape}"), shape, name.unwrap()) else { return };
     let before = filters(&lab);
     let mut by = |args: &str| {
-        let trace = Trace::start(&mut lab, &format!("--count 4 --duration 40s {args}"));
+        let trace = start(&mut lab, &format!("--count 4 --duration 40s {args}"));
         if args.contains("--no-tc") {
             assert_eq!(filters(&lab), before, "nothing is attached to tc");
         }
         let saw = send(&lab, &TO_APP);
         (saw, trace.finish())
     };
-    let (with_saw, (with, ..)) = by("");
-    let (without_saw, (without, summary, stderr)) = by("--no-tc");
+    let (with_saw, with) = by("");
+    let (without_saw, traced) = by("--no-tc");
+    let (with, without, summary) = (with.flows(), traced.flows(), traced.summary());
     assert_eq!(with_saw, without_saw);
     for client in TO_APP {
         let (tc, no_tc) = (judged(&with, client), judged(&without, client));
@@ -166,7 +104,8 @@ fn without_tc(shape: Shape) {
     let arrived = judged(&without, Client::PeeredVm).2;
     assert_eq!(arrived[0], "UplinkIn", "receiving stands in for the classifier: {arrived:?}");
     assert_eq!(filters(&lab), before);
-    assert!(stderr.contains("nothing is attached to tc: every packet of the machine passes"), "{stderr}");
+    let said = "nothing is attached to tc: every packet of the machine passes";
+    assert!(traced.stderr.contains(said), "{}", traced.stderr);
     let tc_hooks = |hook: &&Value| hook["place"].as_str().unwrap().contains("gress");
     assert_eq!(summary["hooks"].as_array().unwrap().iter().filter(tc_hooks).count(), 0, "{summary:#}");
 }
@@ -189,7 +128,7 @@ fn without_tc_the_verdicts_are_the_same_behind_kube_proxy() {
 #[test]
 fn a_filter_that_somebody_removes_comes_back_and_the_gap_is_told() {
     let Some(mut lab) = lab("gap", Shape::Aks, "none") else { return };
-    let mut trace = Trace::start(&mut lab, "--duration 120s");
+    let mut trace = start(&mut lab, "--duration 120s");
     sh(
         &lab,
         Ns::Node,
@@ -201,11 +140,13 @@ fn a_filter_that_somebody_removes_comes_back_and_the_gap_is_told() {
     sh(&lab, Ns::Node, &format!("tc filter del dev {VETH} ingress prio 1 handle 1 bpf"));
     lab.change_policy("none").unwrap();
     trace.wait_for(&format!("another filter had come before ours at `{VETH} ingress`"));
-    trace.interrupt();
-    let (_, summary, stderr) = trace.finish();
+    trace.signal("INT");
+    let traced = trace.finish();
+    let summary = traced.summary();
     let gaps = summary["gaps"].as_array().unwrap();
-    let at =
-        |place: &str| gaps.iter().find(|gap| gap["place"] == place).unwrap_or_else(|| panic!("{stderr}"));
+    let at = |place: &str| {
+        gaps.iter().find(|gap| gap["place"] == place).unwrap_or_else(|| panic!("{}", traced.stderr))
+    };
     let removed = at("cilium_host ingress");
     assert_eq!(removed["why"], "somebody had removed our filter");
     assert!(removed["from_ns"].as_u64() < removed["until_ns"].as_u64(), "{removed}");
@@ -239,7 +180,7 @@ fn answers_after(lab: &Lab, ifindex: u32) -> tempfile::TempDir {
 #[test]
 fn a_pod_that_is_made_anew_is_followed() {
     let Some(mut lab) = lab("anew", Shape::Aks, "none") else { return };
-    let mut trace = Trace::start(&mut lab, "--duration 120s --count 1");
+    let mut trace = start(&mut lab, "--duration 120s --count 1");
     sh(&lab, Ns::Node, &format!("ip link del {VETH}"));
     trace.wait_for(&format!("interface `{VETH}` has gone"));
     let app = lab.netns(Ns::App).name().to_owned();
@@ -277,8 +218,9 @@ fn a_pod_that_is_made_anew_is_followed() {
     let to = format!("{NEW_ADDRESS}:81").parse().unwrap();
     let connected = lab.run_in(Ns::Node, || TcpStream::connect_timeout(&to, PATIENCE)).unwrap();
     assert_eq!(connected.unwrap_err().kind(), std::io::ErrorKind::ConnectionRefused);
-    let (flows, summary, stderr) = trace.finish();
-    assert_eq!(flows.len(), 1, "{stderr}");
+    let traced = trace.finish();
+    let (flows, summary) = (traced.flows(), traced.summary());
+    assert_eq!(flows.len(), 1, "{}", traced.stderr);
     assert_eq!(flows[0]["tuple"]["daddr"], NEW_ADDRESS, "{flows:#?}");
     let seen = |key: &str| flows[0][key].as_array().unwrap().iter().any(|hop| hop["interface"] == NEW_VETH);
     assert!(seen("hops"), "{flows:#?}");

@@ -1,19 +1,16 @@
 //! `plsprobe trace` on a live node: every scenario in every shape of the lab, and what goes wrong meanwhile.
 
-use std::io::{BufRead as _, BufReader, Read as _};
-use std::process::{Child, Command, Stdio};
-use std::sync::mpsc::{Receiver, channel};
-use std::time::{Duration, Instant};
+use std::process::Command;
+use std::time::Duration;
 
 use probe_lab::scenario::{Client, SCENARIOS};
+use probe_lab::tracing::Trace;
 use probe_lab::{ClientSaw, Header, LINK_ID, Lab, LabOptions, Ns, Shape};
 use serde_json::Value;
 
 /// Those whose flows end at `pls-app` and count; the health probe's is watched beside them.
 const TO_APP: [Client; 4] =
     [Client::ConsumerFirstNatIp, Client::ConsumerSecondNatIp, Client::PeeredVm, Client::Nginx];
-/// How long anything here may take.
-const PATIENCE: Duration = Duration::from_secs(20);
 
 fn lab(test: &str, shape: Shape, scenario: &str) -> Option<Lab> {
     let built = probe_user::attach::is_built_in();
@@ -28,106 +25,9 @@ fn lab(test: &str, shape: Shape, scenario: &str) -> Option<Lab> {
     Some(Lab::up(&options).unwrap_or_else(|error| panic!("{test}: {error:#}")))
 }
 
-/// A running `plsprobe trace`; killed when dropped.
-struct Trace {
-    child: Child,
-    stderr: Receiver<String>,
-}
-
-/// What one left behind.
-struct Traced {
-    code: Option<i32>,
-    stdout: String,
-    stderr: String,
-}
-
-impl Trace {
-    /// Starts it in the lab's node and waits until it is attached.
-    fn start(lab: &mut Lab, args: &str) -> Self {
-        let mut command = lab.netns(Ns::Node).command(env!("CARGO_BIN_EXE_plsprobe")).unwrap();
-        command.arg("trace").args(args.split_whitespace());
-        command.arg("--bpffs").arg(lab.bpffs()).arg("--cilium-run").arg(lab.run_dir());
-        command.stdout(Stdio::piped()).stderr(Stdio::piped());
-        let mut child = command.spawn().expect("plsprobe runs");
-        lab.adopt(child.id()).unwrap();
-        let (sender, stderr) = channel();
-        let lines = BufReader::new(child.stderr.take().unwrap()).lines();
-        std::thread::spawn(move || lines.map_while(Result::ok).try_for_each(|line| sender.send(line)));
-        let trace = Self { child, stderr };
-        // The second line says where verdicts come from: all is attached then.
-        assert!(trace.says("tracing `"), "no start");
-        assert!(trace.says("verdicts come from"), "no source of verdicts");
-        trace
-    }
-
-    /// Waits for a line on stderr that contains `text`.
-    fn says(&self, text: &str) -> bool {
-        let until = Instant::now() + PATIENCE;
-        while let Ok(line) = self.stderr.recv_timeout(until.saturating_duration_since(Instant::now())) {
-            if line.contains(text) {
-                return true;
-            }
-        }
-        false
-    }
-
-    fn signal(&self, signal: i32) {
-        let kill = Command::new("kill").arg(format!("-{signal}")).arg(self.child.id().to_string()).status();
-        assert!(kill.unwrap().success());
-    }
-
-    fn finish(mut self) -> Traced {
-        let mut stdout = String::new();
-        self.child.stdout.take().unwrap().read_to_string(&mut stdout).unwrap();
-        let until = Instant::now() + PATIENCE;
-        let code = loop {
-            if let Some(status) = self.child.try_wait().unwrap() {
-                break status.code();
-            }
-            assert!(Instant::now() < until, "it does not end");
-            std::thread::sleep(Duration::from_millis(10));
-        };
-        Traced { code, stdout, stderr: self.stderr.try_iter().collect::<Vec<_>>().join("\n") }
-    }
-}
-
-impl Drop for Trace {
-    fn drop(&mut self) {
-        // An error means that it has ended already.
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
-
-impl Traced {
-    fn flows(&self) -> Vec<Value> {
-        self.with_schema("plsprobe.trace.flow/1")
-    }
-
-    fn summary(&self) -> Value {
-        let mut found = self.with_schema("plsprobe.trace.summary/1");
-        assert_eq!(found.len(), 1, "{}", self.stdout);
-        found.remove(0)
-    }
-
-    fn with_schema(&self, schema: &str) -> Vec<Value> {
-        let lines = self.stdout.lines().map(|line| serde_json::from_str::<Value>(line).expect("JSON"));
-        lines.filter(|value| value["schema"] == schema).collect()
-    }
-
-    /// What was told of health probes, in order.
-    fn probes(&self) -> Vec<Value> {
-        self.with_schema("plsprobe.trace.probe/1")
-    }
-
-    /// The flow of a client, by the address that the node sees.
-    fn flow(&self, client: Client) -> Value {
-        let address = client.address().to_string();
-        let of = |flow: &Value| flow["tuple"]["saddr"] == address.as_str();
-        let flows: Vec<_> = self.flows().into_iter().filter(of).collect();
-        assert_eq!(flows.len(), 1, "{client}: {flows:#?}\n{}", self.stderr);
-        flows.into_iter().next().unwrap()
-    }
+/// Starts one in the lab's node and waits until it is attached.
+fn start(lab: &mut Lab, args: &str) -> Trace {
+    Trace::attached(lab, env!("CARGO_BIN_EXE_plsprobe"), args)
 }
 
 /// tc's filters of every interface of the node.
@@ -193,7 +93,7 @@ fn every_scenario(shape: Shape) {
         let name = format!("{} in {shape}", scenario.name);
         let Some(mut lab) = lab(&format!("{shape}-{}", scenario.name), shape, scenario.name) else { return };
         let before = filters(&lab);
-        let trace = Trace::start(&mut lab, "--dst pls-app -o json --count 4 --duration 12s");
+        let trace = start(&mut lab, "--dst pls-app -o json --count 4 --duration 12s");
         // The probe first: what is watched besides does not keep a trace from its end.
         let probed = send(&lab, &[Client::HealthProbe])[0];
         let saw = send(&lab, &TO_APP);
@@ -229,10 +129,20 @@ fn every_scenario_behind_kube_proxy() {
 }
 
 #[test]
+fn what_kube_proxy_translated_netfilter_confirms() {
+    let Some(mut lab) = lab("netfilter", Shape::KubeProxy, "kube-proxy") else { return };
+    let trace = start(&mut lab, "--dst pls-app -o json --count 1 --duration 20s");
+    send(&lab, &[Client::PeeredVm]);
+    let flow = trace.finish().flow(Client::PeeredVm);
+    assert_eq!(flow["rewrites"][0]["dnat"], true, "{flow:#}");
+    assert_eq!(flow["confirmed_by"]["map"], "nf_conntrack", "{flow:#}");
+}
+
+#[test]
 fn three_lines_for_an_answer_and_fifteen_for_a_drop() {
     let Some(mut lab) = lab("lines", Shape::Aks, "allow-nat-ip") else { return };
     let nat_ips = "--pls-nat-ip 10.224.0.8 --pls-nat-ip 10.224.0.9";
-    let trace = Trace::start(&mut lab, &format!("--dst pls-app --src pls {nat_ips} --count 2 --duration 8s"));
+    let trace = start(&mut lab, &format!("--dst pls-app --src pls {nat_ips} --count 2 --duration 8s"));
     send(&lab, &[Client::ConsumerFirstNatIp, Client::ConsumerSecondNatIp, Client::PeeredVm]);
     let traced = trace.finish();
     let blocks: Vec<Vec<&str>> = traced.stdout.lines().fold(Vec::new(), |mut blocks, line| {
@@ -266,12 +176,10 @@ fn three_lines_for_an_answer_and_fifteen_for_a_drop() {
 
 #[test]
 fn a_signal_ends_it_with_nothing_left_attached() {
-    const SIGINT: i32 = 2;
-    const SIGTERM: i32 = 15;
     let Some(mut lab) = lab("signal", Shape::Aks, "none") else { return };
     let before = filters(&lab);
-    for (signal, traffic, code) in [(SIGINT, false, 130), (SIGTERM, false, 130), (SIGINT, true, 0)] {
-        let trace = Trace::start(&mut lab, "--dst pls-app -o json --duration 60s");
+    for (signal, traffic, code) in [("INT", false, 130), ("TERM", false, 130), ("INT", true, 0)] {
+        let trace = start(&mut lab, "--dst pls-app -o json --duration 60s");
         assert_ne!(filters(&lab), before);
         if traffic {
             send(&lab, &[Client::PeeredVm]);
@@ -288,12 +196,12 @@ fn a_signal_ends_it_with_nothing_left_attached() {
 fn sigkill_leaves_what_the_next_run_removes() {
     let Some(mut lab) = lab("kill", Shape::Aks, "none") else { return };
     let before = filters(&lab);
-    let trace = Trace::start(&mut lab, "--dst pls-app --duration 60s");
+    let trace = start(&mut lab, "--dst pls-app --duration 60s");
     drop(trace);
     assert_ne!(filters(&lab), before, "legacy filters survive SIGKILL");
     // Packets pass all the same.
     assert_eq!(send(&lab, &[Client::PeeredVm]), [ClientSaw::Ok]);
-    let trace = Trace::start(&mut lab, "--dst pls-app -o json --count 1 --duration 8s");
+    let trace = start(&mut lab, "--dst pls-app -o json --count 1 --duration 8s");
     send(&lab, &[Client::PeeredVm]);
     let traced = trace.finish();
     assert_eq!((traced.code, traced.flows().len()), (Some(0), 1), "{}", traced.stderr);
@@ -303,13 +211,13 @@ fn sigkill_leaves_what_the_next_run_removes() {
 #[test]
 fn the_agent_stops_and_comes_back() {
     let Some(mut lab) = lab("agent", Shape::Aks, "seed-deny") else { return };
-    let trace = Trace::start(&mut lab, "--dst pls-app -o json --count 2 --duration 20s");
+    let mut trace = start(&mut lab, "--dst pls-app -o json --count 2 --duration 20s");
     lab.stop_agent();
-    assert!(trace.says("lost Cilium's monitor socket"));
+    trace.wait_for("lost Cilium's monitor socket");
     // Without the agent's word, the kernel's drop and the maps still tell.
     send(&lab, &[Client::PeeredVm]);
     lab.start_agent().unwrap();
-    assert!(trace.says("is back"));
+    trace.wait_for("is back");
     send(&lab, &[Client::ConsumerFirstNatIp]);
     let traced = trace.finish();
     let (without, with) = (traced.flow(Client::PeeredVm), traced.flow(Client::ConsumerFirstNatIp));
@@ -323,10 +231,10 @@ fn the_agent_stops_and_comes_back() {
 #[test]
 fn the_pod_is_deleted_meanwhile() {
     let Some(mut lab) = lab("pod", Shape::Aks, "none") else { return };
-    let trace = Trace::start(&mut lab, "--dst pls-app -o json --duration 6s");
+    let mut trace = start(&mut lab, "--dst pls-app -o json --duration 6s");
     lab.run_in(Ns::Node, || Command::new("ip").args(["link", "del", "lxc6e1a54cbd011"]).status().unwrap())
         .unwrap();
-    assert!(trace.says("interface `lxc6e1a54cbd011` has gone"));
+    trace.wait_for("interface `lxc6e1a54cbd011` has gone");
     let traced = trace.finish();
     assert_eq!(traced.code, Some(3), "nothing was judged: {}", traced.stdout);
     let hooks = traced.summary()["hooks"].clone();
@@ -338,14 +246,14 @@ fn the_pod_is_deleted_meanwhile() {
 #[test]
 fn a_ring_that_is_too_small_says_so() {
     let Some(mut lab) = lab("ring", Shape::Aks, "none") else { return };
-    let trace = Trace::start(&mut lab, "--dst pls-app -o json --duration 9s --ring-bytes 4096");
+    let mut trace = start(&mut lab, "--dst pls-app -o json --duration 9s --ring-bytes 4096");
     // Stopped, it reads nothing: the ring of some thirty records overflows.
-    trace.signal(19);
+    trace.signal("STOP");
     for _ in 0..6 {
         send(&lab, &[Client::PeeredVm]);
     }
-    trace.signal(18);
-    assert!(trace.says("records lost in the last second; narrow the filter or raise `--ring-bytes`"));
+    trace.signal("CONT");
+    trace.wait_for("records lost in the last second; narrow the filter or raise `--ring-bytes`");
     let traced = trace.finish();
     assert!(traced.summary()["records"]["lost"].as_u64().unwrap() > 0, "{}", traced.stdout);
 }
@@ -385,7 +293,7 @@ fn first_bytes(flow: &Value) -> Vec<(&str, &str, u64, Option<&str>)> {
 
 fn consumers_are_named(shape: Shape) {
     let Some(mut lab) = lab(&format!("consumer-{shape}"), shape, "proxy-parsed") else { return };
-    let trace = Trace::start(&mut lab, "--dst pls-app -o json --count 3 --duration 40s");
+    let trace = start(&mut lab, "--dst pls-app -o json --count 3 --duration 40s");
     let split = Header::Consumer { split_at: Some(20) };
     for probe in [
         lab.scenario().probe(Client::ConsumerFirstNatIp),
@@ -438,7 +346,7 @@ fn consumers_are_named_behind_kube_proxy() {
 #[test]
 fn an_operator_reads_who_the_consumer_is() {
     let Some(mut lab) = lab("reads", Shape::Aks, "proxy-unparsed") else { return };
-    let trace = Trace::start(&mut lab, "--dst pls-app --count 1 --duration 40s");
+    let trace = start(&mut lab, "--dst pls-app --count 1 --duration 40s");
     let probe = lab.scenario().probe(Client::ConsumerFirstNatIp);
     assert_eq!(lab.probe(&probe).unwrap(), ClientSaw::Rejected);
     let traced = trace.finish();
@@ -455,7 +363,7 @@ fn an_operator_reads_who_the_consumer_is() {
 /// What the application made of first bytes that it did not understand, or missed.
 fn check_rejected(scenario: &str, kind: &str, reaction: &str, status: Option<u16>) {
     let Some(mut lab) = lab(scenario, Shape::Aks, scenario) else { return };
-    let trace = Trace::start(&mut lab, "--dst pls-app -o json --count 1 --duration 40s");
+    let trace = start(&mut lab, "--dst pls-app -o json --count 1 --duration 40s");
     assert_eq!(send(&lab, &[Client::ConsumerFirstNatIp]), [ClientSaw::Rejected]);
     let traced = trace.finish();
     let flow = traced.flow(Client::ConsumerFirstNatIp);
@@ -488,11 +396,11 @@ fn a_header_that_the_application_misses() {
 #[test]
 fn probes_that_fail_take_the_node_out() {
     let Some(mut lab) = lab("out", Shape::Aks, "proxy-reset") else { return };
-    let trace = Trace::start(&mut lab, "--dst pls-app -o json --duration 60s");
+    let trace = start(&mut lab, "--dst pls-app -o json --duration 60s");
     for _ in 0..3 {
         assert_eq!(send(&lab, &[Client::HealthProbe]), [ClientSaw::Rejected]);
     }
-    trace.signal(2);
+    trace.signal("INT");
     let traced = trace.finish();
     assert_eq!(traced.probes().len(), 1, "told when it begins, not each time: {}", traced.stdout);
     assert_eq!(traced.flows(), [] as [Value; 0]);
@@ -506,7 +414,7 @@ fn probes_that_fail_take_the_node_out() {
 #[test]
 fn probes_that_were_asked_for_count() {
     let Some(mut lab) = lab("asked", Shape::Aks, "seed-deny") else { return };
-    let trace = Trace::start(&mut lab, "--dst pls-app --src probe -o json --count 1 --duration 40s");
+    let trace = start(&mut lab, "--dst pls-app --src probe -o json --count 1 --duration 40s");
     assert_eq!(send(&lab, &[Client::HealthProbe]), [ClientSaw::Timeout]);
     let traced = trace.finish();
     assert_eq!(traced.flow(Client::HealthProbe)["verdict"], "dropped");
@@ -516,10 +424,10 @@ fn probes_that_were_asked_for_count() {
 #[test]
 fn what_the_pod_could_not_reach_after_it_accepted() {
     let Some(mut lab) = lab("egress", Shape::Aks, "seed-egress-only") else { return };
-    let trace = Trace::start(&mut lab, "--dst pls-app -o json --duration 60s");
+    let trace = start(&mut lab, "--dst pls-app -o json --duration 60s");
     assert_eq!(send(&lab, &[Client::ConsumerFirstNatIp]), [ClientSaw::Ok]);
     assert_eq!(send(&lab, &[Client::AppToNatIp, Client::AppToVm]), [ClientSaw::Timeout, ClientSaw::Ok]);
-    trace.signal(2);
+    trace.signal("INT");
     let traced = trace.finish();
     let drops = traced.with_schema("plsprobe.trace.egress/1");
     assert_eq!(drops.len(), 1, "{}", traced.stdout);

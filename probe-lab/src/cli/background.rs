@@ -37,7 +37,7 @@ pub(super) fn up(options: &LabOptions) -> Result<bool> {
         instance.remove_log()?;
         return Err(said.context(format!("the lab's owner ended with {status}")));
     }
-    explain(&instance, options);
+    explain(&instance, options)?;
     Ok(true)
 }
 
@@ -50,25 +50,26 @@ fn failure(log: &mut File) -> anyhow::Error {
     }
 }
 
-fn explain(instance: &Instance, options: &LabOptions) {
+fn explain(instance: &Instance, options: &LabOptions) -> Result<()> {
     let name = instance.name();
-    println!("lab `{name}` is up: scenario {}, shape {}", options.scenario, options.shape);
-    println!("trace in its node:");
-    println!(
+    say!("lab `{name}` is up: scenario {}, shape {}", options.scenario, options.shape);
+    say!("trace in its node:");
+    say!(
         "  nsenter --net={} plsprobe trace --dst pls-app --bpffs {} --cilium-run {}",
         instance.netns(Ns::Node).path().display(),
         instance.bpffs().display(),
         instance.run_dir().display()
     );
-    println!("send traffic:  plsprobe-lab traffic --instance {name}");
-    println!("take it down:  plsprobe-lab down --instance {name}");
+    say!("send traffic:  plsprobe-lab traffic --instance {name}");
+    say!("take it down:  plsprobe-lab down --instance {name}");
+    Ok(())
 }
 
 /// Owns the lab until SIGTERM, SIGINT or SIGHUP.
 pub(super) fn serve(options: &LabOptions) -> Result<bool> {
     let interrupt = Interrupt::listen()?;
     let lab = Lab::up(options)?;
-    println!("{READY}");
+    say!("{READY}");
     interrupt.wait();
     lab.down()?;
     Ok(true)

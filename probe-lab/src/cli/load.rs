@@ -51,10 +51,10 @@ pub(super) fn run(args: &Args) -> Result<bool> {
     interrupt.wait_for(Duration::from_secs(args.seconds));
     let report = load.stop()?;
     match args.output {
-        Output::Text => println!("{report}"),
+        Output::Text => say!("{report}"),
         Output::Json => {
             let json = serde_json::to_string(&report).context("failed to encode the report")?;
-            println!("{json}");
+            say!("{json}");
         }
     }
     Ok(report.check_harmless().is_ok())

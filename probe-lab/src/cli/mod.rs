@@ -7,6 +7,14 @@ use clap::{Parser, Subcommand};
 use probe_lab::scenario::{SCENARIOS, Scenario};
 use probe_lab::{Instance, LabOptions, Shape};
 
+/// A line on stdout, whose reader may have gone: then the command fails with that, instead of panicking.
+macro_rules! say {
+    ($($text:tt)*) => {{
+        use std::io::Write as _;
+        writeln!(std::io::stdout(), $($text)*)?;
+    }};
+}
+
 mod background;
 mod interrupt;
 mod load;
@@ -116,21 +124,21 @@ pub(crate) fn run() -> Result<ExitCode> {
             run::run(&scenario, shape, &instance, asked.as_ref())?
         }
         Cmd::Demo { shape, instance, plsprobe } => run::demo(shape, &instance, &plsprobe)?,
-        Cmd::List => list(),
+        Cmd::List => list()?,
     };
     Ok(ExitCode::from(u8::from(!as_expected)))
 }
 
 fn down(instance: &Instance) -> Result<bool> {
     let found = instance.down()?;
-    println!("lab `{}` {}", instance.name(), if found { "is down" } else { "was not up" });
+    say!("lab `{}` {}", instance.name(), if found { "is down" } else { "was not up" });
     Ok(true)
 }
 
-fn list() -> bool {
+fn list() -> Result<bool> {
     for scenario in SCENARIOS {
         let shapes: Vec<_> = scenario.shapes.iter().map(Shape::to_string).collect();
-        println!("{:<17} {:<18} {}", scenario.name, shapes.join(" "), scenario.shows);
+        say!("{:<17} {:<18} {}", scenario.name, shapes.join(" "), scenario.shows);
     }
-    true
+    Ok(true)
 }

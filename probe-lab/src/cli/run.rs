@@ -31,7 +31,7 @@ pub(super) struct Asked<'a> {
 pub(super) fn traffic(instance: &Instance) -> Result<bool> {
     check_up(instance)?;
     for client in Client::ALL {
-        println!("{client:<35} {}", instance.probe(&client.probe())?);
+        say!("{client:<35} {}", instance.probe(&client.probe())?);
     }
     Ok(true)
 }
@@ -67,7 +67,7 @@ fn run_one(
     plsprobe: Option<&Asked<'_>>,
     interrupt: &Interrupt,
 ) -> Result<bool> {
-    println!("{} ({shape}): {}", scenario.name, scenario.shows);
+    say!("{} ({shape}): {}", scenario.name, scenario.shows);
     let mut lab = up(scenario, shape, instance)?;
     let tracing = match plsprobe {
         Some(Asked { program, trace: true }) => Some(Plsprobe::trace(program, &mut lab, TO_APP.len())?),
@@ -93,7 +93,7 @@ fn run_one(
                 as_expected = false;
             }
         }
-        println!("{}", words.join(" ").trim_end());
+        say!("{}", words.join(" ").trim_end());
     }
     lab.down()?;
     Ok(as_expected)
@@ -103,18 +103,16 @@ fn run_one(
 pub(super) fn demo(shape: Shape, instance: &str, program: &Path) -> Result<bool> {
     let interrupt = Interrupt::listen()?;
     let scenario = Scenario::named("allow-nat-ip")?;
-    println!(
-        "The lab: a policy allows pls-app only from 10.224.0.8, one of two Private Link NAT IPs ({shape})."
-    );
+    say!("The lab: a policy allows pls-app only from 10.224.0.8, one of two Private Link NAT IPs ({shape}).");
     let counted = FROM_OUTSIDE.iter().filter(|client| **client != Client::HealthProbe).count();
-    println!("$ {}", Plsprobe::line(counted));
+    say!("$ {}", Plsprobe::line(counted));
     let mut lab = up(scenario, shape, instance)?;
     let plsprobe = Plsprobe::trace(program, &mut lab, counted)?;
     let saw = attempts(&lab, &FROM_OUTSIDE, &interrupt)?;
     plsprobe.finish(&interrupt)?;
-    println!("What the clients saw:");
+    say!("What the clients saw:");
     for (client, saw) in &saw {
-        println!("  {client:<35} {saw}");
+        say!("  {client:<35} {saw}");
     }
     lab.down()?;
     Ok(saw.iter().all(|(client, saw)| *saw == scenario.expected(*client)))

@@ -6,24 +6,21 @@ use crate::cilium::family::Family;
 use crate::tuple::{Protocol, Tuple};
 use crate::world::World;
 
-/// An entry of Cilium's that says that a frontend's connection is this backend's.
+/// An entry, Cilium's or netfilter's, that says that a frontend's connection is this backend's.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Confirmation {
-    /// The map's pin name.
+    /// The map's pin name, or `nf_conntrack`.
     pub map: String,
     /// The entry's key.
-    pub entry: CtTuple,
+    pub entry: String,
 }
 
 impl Path {
     /// The conntrack entry that has the flow's first and last destination together; `None` if nothing was translated,
     /// conntrack was not read, or somebody else translated it.
     pub fn confirmation(&self, world: &World) -> Option<Confirmation> {
-        let (first, last) = (self.tuple, self.final_tuple());
+        let (first, last) = self.translation()?;
         let family = Family::of(first.daddr);
-        if (first.daddr, first.dport) == (last.daddr, last.dport) || family != Family::of(last.daddr) {
-            return None;
-        }
         let connections = world.connections(family)?;
         let service = CtTuple::service(first);
         let of_service = connections.get(&service).filter(|entry| keeps_with(world, entry, last));
@@ -36,7 +33,21 @@ impl Path {
         let entry = of_service.map(|_| service).or_else(of_backend)?;
         let name =
             if first.protocol == Protocol::TCP { "cilium_ct4_global" } else { "cilium_ct_any4_global" };
-        Some(Confirmation { map: family.pin(name), entry })
+        Some(Confirmation { map: family.pin(name), entry: entry.to_string() })
+    }
+
+    /// The same by netfilter, whose table says with which tuple the answers will come.
+    pub fn confirmation_by_netfilter(&self, expected_answer: Tuple) -> Option<Confirmation> {
+        let (first, last) = self.translation()?;
+        let is_backend = (expected_answer.saddr, expected_answer.sport) == (last.daddr, last.dport);
+        is_backend.then(|| Confirmation { map: "nf_conntrack".to_owned(), entry: first.to_string() })
+    }
+
+    /// The first and the last tuple, if somebody translated the destination.
+    pub fn translation(&self) -> Option<(Tuple, Tuple)> {
+        let (first, last) = (self.tuple, self.final_tuple());
+        let is_translated = (first.daddr, first.dport) != (last.daddr, last.dport);
+        (is_translated && Family::of(first.daddr) == Family::of(last.daddr)).then_some((first, last))
     }
 }
 

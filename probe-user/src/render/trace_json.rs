@@ -162,7 +162,7 @@ fn gap_value(gap: &Gap, names: &Names) -> Value {
 }
 
 fn confirmation_value(confirmation: &Confirmation) -> Value {
-    json!({ "map": confirmation.map, "entry": confirmation.entry.to_string() })
+    json!({ "map": confirmation.map, "entry": confirmation.entry })
 }
 
 fn socket_value(socket: &PathSocket) -> Value {

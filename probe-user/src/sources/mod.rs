@@ -24,6 +24,7 @@ pub mod namespaces;
 pub mod netfilter;
 mod netlink;
 pub mod network_text;
+pub mod nf_conntrack;
 pub mod nft;
 mod pick;
 pub mod policy_files;

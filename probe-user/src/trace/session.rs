@@ -10,9 +10,10 @@ use probe_model::lint::{self, Silence, silence};
 use probe_model::path::probe::Conclusion;
 use probe_model::path::together::Together;
 use probe_model::path::{
-    HookPoint, Namespace, Outcome as PathOutcome, Path, Patience, Seen, Sighting, Tracker, Watch,
+    Confirmation, HookPoint, Namespace, Outcome as PathOutcome, Path, Patience, Seen, Sighting, Tracker,
+    Watch,
 };
-use probe_model::world::World;
+use probe_model::world::{Endpoint, World};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
 
@@ -38,6 +39,7 @@ use crate::sources::btf::Btf;
 use crate::sources::changes::{Change, Changes};
 use crate::sources::live::{self, LiveNode};
 use crate::sources::maps::Globals;
+use crate::sources::nf_conntrack;
 use crate::sys;
 use crate::target;
 
@@ -181,6 +183,8 @@ const AGENTS_WORD_NS: u64 = 2_500_000_000;
 struct Session<'o> {
     options: &'o Options,
     world: World,
+    /// The last maps that had every traced pod, while one is gone from them.
+    complete: Option<World>,
     node: LiveNode,
     world_read: Instant,
     scope: Scope,
@@ -249,6 +253,7 @@ impl<'o> Session<'o> {
         let mut session = Self {
             options,
             world,
+            complete: None,
             node,
             world_read: Instant::now(),
             scope,
@@ -521,6 +526,7 @@ impl<'o> Session<'o> {
             return Ok(());
         }
         (self.node, self.world, self.world_read) = (node, world, Instant::now());
+        self.complete = None;
         self.switch(scope.in_place_of(&self.scope))
     }
 
@@ -615,19 +621,24 @@ impl<'o> Session<'o> {
         self.count(&judgement);
         self.watched.flow(&judgement);
         self.print(|out, session| match session.options.output {
-            Output::Text => text::flow(&session.world, &judgement, &session.names, out),
-            Output::Json => json::flow(&session.world, &judgement, &session.names, out),
+            Output::Text => text::flow(session.world_of(&judgement.path), &judgement, &session.names, out),
+            Output::Json => json::flow(session.world_of(&judgement.path), &judgement, &session.names, out),
         })
     }
 
     fn judged(&mut self, path: Path) -> Judgement {
         self.names.learn_interfaces(&path);
         self.names.learn_functions(&path);
-        let (events, nat_ips) = (self.verdicts.source(), target::nat_ips(&self.world));
-        let mut judgement = judge(&self.world, path, events, &self.watch, &nat_ips);
-        judgement.remedies = self.advice.remedies(&self.world, &judgement);
+        let is_departed = self.complete.as_ref().is_some_and(|complete| self.is_of_departed(complete, &path));
+        let world = self.complete.as_ref().filter(|_| is_departed).unwrap_or(&self.world);
+        let (events, nat_ips) = (self.verdicts.source(), target::nat_ips(world));
+        let mut judgement = judge(world, path, events, &self.watch, &nat_ips);
+        if judgement.confirmation.is_none() {
+            judgement.confirmation = by_netfilter(&judgement.path);
+        }
+        judgement.remedies = self.advice.remedies(world, &judgement);
         judgement.is_beside = self.scope.is_beside(&judgement.path);
-        judgement.causes = observed(&self.world, &judgement.path, judgement.is_beside);
+        judgement.causes = observed(world, &judgement.path, judgement.is_beside);
         judgement.explanation.caveats.extend(self.options.expression.is_some().then(packets_filtered));
         judgement.explanation.caveats.extend(self.gap_caveats(&judgement.path));
         judgement
@@ -714,7 +725,7 @@ impl<'o> Session<'o> {
         }
     }
 
-    /// Reads the maps again, unless that was a moment ago. While the pod is gone from them, the last ones that had it
+    /// Reads the maps again, unless that was a moment ago. While a pod is gone from them, the last ones that had it
     /// explain its flows better.
     fn refresh_world(&mut self) {
         if self.world_read.elapsed() < WORLD_AGE {
@@ -725,14 +736,16 @@ impl<'o> Session<'o> {
                 self.node = node;
                 let mut world = assemble(&self.node.node);
                 world.inherit(&self.world);
-                let has_target = self.scope.endpoints.iter().all(|id| world.endpoints.contains_key(id));
-                if has_target {
-                    self.world = world;
-                    self.advice.forget();
-                } else {
+                let before = std::mem::replace(&mut self.world, world);
+                self.advice.forget();
+                let is_there = |id| self.world.endpoints.contains_key(id);
+                if self.scope.endpoints.iter().all(is_there) {
+                    self.complete = None;
+                } else if self.complete.is_none() {
                     notice(
-                        "the traced pod has gone from Cilium's maps; its flows are judged by the last ones that had it",
+                        "a traced pod has gone from Cilium's maps; its flows are judged by the last ones that had it",
                     );
+                    self.complete = Some(before);
                 }
             }
             Err(error) => notice(&format!("flows are judged by older maps: {error:#}")),
@@ -746,6 +759,24 @@ impl<'o> Session<'o> {
             Some(id) => lint::Scope::of_endpoint(&self.world, *id),
             None => lint::Scope::of_service(&self.world, &self.options.dst, &[]),
         }
+    }
+
+    /// The maps to judge a flow by: while a traced pod is gone from them, its flows by the last ones that had it.
+    fn world_of(&self, path: &Path) -> &World {
+        match &self.complete {
+            Some(complete) if self.is_of_departed(complete, path) => complete,
+            _ => &self.world,
+        }
+    }
+
+    /// Whether a flow is one of a traced pod's that is gone.
+    fn is_of_departed(&self, complete: &World, path: &Path) -> bool {
+        let has_gone = |endpoint: &&Endpoint| {
+            self.scope.endpoints.contains(&endpoint.id) && !self.world.endpoints.contains_key(&endpoint.id)
+        };
+        let gone = complete.endpoints.values().filter(has_gone);
+        let ends = [path.tuple, path.final_tuple()].map(|tuple| [tuple.saddr, tuple.daddr]);
+        gone.flat_map(|endpoint| &endpoint.addresses).any(|at| ends.as_flattened().contains(at))
     }
 
     /// Detaches before anything else, reports what is left undecided, and sums up.
@@ -807,6 +838,13 @@ fn probes_seen(probes: &[WatchedProbe]) -> lint::Probes {
         (false, false) => lint::Probes::Failing,
         (false, true) => lint::Probes::Unseen,
     }
+}
+
+/// What netfilter's table says of a translation that Cilium's has not. It may be gone from there, or nobody may be
+/// allowed to ask: then nothing is confirmed, which is no error.
+fn by_netfilter(path: &Path) -> Option<Confirmation> {
+    let (first, _) = path.translation()?;
+    path.confirmation_by_netfilter(nf_conntrack::expected_answer(first).ok()??)
 }
 
 fn settings(scope: &Scope, config: Config, function_ids: FunctionIds, options: &Options) -> Settings {

@@ -13,7 +13,7 @@ use probe_lab::load::{Load, LoadOptions, check_seen_once};
 use probe_lab::standin::AttachBy;
 use probe_lab::{Lab, LabOptions, Ns, Shape};
 
-use plsprobe::{Plsprobe, Signal};
+use plsprobe::{Signal, end, trace};
 use state::{KernelObjects, State};
 
 /// Datagrams per second, as far as the machine can beside everything else.
@@ -26,8 +26,7 @@ const EVENT_EVERY: usize = 4;
 const PATIENCE: Duration = Duration::from_mins(1);
 
 /// Whose packets are traced: of all the load, of none of it, of its new connections.
-const TARGETS: [&[&str]; 3] =
-    [&["--dst", "pls-app"], &["--dst", "my-nginx"], &["--dst", "pls-app", "--port", "80/tcp"]];
+const TARGETS: [&str; 3] = ["--dst pls-app", "--dst my-nginx", "--dst pls-app --port 80/tcp"];
 
 /// What happens to the node while plsprobe traces.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -125,7 +124,7 @@ fn harmless(test: &str, shape: Shape, attach_by: AttachBy, seed: u64) {
     let mut objects = KernelObjects::default();
     for cycle in 0..cycles {
         let target = TARGETS[random.usize(..TARGETS.len())];
-        let plsprobe = Plsprobe::trace(&mut lab, target);
+        let mut plsprobe = trace(&mut lab, target);
         // One in three ends before it is attached, somewhere in between, or right after.
         if random.u8(..3) == 0 {
             std::thread::sleep(Duration::from_millis(random.u64(..600)));
@@ -137,11 +136,11 @@ fn harmless(test: &str, shape: Shape, attach_by: AttachBy, seed: u64) {
             Event::ALL[cycle / EVENT_EVERY % Event::ALL.len()].happen(&mut lab, &load);
             tally.events += 1;
         }
-        let mine = plsprobe.kernel_objects();
+        let mine = KernelObjects::of(plsprobe.id());
         objects.extend(&mine);
         let signal = Signal::ALL[random.usize(..Signal::ALL.len())];
         tally.ended_by[signal as usize] += 1;
-        plsprobe.end(signal);
+        end(plsprobe, signal);
         if signal == Signal::Kill {
             // Its legacy filters stay until the next one starts, with nothing behind them.
             wait_until(|| State::of(&lab).without_our_filters().same_as(&before));
@@ -151,10 +150,10 @@ fn harmless(test: &str, shape: Shape, attach_by: AttachBy, seed: u64) {
             wait_until(|| mine.all_gone());
         }
     }
-    let last = Plsprobe::trace(&mut lab, TARGETS[0]);
+    let mut last = trace(&mut lab, TARGETS[0]);
     last.wait_until_attached();
-    objects.extend(&last.kernel_objects());
-    last.end(Signal::Interrupt);
+    objects.extend(&KernelObjects::of(last.id()));
+    end(last, Signal::Interrupt);
     let report = load.stop().unwrap();
     println!("{test}: {tally}, {} objects made in the kernel\n{report}", objects.len());
     report.check_harmless().unwrap();
@@ -175,27 +174,39 @@ fn beside_tcx_links() {
 }
 
 /// SIGSTOP under load with a ring that is far too small: what was lost is told, and nobody else notices.
-#[test]
-fn stopped_for_some_seconds() {
+fn stopped_for(span: Duration) {
     let Some(mut lab) = lab("harmless-stop", Shape::Aks, AttachBy::LegacyTc) else { return };
     let before = State::of(&lab);
     let load = start_load(&lab);
-    let plsprobe = Plsprobe::trace(&mut lab, &["--dst", "pls-app", "--ring-bytes", "4096", "-o", "json"]);
+    let mut plsprobe = trace(&mut lab, "--dst pls-app --ring-bytes 4096 -o json");
     plsprobe.wait_until_attached();
     plsprobe.signal("STOP");
-    std::thread::sleep(Duration::from_secs(6));
+    std::thread::sleep(span);
     plsprobe.signal("CONT");
-    plsprobe.wait_until_it_says("records lost in the last second");
-    let summary = plsprobe.end(Signal::Interrupt);
+    plsprobe.wait_for("records lost in the last second");
+    let traced = end(plsprobe, Signal::Interrupt);
     let report = load.stop().unwrap();
     report.check_harmless().unwrap();
     check_seen_once(&lab, &report).unwrap();
     wait_until(|| State::of(&lab).same_as(&before));
-    let records = &summary.expect("a summary in JSON")["records"];
+    let records = &traced.summary()["records"];
+    assert_eq!(records["unaccounted"], 0, "{records}");
     let lost = records["lost"].as_u64().unwrap();
     // More than half of all packets passed while it was stopped, each at two of its hooks at least.
     assert!(lost > report.to_pod.sent, "{records}, {report}");
-    println!("stopped for 6 s: {records}\n{report}");
+    println!("stopped for {span:?}: {records}\n{report}");
+}
+
+#[test]
+fn stopped_for_some_seconds() {
+    stopped_for(Duration::from_secs(6));
+}
+
+/// `cargo test -p probe-user --test harmless -- --ignored --nocapture stopped_for_a_minute`
+#[test]
+#[ignore = "takes more than a minute"]
+fn stopped_for_a_minute() {
+    stopped_for(Duration::from_mins(1));
 }
 
 fn doctor(lab: &Lab, args: &[&str]) -> (Option<i32>, String) {
@@ -212,7 +223,7 @@ fn doctor_finds_and_removes_what_a_killed_one_left() {
     let line =
         |text: &str| text.lines().find(|line| line.contains("plsprobe's own filters")).unwrap().to_owned();
     let before = State::of(&lab);
-    let plsprobe = Plsprobe::trace(&mut lab, TARGETS[0]);
+    let mut plsprobe = trace(&mut lab, TARGETS[0]);
     plsprobe.wait_until_attached();
     let tracing = State::of(&lab);
     let (code, text) = doctor(&lab, &["--cleanup"]);
@@ -223,7 +234,7 @@ fn doctor_finds_and_removes_what_a_killed_one_left() {
     assert!(line(&text).starts_with("ok ") && line(&text).contains("a plsprobe is tracing here"), "{text}");
     assert_eq!(State::of(&lab), tracing, "nothing was removed");
 
-    plsprobe.end(Signal::Kill);
+    end(plsprobe, Signal::Kill);
     let (_, text) = doctor(&lab, &[]);
     let found = line(&text);
     assert!(found.starts_with("degraded "), "{text}");

@@ -50,7 +50,7 @@ fn conntrack_confirms_a_translation() {
         let found = path.confirmation(&world(key, entry));
         assert_eq!(found.is_some(), confirmed, "{what}");
         if let Some(found) = found {
-            assert_eq!((found.map.as_str(), found.entry), ("cilium_ct4_global", key), "{what}");
+            assert_eq!((found.map.as_str(), found.entry), ("cilium_ct4_global", key.to_string()), "{what}");
         }
     }
     assert_eq!(path.confirmation(&World::default()), None, "conntrack was not read");
