@@ -12,6 +12,7 @@ use libbpf_rs::query::ProgInfoIter;
 use libbpf_rs::{MapCore as _, MapFlags, MapHandle, MapType};
 use probe_lab::scenario::Client;
 use probe_lab::{ClientSaw, Lab, LabOptions, Ns, Shape};
+use probe_model::cilium::Direction::{self, Egress, Ingress};
 use probe_user::sources::btf::Btf;
 use probe_user::sources::{addresses, classifiers};
 
@@ -22,6 +23,7 @@ const TARGET: &str = "PLSPROBE_TEST_TARGET";
 /// The actions that are counted, `TC_ACT_OK` and `TC_ACT_SHOT` among them, fit below.
 const ACTIONS: u32 = 16;
 const TC_ACT_SHOT: u32 = 2;
+const TC_ACT_REDIRECT: u32 = 7;
 /// How long anything here may take.
 const PATIENCE: Duration = Duration::from_mins(1);
 
@@ -111,7 +113,7 @@ fn count_by_result(map_fd: u64) -> Vec<u64> {
 }
 
 /// The stand-in's entry program at a place: its id and its name.
-fn entry(lab: &Lab, dev: &str, direction: probe_model::cilium::Direction) -> (u32, String) {
+fn entry(lab: &Lab, dev: &str, direction: Direction) -> (u32, String) {
     let list = || classifiers::classifiers(&addresses::network().unwrap().links).unwrap();
     let all = lab.run_in(Ns::Node, list).unwrap();
     let is_meant =
@@ -133,34 +135,51 @@ fn wait_until(what: &str, mut holds: impl FnMut() -> bool) {
     }
 }
 
-#[test]
-fn the_action_is_seen_and_nothing_is_held_up() {
-    use probe_model::cilium::Direction::{Egress, Ingress};
+/// A lab of a shape, and ours at the program of its uplink; `None` where that cannot be.
+fn lab_and_exit(shape: Shape) -> Option<(Lab, u32, Exit)> {
     if let Some(why) = probe_lab::standin::unavailable() {
         fixtures::skip!("{why}");
-        return;
+        return None;
     }
-    let instance = format!("e{}", std::process::id());
-    let options = LabOptions { instance, shape: Shape::Aks, scenario: "allow-nat-ip".to_owned() };
-    let mut lab = Lab::up(&options).unwrap();
-    let (uplink, uplink_name) = entry(&lab, "eth0", Ingress);
-    let (pod, pod_name) = entry(&lab, probe_lab::addresses::APP_POD.host_interface, Egress);
-    let attached = Exit::attach(uplink, &uplink_name);
-    let at_uplink = match attached {
-        Ok(exit) => exit,
+    let instance = format!("e{}-{shape}", std::process::id());
+    let options = LabOptions { instance, shape, scenario: "allow-nat-ip".to_owned() };
+    let lab = Lab::up(&options).unwrap();
+    let (uplink, name) = entry(&lab, "eth0", Ingress);
+    match Exit::attach(uplink, &name) {
+        Ok(exit) => Some((lab, uplink, exit)),
         Err(why) => {
             assert!(!std::path::Path::new("/sys/bus/event_source/devices/kprobe").exists(), "refused: {why}");
             fixtures::skip!("this kernel refuses it: {why}");
-            return;
+            None
         }
-    };
+    }
+}
+
+fn probe(lab: &Lab, client: Client) -> ClientSaw {
+    lab.probe(&client.probe()).unwrap()
+}
+
+/// With BPF host routing the uplink's program hands on to the pod's policy program by a tail call, and that one ends it.
+#[test]
+fn the_action_of_a_tail_called_program_is_its_callers() {
+    let Some((lab, _, at_uplink)) = lab_and_exit(Shape::Kpr) else { return };
+    assert_eq!(probe(&lab, Client::ConsumerFirstNatIp), ClientSaw::Ok);
+    assert_eq!(probe(&lab, Client::ConsumerSecondNatIp), ClientSaw::Timeout);
+    let counts = at_uplink.counts();
+    println!("fexit: with host routing {counts:?}");
+    assert!(counts.contains_key(&TC_ACT_REDIRECT) && counts.contains_key(&TC_ACT_SHOT), "{counts:?}");
+}
+
+#[test]
+fn the_action_is_seen_and_nothing_is_held_up() {
+    let Some((mut lab, uplink, at_uplink)) = lab_and_exit(Shape::Aks) else { return };
+    let (pod, pod_name) = entry(&lab, probe_lab::addresses::APP_POD.host_interface, Egress);
     let at_pod = Exit::attach(pod, &pod_name).unwrap();
     // What it sees, and that nobody is in the way.
-    let probe = |lab: &Lab, client: Client| lab.probe(&client.probe()).unwrap();
     assert_eq!(probe(&lab, Client::ConsumerFirstNatIp), ClientSaw::Ok);
     assert_eq!(probe(&lab, Client::ConsumerSecondNatIp), ClientSaw::Timeout);
     let (uplink_counts, pod_counts) = (at_uplink.counts(), at_pod.counts());
-    println!("fexit: {uplink_name} {uplink_counts:?}, {pod_name} {pod_counts:?}");
+    println!("fexit: uplink {uplink_counts:?}, {pod_name} {pod_counts:?}");
     assert!(uplink_counts.values().sum::<u64>() > 0, "{uplink_counts:?}");
     assert!(pod_counts.contains_key(&TC_ACT_SHOT), "the drop is the pod's program's result: {pod_counts:?}");
     // Replaced while it is attached, as Cilium does: the new one runs, and ours still holds the old one.
