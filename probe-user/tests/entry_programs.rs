@@ -6,6 +6,7 @@ use std::io::{BufRead as _, BufReader};
 use std::mem::size_of;
 use std::os::fd::{AsFd as _, AsRawFd as _, FromRawFd as _, OwnedFd};
 use std::process::{Command, Stdio};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use libbpf_rs::query::ProgInfoIter;
@@ -135,6 +136,12 @@ fn wait_until(what: &str, mut holds: impl FnMut() -> bool) {
     }
 }
 
+/// One test looks whether anything of its kind is left, anywhere on the machine.
+fn alone() -> MutexGuard<'static, ()> {
+    static ALONE: Mutex<()> = Mutex::new(());
+    ALONE.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 /// A lab of a shape, and ours at the program of its uplink; `None` where that cannot be.
 fn lab_and_exit(shape: Shape) -> Option<(Lab, u32, Exit)> {
     if let Some(why) = probe_lab::standin::unavailable() {
@@ -162,6 +169,7 @@ fn probe(lab: &Lab, client: Client) -> ClientSaw {
 /// With BPF host routing the uplink's program hands on to the pod's policy program by a tail call, and that one ends it.
 #[test]
 fn the_action_of_a_tail_called_program_is_its_callers() {
+    let _alone = alone();
     let Some((lab, _, at_uplink)) = lab_and_exit(Shape::Kpr) else { return };
     assert_eq!(probe(&lab, Client::ConsumerFirstNatIp), ClientSaw::Ok);
     assert_eq!(probe(&lab, Client::ConsumerSecondNatIp), ClientSaw::Timeout);
@@ -172,6 +180,7 @@ fn the_action_of_a_tail_called_program_is_its_callers() {
 
 #[test]
 fn the_action_is_seen_and_nothing_is_held_up() {
+    let _alone = alone();
     let Some((mut lab, uplink, at_uplink)) = lab_and_exit(Shape::Aks) else { return };
     let (pod, pod_name) = entry(&lab, probe_lab::addresses::APP_POD.host_interface, Egress);
     let at_pod = Exit::attach(pod, &pod_name).unwrap();
