@@ -39,6 +39,8 @@ const MODULES: &[&str] = &[
     // The lab's links.
     "bridge",
     "dummy",
+    // By which a trace asks for one connection.
+    "nf_conntrack_netlink",
     // The lab's NAT gateway.
     "nf_tables",
     "nft_chain_nat",

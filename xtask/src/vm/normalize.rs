@@ -161,6 +161,7 @@ fn moment_of_reading(text: &str) -> String {
     let text = numbers_before(&text, " packets so far");
     let text = text
         .replace(" (confirmed by cilium_ct4_global)", "")
+        .replace(" (confirmed by nf_conntrack)", "")
         .replace(r#""confirmed_by":null"#, r#""confirmed_by":{}"#);
     let text = between(&text, r#""confirmed_by":{"#, "}", |_| Some("ENTRY OR NONE".to_owned()));
     let text = text.replace(r#""kept_by":null"#, r#""kept_by":"""#);
@@ -475,6 +476,7 @@ mod tests {
         same("(match L3-L4, 0 packets so far)", "(match L3-L4, 5 packets so far)");
         differ("(match L3-L4, 0 packets so far)", "(match L3, 0 packets so far)");
         same("to 10.0.0.143:80; eth0 in", "to 10.0.0.143:80 (confirmed by cilium_ct4_global); eth0 in");
+        same("to 10.0.0.143:80; eth0 in", "to 10.0.0.143:80 (confirmed by nf_conntrack); eth0 in");
         same(r#"{"confirmed_by":null}"#, r#"{"confirmed_by":{"entry":"TCP OUT","map":"cilium_ct4_global"}}"#);
         same(r#"{"kept_by":null,"packets":0}"#, r#"{"kept_by":"TCP OUT a -> b service","packets":5}"#);
     }
