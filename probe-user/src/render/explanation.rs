@@ -431,7 +431,7 @@ pub fn value(world: &World, explanation: &Explanation) -> Value {
         "cause": { "code": explanation.cause.code.text(), "sentence": explanation.cause.sentence },
         "policies": explanation.policies.iter().map(policy_value).collect::<Vec<_>>(),
         "near_miss": explanation.near_miss.as_ref().map(near_miss_value),
-        "source_history": source_history(world, explanation.trajectory()).iter().map(|hop| hop_value(hop)).collect::<Vec<_>>(),
+        "source_history": source_history(world, explanation.trajectory()).iter().map(hop_value).collect::<Vec<_>>(),
         "ways": explanation.trajectories.iter().map(|way| way_value(world, way)).collect::<Vec<_>>(),
         "caveats": explanation.caveats.iter()
             .map(|caveat| json!({ "code": caveat.code.text(), "text": caveat.text })).collect::<Vec<_>>(),

@@ -599,6 +599,7 @@ mod tests {
     use probe_model::cilium::identity::Identity;
     use probe_model::path::{Fragment, Packet, Place, Seen, Sighting, TcpFlags, Tracker, Watch};
     use probe_model::tuple::Protocol;
+    use probe_model::world::nat::nat_sources;
 
     use super::*;
     use crate::sources::{self, From, LiveOptions};
@@ -682,7 +683,7 @@ mod tests {
     /// The one flow that `sightings` are of, judged by the maps of a recording.
     pub(super) fn judged(given: &Given<'_>, sightings: &[Sighting]) -> (World, Judgement, Names) {
         let folder = fixtures::recording("cilium-1.14").join(given.recording);
-        let world = sources::world(&From::Path(folder), &LiveOptions::default()).unwrap();
+        let mut world = sources::world(&From::Path(folder), &LiveOptions::default()).unwrap();
         let mut tracker = Tracker::default();
         for sighting in sightings {
             tracker.push(sighting.clone());
@@ -696,9 +697,10 @@ mod tests {
             BTreeMap::from([(UPLINK, "eth0".to_owned()), (VETH, "lxc1".to_owned())]),
         )
         .with_namespaces(1, [2].into());
-        let nat_ips = ["10.224.0.8".parse().unwrap(), "10.224.0.9".parse().unwrap()];
+        let nat_ips = ["10.224.0.8/32", "10.224.0.9/32"].map(|ip| ip.parse().unwrap());
+        world.private_link.declared.nat_ips = nat_ips.to_vec();
         let path = paths.into_iter().next().unwrap();
-        let judgement = judge(&world, path, given.events, given.watch, &nat_ips);
+        let judgement = judge(&world, path, given.events, given.watch, &nat_sources(&world));
         (world, judgement, names)
     }
 

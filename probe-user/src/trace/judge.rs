@@ -14,7 +14,7 @@ use probe_model::path::proxy::{self, Consumer, ProxyFault};
 use probe_model::path::{CiliumEvent, Confirmation, Gap, Outcome, Path, Refusal, Watch, Ways};
 use probe_model::simulate::{self, Question, Step, Unknown};
 use probe_model::tuple::Tuple;
-use probe_model::world::nat::Confidence;
+use probe_model::world::nat::{Confidence, NatSources};
 use probe_model::world::{AddressOwner, PolicyRef, World};
 
 /// Where Cilium's notifications are read in this run.
@@ -114,7 +114,7 @@ pub fn judge(
     mut path: Path,
     events: &EventSource,
     watch: &Watch,
-    pls_nat_ips: &[IpAddr],
+    nat: &NatSources,
 ) -> Judgement {
     let explanation = explain(world, &path);
     path.outcome = path.outcome_under(watch);
@@ -122,7 +122,7 @@ pub fn judge(
     let (verdict, evidence) = verdict(&path, &explanation, observed, events);
     let findings = disagreement(&path, &explanation, observed).into_iter();
     let findings = findings.chain(other_policies(&path, &explanation)).collect();
-    let origin = origin(world, path.tuple.saddr, pls_nat_ips);
+    let origin = origin(world, path.tuple.saddr, nat);
     let identity = observed_identity(&path).or_else(|| simulated_identity(&explanation));
     let gap = path.gap(watch, ways(world, &explanation));
     let confirmation = path.confirmation(world);
@@ -308,15 +308,12 @@ pub fn hubble_policies(path: &Path) -> Vec<PolicyRef> {
     named.cloned().collect::<BTreeSet<_>>().into_iter().collect()
 }
 
-fn origin(world: &World, address: IpAddr, pls_nat_ips: &[IpAddr]) -> Origin {
-    if pls_nat_ips.contains(&address) {
-        return Origin::PlsNatIp(Confidence::Declared);
+fn origin(world: &World, address: IpAddr, nat: &NatSources) -> Origin {
+    if let Some(source) = nat.names(address) {
+        return Origin::PlsNatIp(source.confidence());
     }
     if is_probe_source(address) {
         return Origin::AzureProbe;
-    }
-    if world.private_link.observed.iter().any(|observed| observed.source == address) {
-        return Origin::PlsNatIp(Confidence::Observed);
     }
     match world.owner(address) {
         AddressOwner::Endpoint(id) if !world.is_host_endpoint(id) => Origin::Pod(world.endpoint_name(id)),

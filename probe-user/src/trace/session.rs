@@ -13,6 +13,7 @@ use probe_model::path::{
     Confirmation, HookPoint, Namespace, Outcome as PathOutcome, Path, Patience, Seen, Sighting, Tracker,
     Watch,
 };
+use probe_model::world::nat::{NatSources, nat_sources};
 use probe_model::world::{Endpoint, World};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
@@ -41,7 +42,6 @@ use crate::sources::live::{self, LiveNode};
 use crate::sources::maps::Globals;
 use crate::sources::nf_conntrack;
 use crate::sys;
-use crate::target;
 
 /// How often undecided flows are looked at.
 const POLL: Duration = Duration::from_millis(50);
@@ -196,6 +196,8 @@ struct Session<'o> {
     /// What earlier attachments counted.
     past: Tally,
     advice: Adviser,
+    /// What is known of NAT IPs, of the maps at hand; made when it is asked for.
+    nat: Option<NatSources>,
     /// Earlier records of this attachment are the one's before it.
     since_ns: u64,
     first_record: Option<Instant>,
@@ -264,6 +266,7 @@ impl<'o> Session<'o> {
             records,
             past: Tally::default(),
             advice: Adviser::default(),
+            nat: None,
             since_ns: 0,
             first_record: None,
             unsettled_until: Instant::now(),
@@ -520,6 +523,7 @@ impl<'o> Session<'o> {
         let Ok(node) = live::refresh(&self.options.live, &self.node) else { return Ok(()) };
         let mut world = assemble(&node.node);
         world.inherit(&self.world);
+        self.nat = None;
         // A pod that is being made anew is none for a while.
         let Ok(scope) = Scope::new(&world, self.options) else { return Ok(()) };
         if !scope.adds_to(&self.scope) {
@@ -616,6 +620,7 @@ impl<'o> Session<'o> {
                 observed.source, observed.link_id
             ));
             self.world.private_link.observed.push(observed);
+            self.nat = None;
         }
         let judgement = self.judged(path);
         self.count(&judgement);
@@ -631,8 +636,8 @@ impl<'o> Session<'o> {
         self.names.learn_functions(&path);
         let is_departed = self.complete.as_ref().is_some_and(|complete| self.is_of_departed(complete, &path));
         let world = self.complete.as_ref().filter(|_| is_departed).unwrap_or(&self.world);
-        let (events, nat_ips) = (self.verdicts.source(), target::nat_ips(world));
-        let mut judgement = judge(world, path, events, &self.watch, &nat_ips);
+        let nat = self.nat.get_or_insert_with(|| nat_sources(world));
+        let mut judgement = judge(world, path, self.verdicts.source(), &self.watch, nat);
         if judgement.confirmation.is_none() {
             judgement.confirmation = by_netfilter(&judgement.path);
         }
@@ -736,6 +741,7 @@ impl<'o> Session<'o> {
                 self.node = node;
                 let mut world = assemble(&self.node.node);
                 world.inherit(&self.world);
+                self.nat = None;
                 let before = std::mem::replace(&mut self.world, world);
                 self.advice.forget();
                 let is_there = |id| self.world.endpoints.contains_key(id);
@@ -755,7 +761,7 @@ impl<'o> Session<'o> {
 
     /// The target as `lint` knows it.
     fn lint_scope(&self) -> lint::Scope<'_> {
-        match self.scope.endpoints.iter().next() {
+        match self.scope.endpoints.first() {
             Some(id) => lint::Scope::of_endpoint(&self.world, *id),
             None => lint::Scope::of_service(&self.world, &self.options.dst, &[]),
         }

@@ -81,8 +81,9 @@ fn begins(evidence: &mut Evidence, first: FirstBytes, kind: ReactionKind) {
     evidence.reaction = Some(Reaction { kind, after_ns: 1_000_000 });
 }
 
-fn reset(idle_ns: u64) -> Option<Reset> {
-    Some(Reset { by_opener: true, place: UPLINK, ktime_ns: idle_ns, idle_ns, after_fin: false })
+fn reset(path: &mut Path, idle_ns: u64) {
+    let reset = Reset { by_opener: true, place: UPLINK, ktime_ns: idle_ns, idle_ns, after_fin: false };
+    path.evidence.reset = Some(reset);
 }
 
 fn switch_proxy_on(world: &mut World) {
@@ -114,8 +115,8 @@ const SHOWN: &[Shown] = &[
     Shown {
         code: Code::IdleTimeout,
         shows: "a reset from the network after five minutes of silence",
-        spoilt: |_, path| path.evidence.reset = reset(301 * SECOND),
-        neighbour: ("a reset after a second", |_, path| path.evidence.reset = reset(SECOND)),
+        spoilt: |_, path| reset(path, 301 * SECOND),
+        neighbour: ("a reset after a second", |_, path| reset(path, SECOND)),
     },
     Shown {
         code: Code::NatPorts,

@@ -248,8 +248,9 @@ fn security_rule(name: &str, priority: u32, allows: bool, source: &str) -> Secur
     }
 }
 
-fn group(rules: Vec<SecurityRule>) -> Option<Vec<SecurityGroup>> {
-    Some(vec![SecurityGroup { name: "aks-nsg".to_owned(), rules, ..SecurityGroup::default() }])
+fn guard(world: &mut World, rules: Vec<SecurityRule>) {
+    let group = SecurityGroup { name: "aks-nsg".to_owned(), rules, ..SecurityGroup::default() };
+    world.private_link.security_groups = Some(vec![group]);
 }
 
 fn node(pods: &str) -> Node {
@@ -569,16 +570,18 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
         shows: "a rule denies the load balancer's probe",
         spoilt: || {
             with(|world| {
-                world.private_link.security_groups =
-                    group(vec![security_rule("deny-probe", 200, false, "AzureLoadBalancer")]);
+                guard(world, vec![security_rule("deny-probe", 200, false, "AzureLoadBalancer")]);
             })
         },
         neighbour: ("an earlier rule allows what a later one denies", || {
             with(|world| {
-                world.private_link.security_groups = group(vec![
-                    security_rule("deny-all", 4000, false, "*"),
-                    security_rule("allow-all", 300, true, "*"),
-                ]);
+                guard(
+                    world,
+                    vec![
+                        security_rule("deny-all", 4000, false, "*"),
+                        security_rule("allow-all", 300, true, "*"),
+                    ],
+                );
             })
         }),
     },
@@ -626,7 +629,7 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
             with(|world| {
                 let mut other = pod();
                 other.host_network = true;
-                other.name = "node-exporter-x".to_owned();
+                "node-exporter-x".clone_into(&mut other.name);
                 world.kubernetes.pods.as_mut().expect("pods").push(other);
             })
         }),
@@ -665,9 +668,9 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
             with(|world| {
                 frontend(world, |key, service| {
                     if key.backend_slot == 0 {
-                        service.count = 0
+                        service.count = 0;
                     }
-                })
+                });
             })
         },
         neighbour: ("it has one", good),
@@ -697,9 +700,9 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
         shows: "Cilium's gateway with externalTrafficPolicy Local",
         spoilt: || {
             with(|world| {
-                service(world).name = "cilium-gateway-pls-app".to_owned();
-                world.kubernetes.endpoint_slices.as_mut().expect("slices")[0].service =
-                    "cilium-gateway-pls-app".to_owned();
+                "cilium-gateway-pls-app".clone_into(&mut service(world).name);
+                let slices = world.kubernetes.endpoint_slices.as_mut().expect("slices");
+                "cilium-gateway-pls-app".clone_into(&mut slices[0].service);
             })
         },
         neighbour: ("a service of another name", good),
