@@ -8,8 +8,9 @@ use anyhow::{Context, Result, bail, ensure};
 use crate::setup::{self, Ready};
 use crate::{cargo, sh};
 
-/// The size the design allows it, in MiB.
-const BUDGET: u64 = 6;
+/// What it may have at most, in MiB. The design allows 6; TLS, the Kubernetes and Azure sources, the policy engine and the
+/// causes have taken it past that (docs/speed.md).
+const BUDGET: u64 = 8;
 
 /// Builds `target/dist/plsprobe` and checks that it is static, small enough, and runs.
 ///
@@ -30,7 +31,9 @@ pub(crate) fn build(ready: &Ready) -> Result<PathBuf> {
     let mut build = cargo::host(ready, "rustc");
     build.args(["--release", "--package", "probe-user", "--bin", "plsprobe"]);
     // The profile's `strip` leaves the symbols in, a sixth of the file: rustc only passes `--strip-debug`.
-    sh::run(build.args(["--", "-C", "link-arg=-Wl,--strip-all"]))?;
+    // Relocations packed as bits are a quarter of a megabyte less; glibc 2.36 applies them by itself.
+    let link = "link-arg=-Wl,--strip-all,-z,pack-relative-relocs";
+    sh::run(build.args(["--", "-C", link]))?;
     let dist = ready.project.target.join("dist");
     std::fs::create_dir_all(&dist).with_context(|| format!("failed to make `{}`", dist.display()))?;
     let built = ready.project.target.join(&ready.rustc.host).join("release/plsprobe");

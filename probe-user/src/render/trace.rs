@@ -755,7 +755,7 @@ mod tests {
             ],
             &expect![[r#"
                 10.224.0.9:40000 -> 10.224.0.7:80 TCP: dropped by Cilium, Policy denied (133)
-                  cause    NetworkPolicy default/allow-pls-nat selects default/pls-app-7d9c5bd5f4-x2v8q for ingress, and no rule admits traffic from world (2) on TCP/80 [PLS-01]
+                  cause    NetworkPolicy default/allow-pls-nat selects default/pls-app-7d9c5bd5f4-x2v8q for ingress, and no rule admits traffic from world (2) on TCP/80: NetworkPolicy default/allow-pls-nat admits 10.224.0.8/32, which has one of Private Link's NAT IPs, and 10.224.0.9 is another (--pls-nat-ip) [PLS-20]
                   from     PLS NAT IP 10.224.0.9, identity world (2)
                   rewrite  DNAT 10.224.0.7:80 to 10.0.0.143:80
                   hops     eth0 in 0.000 ms
@@ -796,7 +796,7 @@ mod tests {
             ],
             &expect![[r#"
                 10.224.0.9:40000 -> 10.224.0.7:80 TCP: dropped by Cilium, Policy denied (133)
-                  cause    no policy entry matched: default deny; not known from the maps, which say: NetworkPolicy default/allow-pls-nat selects default/pls-app-7d9c5bd5f4-x2v8q for ingress, and no rule admits traffic from world (2) on TCP/80 [PLS-01]
+                  cause    no policy entry matched: default deny; not known from the maps, which say: NetworkPolicy default/allow-pls-nat selects default/pls-app-7d9c5bd5f4-x2v8q for ingress, and no rule admits traffic from world (2) on TCP/80: NetworkPolicy default/allow-pls-nat admits 10.224.0.8/32, which has one of Private Link's NAT IPs, and 10.224.0.9 is another (--pls-nat-ip) [PLS-20]
                   from     PLS NAT IP 10.224.0.9, identity world (2)
                   rewrite  DNAT 10.224.0.7:80 to 10.0.0.143:80
                   hops     eth0 in 0.000 ms
