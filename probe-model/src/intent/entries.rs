@@ -6,10 +6,11 @@
 //!
 //! Source: Cilium 1.16 `pkg/policy/mapstate.go`, in our own words.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::rc::Rc;
 
 use super::filter::SelectorId;
-use super::kin::Kin;
+use super::kin::{Kin, Relatives};
 use super::object::Authentication;
 use super::port::L4Key;
 use crate::cilium::identity::Identity;
@@ -122,6 +123,8 @@ pub(super) type Key = (L4Key, Identity);
 pub(super) struct Entries<'a> {
     kin: &'a Kin,
     groups: BTreeMap<L4Key, BTreeMap<Identity, Entry>>,
+    /// Those of identities that were asked for: each is, for many ports.
+    relatives: HashMap<Identity, Rc<Relatives>>,
 }
 
 const ANYBODY: Identity = Identity::UNKNOWN;
@@ -139,7 +142,7 @@ enum Lies {
 
 impl<'a> Entries<'a> {
     pub(super) fn new(kin: &'a Kin) -> Self {
-        Self { kin, groups: BTreeMap::new() }
+        Self { kin, groups: BTreeMap::new(), relatives: HashMap::new() }
     }
 
     pub(super) fn into_entries(self) -> impl Iterator<Item = (L4Key, Identity, Entry)> {
@@ -175,7 +178,7 @@ impl<'a> Entries<'a> {
     fn insert_deny(&mut self, (l4, identity): Key, entry: Entry) {
         let mut removed = Vec::new();
         let mut repeated = BTreeSet::new();
-        let relatives = self.kin.relatives(identity);
+        let relatives = self.relatives(identity);
         for (other_l4, lies, group) in self.related_groups(l4) {
             let allows = group.iter().filter(|(_, other)| !other.deny).map(|(other, _)| *other);
             let is_allowed = |other: &Identity| group.get(other).is_some_and(|entry| !entry.deny);
@@ -250,7 +253,7 @@ impl<'a> Entries<'a> {
     fn make_room_for_allow(&mut self, (l4, identity): Key) -> Option<bool> {
         let mut repeated = Vec::new();
         let mut becomes_deny = false;
-        let relatives = self.kin.relatives(identity);
+        let relatives = self.relatives(identity);
         for (other_l4, lies, group) in self.related_groups(l4) {
             let deny =
                 |other: Identity| group.get(&other).filter(|entry| entry.deny).map(|entry| (other, entry));
@@ -364,6 +367,11 @@ impl<'a> Entries<'a> {
                 found.authentication = entry.authentication;
             }
         }
+    }
+
+    fn relatives(&mut self, identity: Identity) -> Rc<Relatives> {
+        let known = self.relatives.entry(identity);
+        Rc::clone(known.or_insert_with(|| Rc::new(self.kin.relatives(identity))))
     }
 
     fn allows(&self) -> impl Iterator<Item = (Key, &Entry)> {

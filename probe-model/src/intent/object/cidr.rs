@@ -82,11 +82,12 @@ pub(in crate::intent) fn without(cidr: IpNet, except: &[IpNet]) -> Vec<IpNet> {
     if except.iter().any(|gone| gone.contains(&cidr)) {
         return Vec::new();
     }
-    if !except.iter().any(|gone| cidr.contains(gone)) {
+    let inside: Vec<_> = except.iter().copied().filter(|gone| cidr.contains(gone)).collect();
+    if inside.is_empty() {
         return vec![cidr];
     }
     let halves = cidr.subnets(cidr.prefix_len() + 1).into_iter().flatten();
-    halves.flat_map(|half| without(half, except)).collect()
+    halves.flat_map(|half| without(half, &inside)).collect()
 }
 
 #[cfg(test)]
