@@ -1,14 +1,14 @@
 //! What one set of policies admits that another one does not.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fmt;
 
 use ipnet::IpNet;
 
 use super::cluster::{Cluster, Pod};
-use super::engine::{DirectionIntent, Engine};
-use crate::cilium::Direction;
+use super::engine::{DirectionIntent, IntentEntry};
 use crate::cilium::identity::Identity;
+use crate::cilium::policy::PolicyKey;
 use crate::tuple::Protocol;
 use crate::world::PodName;
 
@@ -115,47 +115,51 @@ impl Peers {
     }
 }
 
-/// What `after` admits at these pods in a direction and `before` does not, sorted.
-pub fn difference(before: &Engine, after: &Engine, pods: &[&Pod], direction: Direction) -> Vec<Admitted> {
-    let classes = Classes::new(before.cluster(), after.cluster());
-    let mut admitted = Vec::new();
-    for pod in pods {
-        let (old, new) = (before.judge(pod, direction), after.judge(pod, direction));
-        let changed = changed(&old, &new);
-        let could_differ = |[was, is]: &[Identity; 2]| {
-            was != is || changed.contains(&Identity::UNKNOWN) || changed.contains(is)
-        };
-        for (peers, identities) in classes.all.iter().filter(|(_, identities)| could_differ(identities)) {
-            for one in newly(&old, &new, &pod.name, *peers, *identities) {
-                let regions = classes.regions(*peers).into_iter();
-                admitted.extend(regions.map(|peers| Admitted { peers, ..one.clone() }));
-            }
-        }
-    }
-    admitted.sort();
-    admitted
+/// One direction of a pod, judged by what was and by what is.
+pub(super) struct Judged<'a> {
+    /// The pod.
+    pub(super) pod: &'a Pod,
+    /// What it was.
+    pub(super) before: &'a DirectionIntent,
+    /// What it is.
+    pub(super) after: &'a DirectionIntent,
 }
 
-/// The identities whose entries are not the same in both.
-fn changed(old: &DirectionIntent, new: &DirectionIntent) -> BTreeSet<Identity> {
-    let rows = |intent: &DirectionIntent| {
-        let entry = |entry: &super::engine::IntentEntry| (entry.key, entry.entry.deny);
-        intent.entries.iter().map(entry).collect::<BTreeSet<_>>()
-    };
-    rows(old).symmetric_difference(&rows(new)).map(|(key, _)| key.sec_label).collect()
+/// What is admitted at one pod that was not, in no order. `classes` are those of the clusters before and after.
+pub(super) fn difference(classes: &Classes, judged: &Judged<'_>) -> Vec<Admitted> {
+    let mut compared = Compared::new(judged);
+    let mut admitted = Vec::new();
+    for (peers, identities) in &classes.all {
+        let newly = compared.newly(*identities);
+        if newly.is_empty() {
+            continue;
+        }
+        for peers in classes.regions(*peers) {
+            let pod = &judged.pod.name;
+            let at = |&Ports { protocol, first, last }: &Ports| Admitted {
+                pod: pod.clone(),
+                peers,
+                protocol,
+                first,
+                last,
+            };
+            admitted.extend(newly.iter().map(at));
+        }
+    }
+    admitted
 }
 
 /// As many prefixes are named instead of the one that they are the rest of.
 const NAMED_REGIONS: usize = 4;
 
 /// Every class of peers, with its identity before and after.
-struct Classes {
+pub(super) struct Classes {
     all: Vec<(Peers, [Identity; 2])>,
     prefixes: BTreeSet<IpNet>,
 }
 
 impl Classes {
-    fn new(before: &Cluster, after: &Cluster) -> Self {
+    pub(super) fn new(before: &Cluster, after: &Cluster) -> Self {
         let inside = |identity: &Identity| {
             !identity.is_local_scope() && !identity.is_world() && *identity != Identity::UNKNOWN
         };
@@ -183,43 +187,108 @@ impl Classes {
     }
 }
 
-/// The ranges of ports that are admitted after and were not before.
-fn newly(
-    old: &DirectionIntent,
-    new: &DirectionIntent,
-    pod: &PodName,
-    peers: Peers,
+/// A range of ports.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Ports {
+    protocol: Protocol,
+    first: u16,
+    last: u16,
+}
+
+/// What an entry says beside whom it is for: all that makes it admit or not.
+type Row = (PolicyKey, bool);
+
+/// The entries of each identity, in the order of the map.
+type Rows = HashMap<Identity, Vec<Row>>;
+
+fn rows(intent: &DirectionIntent) -> Rows {
+    let mut rows = Rows::new();
+    for IntentEntry { key, entry } in &intent.entries {
+        let anybody = PolicyKey { sec_label: Identity::UNKNOWN, ..*key };
+        rows.entry(key.sec_label).or_default().push((anybody, entry.deny));
+    }
+    rows
+}
+
+/// The entries of two judgements by identity.
+///
+/// The datapath looks at those of the packet's identity and at those of any. So peers whose own were and are equal to those
+/// of others come to the same, and nothing at all changes for peers without a change in either.
+struct Compared<'a> {
+    judged: &'a Judged<'a>,
+    rows: [Rows; 2],
+    anybody_changed: bool,
+    /// What is newly admitted, by the entries before and after.
+    known: HashMap<[Vec<Row>; 2], Vec<Ports>>,
+}
+
+impl<'a> Compared<'a> {
+    fn new(judged: &'a Judged<'a>) -> Self {
+        let rows = [rows(judged.before), rows(judged.after)];
+        let [was, is] = both(&rows, [Identity::UNKNOWN; 2]);
+        let anybody_changed = was != is;
+        Self { judged, rows, anybody_changed, known: HashMap::new() }
+    }
+
+    /// The ranges of ports that are admitted to peers of this identity, and were not to the one that they had.
+    fn newly(&mut self, identities: [Identity; 2]) -> &[Ports] {
+        let [was, is] = both(&self.rows, identities);
+        if was == is && !self.anybody_changed {
+            return &[];
+        }
+        let of_anybody = both(&self.rows, [Identity::UNKNOWN; 2]);
+        let relevant = || [was, is].into_iter().chain(of_anybody).flatten().map(|(key, _)| key);
+        let found = || newly(self.judged, identities, relevant);
+        self.known.entry([was.to_vec(), is.to_vec()]).or_insert_with(found)
+    }
+}
+
+/// The entries before and after.
+fn both(rows: &[Rows; 2], [was, is]: [Identity; 2]) -> [&[Row]; 2] {
+    [entries_of(&rows[0], was), entries_of(&rows[1], is)]
+}
+
+fn entries_of(rows: &Rows, identity: Identity) -> &[Row] {
+    rows.get(&identity).map_or(&[], Vec::as_slice)
+}
+
+/// The ranges of ports that are admitted after and were not before; `keys` are those that could decide.
+fn newly<'k, K: Iterator<Item = &'k PolicyKey>>(
+    judged: &Judged<'_>,
     [was, is]: [Identity; 2],
-) -> Vec<Admitted> {
-    let mut admitted: Vec<Admitted> = Vec::new();
+    keys: impl Fn() -> K,
+) -> Vec<Ports> {
+    let mut admitted: Vec<Ports> = Vec::new();
     for protocol in PROTOCOLS {
-        let starts = starts(&[old, new], protocol);
+        let starts = starts(keys(), protocol);
         for (number, first) in starts.iter().enumerate() {
             let last = starts.get(number + 1).map_or(u16::MAX, |next| next - 1);
-            let changed =
-                new.verdict(is, protocol, *first).admits() && !old.verdict(was, protocol, *first).admits();
+            let was_admitted = || judged.before.verdict(was, protocol, *first).admits();
+            let changed = judged.after.verdict(is, protocol, *first).admits() && !was_admitted();
             let protocol = if protocol == OTHER_PROTOCOLS { Protocol::ANY } else { protocol };
             match admitted.last_mut() {
                 _ if !changed => {}
                 Some(one) if one.protocol == protocol && one.last.checked_add(1) == Some(*first) => {
                     one.last = last;
                 }
-                _ => admitted.push(Admitted { pod: pod.clone(), peers, protocol, first: *first, last }),
+                _ => admitted.push(Ports { protocol, first: *first, last }),
             }
         }
     }
     admitted
 }
 
-/// Where ranges of ports begin that no entry divides.
-fn starts(intents: &[&DirectionIntent], protocol: Protocol) -> Vec<u16> {
+/// Where ranges of ports begin that no key divides.
+fn starts<'k>(keys: impl Iterator<Item = &'k PolicyKey>, protocol: Protocol) -> Vec<u16> {
     let mut starts = BTreeSet::from([0]);
-    let entries = intents.iter().flat_map(|intent| &intent.entries);
-    for entry in entries.filter(|entry| entry.key.protocol == protocol.0) {
-        let bits = entry.key.l4_prefix().saturating_sub(8);
+    for key in keys.filter(|key| key.protocol == protocol.0) {
+        let bits = key.l4_prefix().saturating_sub(8);
         let ports = 1_u32 << (16 - u32::from(bits.min(16)));
-        starts.insert(entry.key.dport);
-        starts.extend(u16::try_from(u32::from(entry.key.dport) + ports));
+        starts.insert(key.dport);
+        starts.extend(u16::try_from(u32::from(key.dport) + ports));
     }
     starts.into_iter().collect()
 }
+
+#[cfg(test)]
+mod tests;

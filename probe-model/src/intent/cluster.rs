@@ -131,12 +131,12 @@ impl Cluster {
     /// A prefix that has one keeps it, unless it is a pod's: Cilium makes an identity for a pod's address too, which
     /// nothing ever has. New ones get numbers that are free; a real agent may choose others.
     #[must_use]
-    pub fn with_prefixes_of(&self, policies: &[Policy]) -> Self {
+    pub fn with_prefixes_of<'p>(&self, policies: impl IntoIterator<Item = &'p Policy>) -> Self {
         let mut cluster = self.clone();
         let local = || self.identities.iter().filter(|(identity, _)| identity.is_local_scope());
         let mut next = local().next_back().map_or(FIRST_LOCAL, |(identity, _)| identity.0 + 1);
         let known: BTreeSet<_> = local().filter_map(|(_, labels)| labels.prefix()).collect();
-        let wanted = policies.iter().flat_map(prefixes).filter(|prefix| !known.contains(prefix));
+        let wanted = policies.into_iter().flat_map(prefixes).filter(|prefix| !known.contains(prefix));
         for prefix in wanted.collect::<BTreeSet<_>>() {
             let is_world = prefix.prefix_len() == 0;
             // A node keeps its identity, and gets no CIDR label.

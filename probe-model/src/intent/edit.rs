@@ -1,25 +1,29 @@
 //! The smallest edits of policy objects that admit a flow, each tried before it is offered.
 
-use std::collections::BTreeSet;
+use std::cell::RefCell;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
+use std::rc::Rc;
 
 use ipnet::IpNet;
 use serde_json::{Value, json};
 
-use super::admitted::{Admitted, Peers, difference};
+use super::admitted::{Admitted, Classes, Judged, Peers, difference};
 use super::cluster::Pod;
-use super::engine::{Engine, Flow, IntentVerdict};
-use super::object::{PeerKind, Policy, RuleSubject, read_one};
+use super::engine::{DirectionIntent, Engine, Flow, IntentVerdict, selects};
+use super::object::{PeerKind, Policy, read_one};
 use super::path::{Path, Step};
 use super::selector::{NAMESPACE, NAMESPACE_LABELS};
 use super::why::{Failed, Field, Hit, Miss, Why};
 use super::yaml::manifest;
 use crate::cilium::Direction;
 use crate::cilium::identity::Identity;
-use crate::world::PolicyRef;
+use crate::world::{PodName, PolicyRef};
 
 /// As many rules near to the flow are tried to be widened, and as many policies to be given a rule more.
 const NEAREST: usize = 3;
+/// As many edits are offered.
+const OFFERED: usize = 2;
 
 /// What kind of edit it is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -80,27 +84,31 @@ struct Candidate {
     after: Value,
 }
 
-/// Edits that admit a flow, the smallest first: a widened rule, then a rule more, then a policy more; of each kind the one
-/// that admits least besides.
+/// Edits that admit a flow, of the first kind that does, at most two: the ones that admit least besides.
 ///
 /// `objects` are those that the engine's policies were read from, in their order. Without them (policies read from the
 /// agent) only new policies are offered.
 pub fn edits(engine: &Engine, objects: &[Value], wanted: &Wanted<'_>) -> Vec<Edit> {
-    let why = engine.why(wanted.pod, wanted.flow, wanted.address);
+    let editor = Editor { engine, objects, wanted, before: RefCell::default() };
+    let why = engine.why_judged(&editor.before(wanted.pod), wanted.pod, wanted.flow, wanted.address);
     if why.verdict.admits() {
         return Vec::new();
     }
-    let editor = Editor { engine, objects, wanted };
-    let mut edits: Vec<_> = editor.candidates(&why).into_iter().filter_map(|one| editor.tried(one)).collect();
-    edits.sort_by_key(|edit| (edit.kind, edit.admits_also.len()));
-    edits.dedup_by(|one, other| one.after == other.after);
-    edits
+    let mut by_kind: BTreeMap<EditKind, Vec<Candidate>> = BTreeMap::new();
+    for candidate in editor.candidates(&why) {
+        by_kind.entry(candidate.kind).or_default().push(candidate);
+    }
+    // To try one is to judge every pod that it selects: no other kind is tried once one admits.
+    let mut tried = by_kind.into_values().map(|candidates| editor.all_tried(candidates));
+    tried.find(|edits| !edits.is_empty()).unwrap_or_default()
 }
 
 struct Editor<'a> {
     engine: &'a Engine,
     objects: &'a [Value],
     wanted: &'a Wanted<'a>,
+    /// What pods come to without an edit.
+    before: RefCell<BTreeMap<PodName, Rc<DirectionIntent>>>,
 }
 
 /// How a peer can be named in a rule.
@@ -439,11 +447,7 @@ impl Editor<'_> {
     /// Where the rule of a policy is that selects the pod.
     fn selecting_spec(&self, policy: &Policy) -> Option<Path> {
         let labels = self.engine.cluster().identities.get(&self.wanted.pod.identity)?;
-        let selects = |rule: &&super::object::Rule| match &rule.subject {
-            RuleSubject::Endpoints(selector) => selector.selects(labels),
-            RuleSubject::Nodes(_) => false,
-        };
-        policy.rules.iter().find(selects).map(|rule| rule.path.clone())
+        policy.rules.iter().find(|rule| selects(rule, labels)).map(|rule| rule.path.clone())
     }
 
     /// A policy of its own for the pod and this flow.
@@ -498,6 +502,21 @@ impl Editor<'_> {
         std::iter::once(base.clone()).chain(numbered).find(|name| !taken(name)).unwrap_or(base)
     }
 
+    /// What a pod comes to without an edit.
+    fn before(&self, pod: &Pod) -> Rc<DirectionIntent> {
+        let judge = || Rc::new(self.engine.judge(pod, self.wanted.flow.direction));
+        Rc::clone(self.before.borrow_mut().entry(pod.name.clone()).or_insert_with(judge))
+    }
+
+    /// Those of the candidates that admit the flow, the ones that admit least besides first.
+    fn all_tried(&self, candidates: Vec<Candidate>) -> Vec<Edit> {
+        let mut edits: Vec<_> = candidates.into_iter().filter_map(|one| self.tried(one)).collect();
+        edits.sort_by_key(|edit| edit.admits_also.len());
+        edits.dedup_by(|one, other| one.after == other.after);
+        edits.truncate(OFFERED);
+        edits
+    }
+
     /// Tries a candidate; `None` if Cilium would refuse it or it does not turn the verdict.
     fn tried(&self, candidate: Candidate) -> Option<Edit> {
         let Candidate { kind, policy, object, path, summary, after } = candidate;
@@ -512,26 +531,39 @@ impl Editor<'_> {
         if !verdict.admits() {
             return None;
         }
-        let admits_also = self.admits_also(&engine, number, peer);
+        let admits_also = self.admits_also(&engine, number, peer, &intent);
         let before = object.and_then(|object| self.objects.get(object)).cloned();
         let yaml = manifest(&after);
         Some(Edit { kind, policy, path, summary, before, after, yaml, verdict, admits_also })
     }
 
-    /// What else is admitted at every pod that the edited object selects.
-    fn admits_also(&self, after: &Engine, object: usize, peer: Identity) -> Vec<Admitted> {
-        let direction = self.wanted.flow.direction;
+    /// What else is admitted at every pod that the edited object selects, sorted. `own` is what the pod asked for comes to.
+    fn admits_also(
+        &self,
+        after: &Engine,
+        object: usize,
+        peer: Identity,
+        own: &DirectionIntent,
+    ) -> Vec<Admitted> {
         let is_selected = |engine: &Engine, pod: &Pod| {
-            let rules = engine.rules_selecting(pod.identity);
-            rules
-                .iter()
-                .any(|(number, _)| engine.policy(*number).is_some_and(|policy| policy.object == object))
+            let labels = engine.labels(pod.identity);
+            let edited = engine.policies().iter().filter(|policy| policy.object == object);
+            edited.flat_map(|policy| &policy.rules).any(|rule| selects(rule, labels))
         };
         let pods = &self.engine.cluster().pods;
         let selected = pods.iter().filter(|pod| is_selected(self.engine, pod) || is_selected(after, pod));
-        let selected: Vec<_> = selected.collect();
-        let mut admitted = difference(self.engine, after, &selected, direction);
+        let classes = Classes::new(self.engine.cluster(), after.cluster());
+        let at = |pod: &Pod| {
+            let before = &*self.before(pod);
+            if pod.name == self.wanted.pod.name {
+                return difference(&classes, &Judged { pod, before, after: own });
+            }
+            let after = &after.judge(pod, self.wanted.flow.direction);
+            difference(&classes, &Judged { pod, before, after })
+        };
+        let mut admitted: Vec<_> = selected.flat_map(at).collect();
         admitted.retain(|one| !self.is_the_flow(one, peer));
+        admitted.sort();
         admitted
     }
 

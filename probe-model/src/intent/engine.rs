@@ -125,7 +125,7 @@ pub struct Engine {
     base: Arc<Cluster>,
     cluster: Cluster,
     kin: Kin,
-    policies: Vec<Policy>,
+    policies: Vec<Arc<Policy>>,
     rejected: Vec<Rejected>,
     unread: Vec<Unevaluated>,
     selected: Mutex<BTreeMap<Selector, Arc<[Identity]>>>,
@@ -134,12 +134,18 @@ pub struct Engine {
 impl Engine {
     /// Applies `objects` to a cluster.
     pub fn new(cluster: Cluster, objects: Objects) -> Self {
-        Self::on(Arc::new(cluster), objects)
+        let Objects { policies, rejected, unread } = objects;
+        let policies = policies.into_iter().map(Arc::new).collect();
+        Self::on(Arc::new(cluster), policies, rejected, unread)
     }
 
-    fn on(base: Arc<Cluster>, objects: Objects) -> Self {
-        let cluster = base.with_prefixes_of(&objects.policies);
-        let Objects { policies, rejected, unread } = objects;
+    fn on(
+        base: Arc<Cluster>,
+        policies: Vec<Arc<Policy>>,
+        rejected: Vec<Rejected>,
+        unread: Vec<Unevaluated>,
+    ) -> Self {
+        let cluster = base.with_prefixes_of(policies.iter().map(|policy| &**policy));
         let kin = Kin::new(&cluster);
         Self { base, cluster, kin, policies, rejected, unread, selected: Mutex::default() }
     }
@@ -147,13 +153,12 @@ impl Engine {
     /// The same with one policy more, or in place of the one from the same object.
     #[must_use]
     pub fn with_policy(&self, policy: Policy) -> Self {
-        let mut policies = self.policies.clone();
+        let (mut policies, policy) = (self.policies.clone(), Arc::new(policy));
         match policies.iter_mut().find(|old| old.object == policy.object) {
             Some(old) => *old = policy,
             None => policies.push(policy),
         }
-        let (rejected, unread) = (self.rejected.clone(), self.unread.clone());
-        Self::on(Arc::clone(&self.base), Objects { policies, rejected, unread })
+        Self::on(Arc::clone(&self.base), policies, self.rejected.clone(), self.unread.clone())
     }
 
     /// The cluster, with an identity for each prefix that the policies bring in.
@@ -162,13 +167,13 @@ impl Engine {
     }
 
     /// The policies.
-    pub fn policies(&self) -> &[Policy] {
+    pub fn policies(&self) -> &[Arc<Policy>] {
         &self.policies
     }
 
     /// The policy of this number, as an entry's [`Origin`] names it.
     pub fn policy(&self, number: usize) -> Option<&Policy> {
-        self.policies.get(number)
+        self.policies.get(number).map(Arc::as_ref)
     }
 
     /// The objects that Cilium refuses.
@@ -181,16 +186,17 @@ impl Engine {
         &self.unread
     }
 
+    /// The labels of an identity, none if it is not known.
+    pub(super) fn labels(&self, identity: Identity) -> &Labels {
+        self.cluster.identities.get(&identity).unwrap_or(const { &Labels::NONE })
+    }
+
     /// The rules that select an identity, each with the number of its policy.
     pub fn rules_selecting(&self, identity: Identity) -> Vec<(usize, &Rule)> {
-        let labels = self.cluster.identities.get(&identity).unwrap_or(const { &Labels::NONE });
+        let labels = self.labels(identity);
         let all = self.policies.iter().enumerate();
         let rules = all.flat_map(|(number, policy)| policy.rules.iter().map(move |rule| (number, rule)));
-        let selects = |rule: &Rule| match &rule.subject {
-            RuleSubject::Endpoints(selector) => selector.selects(labels),
-            RuleSubject::Nodes(_) => false,
-        };
-        rules.filter(|(_, rule)| selects(rule)).collect()
+        rules.filter(|(_, rule)| selects(rule, labels)).collect()
     }
 
     /// What the objects make of one direction of a pod.
@@ -340,6 +346,14 @@ impl Engine {
         let found: Arc<[Identity]> = found.into();
         known.insert(selector.clone(), Arc::clone(&found));
         found
+    }
+}
+
+/// Whether a rule is for a pod with these labels.
+pub(super) fn selects(rule: &Rule, labels: &Labels) -> bool {
+    match &rule.subject {
+        RuleSubject::Endpoints(selector) => selector.selects(labels),
+        RuleSubject::Nodes(_) => false,
     }
 }
 

@@ -7,7 +7,7 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 
 use super::cluster::{Cluster, NamedPortIs, Pod};
-use super::engine::{Engine, Flow, IntentVerdict};
+use super::engine::{DirectionIntent, Engine, Flow, IntentVerdict};
 use super::entries::Origin;
 use super::label::Labels;
 use super::object::{Effect, Part, Peer, PeerKind, Rule, Unevaluated};
@@ -139,7 +139,17 @@ impl Why {
 impl Engine {
     /// Why a flow of a pod is admitted or not. `address` is the peer's, where it is known.
     pub fn why(&self, pod: &Pod, flow: Flow, address: Option<IpAddr>) -> Why {
-        let intent = self.judge(pod, flow.direction);
+        self.why_judged(&self.judge(pod, flow.direction), pod, flow, address)
+    }
+
+    /// The same of a pod whose direction is judged already.
+    pub(super) fn why_judged(
+        &self,
+        intent: &DirectionIntent,
+        pod: &Pod,
+        flow: Flow,
+        address: Option<IpAddr>,
+    ) -> Why {
         let verdict = intent.verdict(flow.peer, flow.protocol, flow.port);
         let rules = self.rules_selecting(pod.identity);
         let matcher = Matcher { cluster: self.cluster(), pod, flow, address };
@@ -157,7 +167,7 @@ impl Engine {
             admits: Vec::new(),
             denies: Vec::new(),
             misses: Vec::new(),
-            deciding: self.deciding(&intent, flow),
+            deciding: self.deciding(intent, flow),
             unevaluated: self.unread().to_vec(),
         };
         for (number, rule) in &rules {
@@ -173,15 +183,15 @@ impl Engine {
         if !why.enforced {
             why.other_direction_only = self.selecting_otherwise(&rules, flow.direction);
         }
-        let named = intent.unevaluated.into_iter().filter(|one| one.why.starts_with("port `"));
-        why.unevaluated.extend(named);
+        let named = intent.unevaluated.iter().filter(|one| one.why.starts_with("port `"));
+        why.unevaluated.extend(named.cloned());
         why.unevaluated.retain(|one| could_turn(verdict, one.effect));
         why.unevaluated.sort();
         why.unevaluated.dedup();
         why
     }
 
-    fn deciding(&self, intent: &super::engine::DirectionIntent, flow: Flow) -> Vec<PolicyRef> {
+    fn deciding(&self, intent: &DirectionIntent, flow: Flow) -> Vec<PolicyRef> {
         let entry = intent.deciding(flow.peer, flow.protocol, flow.port);
         let origins = entry.into_iter().flat_map(|entry| &entry.entry.derived_from);
         let policies = origins.filter_map(|origin| match origin {

@@ -80,7 +80,7 @@ impl Asked {
         expected.assert_eq(&(text.join("\n") + "\n"));
     }
 
-    /// Every edit, with what else it admits, and the YAML of the first.
+    /// The edits, with what else they admit, and the YAML of the first.
     fn check_edits(&self, expected: &Expect) {
         let wanted = Wanted {
             pod: self.pod(),
@@ -139,16 +139,6 @@ fn a_nat_address_that_no_rule_names() {
         Widen NetworkPolicy default/consumers, spec.ingress[0].from: adds CIDR 10.224.0.8/32 to the peers of spec.ingress[0]
         Widen NetworkPolicy default/consumers, spec.ingress[0].from: adds CIDR 10.224.0.0/24 to the peers of spec.ingress[0]
           also CIDR 10.224.0.0/24 on TCP/8080 at default/pls-app
-        AddRule NetworkPolicy default/consumers, spec.ingress: adds a rule for CIDR 10.224.0.8/32 on TCP/8080
-        AddRule NetworkPolicy default/consumers, spec.ingress: adds a rule for CIDR 10.224.0.0/24 on TCP/8080
-          also CIDR 10.224.0.0/24 on TCP/8080 at default/pls-app
-        AddRule NetworkPolicy default/deny-all, spec.ingress: adds a rule for CIDR 10.224.0.8/32 on TCP/8080
-          also 10.224.0.8 on TCP/8080 at default/db and default/my-nginx
-        AddRule NetworkPolicy default/deny-all, spec.ingress: adds a rule for CIDR 10.224.0.0/24 on TCP/8080
-          also CIDR 10.224.0.0/24 on TCP/8080 at default/db and 2 more pods
-        NewPolicy NetworkPolicy default/allow-ingress-pls-app, spec: a new policy that admits CIDR 10.224.0.8/32 on TCP/8080
-        NewPolicy NetworkPolicy default/allow-ingress-pls-app, spec: a new policy that admits CIDR 10.224.0.0/24 on TCP/8080
-          also CIDR 10.224.0.0/24 on TCP/8080 at default/pls-app
         apiVersion: networking.k8s.io/v1
         kind: NetworkPolicy
         metadata:
@@ -170,6 +160,73 @@ fn a_nat_address_that_no_rule_names() {
 }
 
 #[test]
+fn a_rule_more_where_none_is_near() {
+    let objects = vec![
+        network_policy(
+            "consumers",
+            &json!({"podSelector": pls_app(), "ingress": [
+                {"from": [{"ipBlock": {"cidr": "10.221.1.0/24"}}], "ports": [{"port": 443}]},
+            ]}),
+        ),
+        network_policy("deny-all", &json!({"podSelector": {}, "policyTypes": ["Ingress"]})),
+    ];
+    let mut asked = ask(objects, "default/pls-app", Direction::Ingress, "10.224.0.8", Protocol::TCP, 8080);
+    asked.wider.push("10.224.0.0/24".parse().expect("a prefix"));
+    asked.check_edits(&expect![[r#"
+        AddRule NetworkPolicy default/consumers, spec.ingress: adds a rule for CIDR 10.224.0.8/32 on TCP/8080
+        AddRule NetworkPolicy default/consumers, spec.ingress: adds a rule for CIDR 10.224.0.0/24 on TCP/8080
+          also CIDR 10.224.0.0/24 on TCP/8080 at default/pls-app
+        apiVersion: networking.k8s.io/v1
+        kind: NetworkPolicy
+        metadata:
+          name: consumers
+          namespace: default
+        spec:
+          ingress:
+          - from:
+            - ipBlock:
+                cidr: "10.221.1.0/24"
+            ports:
+            - port: 443
+          - from:
+            - ipBlock:
+                cidr: "10.224.0.8/32"
+            ports:
+            - port: 8080
+              protocol: TCP
+          podSelector:
+            matchLabels:
+              app: pls-app
+    "#]]);
+    // Without the objects no rule can be edited.
+    asked.objects.clear();
+    asked.check_edits(&expect![[r#"
+        NewPolicy NetworkPolicy default/allow-ingress-pls-app, spec: a new policy that admits CIDR 10.224.0.8/32 on TCP/8080
+        NewPolicy NetworkPolicy default/allow-ingress-pls-app, spec: a new policy that admits CIDR 10.224.0.0/24 on TCP/8080
+          also CIDR 10.224.0.0/24 on TCP/8080 at default/pls-app
+        apiVersion: networking.k8s.io/v1
+        kind: NetworkPolicy
+        metadata:
+          name: allow-ingress-pls-app
+          namespace: default
+        spec:
+          ingress:
+          - from:
+            - ipBlock:
+                cidr: "10.224.0.8/32"
+            ports:
+            - port: 8080
+              protocol: TCP
+          podSelector:
+            matchLabels:
+              app: pls-app
+              tier: front
+          policyTypes:
+          - Ingress
+    "#]]);
+}
+
+#[test]
 fn a_service_port_in_a_rule() {
     let objects = vec![network_policy(
         "web",
@@ -186,9 +243,6 @@ fn a_service_port_in_a_rule() {
     asked.check_edits(&expect![[r#"
         Widen NetworkPolicy default/web, spec.ingress[0].ports: adds TCP/8080 to the ports of spec.ingress[0]
           also CIDR 10.224.0.0/24 on TCP/8080 at default/db and 2 more pods
-        AddRule NetworkPolicy default/web, spec.ingress: adds a rule for CIDR 10.224.0.8/32 on TCP/8080
-          also 10.224.0.8 on TCP/8080 at default/db and default/my-nginx
-        NewPolicy NetworkPolicy default/allow-ingress-pls-app, spec: a new policy that admits CIDR 10.224.0.8/32 on TCP/8080
         apiVersion: networking.k8s.io/v1
         kind: NetworkPolicy
         metadata:
@@ -265,8 +319,6 @@ fn an_exception() {
           also 10.224.0.8 on other protocols, ICMP, TCP, UDP, ICMPv6, SCTP at default/pls-app
         Except NetworkPolicy default/block, spec.ingress[0].from[0].ipBlock.except: removes the exception 10.224.0.8/31
           also CIDR 10.224.0.8/31 on other protocols, ICMP, TCP, UDP, ICMPv6, SCTP at default/pls-app
-        AddRule NetworkPolicy default/block, spec.ingress: adds a rule for CIDR 10.224.0.8/32 on TCP/8080
-        NewPolicy NetworkPolicy default/allow-ingress-pls-app, spec: a new policy that admits CIDR 10.224.0.8/32 on TCP/8080
         apiVersion: networking.k8s.io/v1
         kind: NetworkPolicy
         metadata:
@@ -359,8 +411,6 @@ fn a_pod_as_the_peer() {
     "#]]);
     asked.check_edits(&expect![[r#"
         Widen CiliumNetworkPolicy default/db, spec.ingress[0].fromEndpoints: adds pod default/pls-app to the peers of spec.ingress[0]
-        AddRule CiliumNetworkPolicy default/db, spec.ingress: adds a rule for pod default/pls-app on TCP/5432
-        NewPolicy NetworkPolicy default/allow-ingress-db, spec: a new policy that admits pod default/pls-app on TCP/5432
         apiVersion: cilium.io/v2
         kind: CiliumNetworkPolicy
         metadata:
