@@ -8,6 +8,7 @@ use probe_model::cilium::Direction;
 use probe_model::cilium::EndpointId;
 use probe_model::cilium::identity::Identity;
 use probe_model::intent::cluster::Cluster;
+use probe_model::intent::edit::{Wanted, edits};
 use probe_model::intent::engine::{Engine, Flow};
 use probe_model::intent::object::{Options, read};
 use probe_model::tuple::Protocol;
@@ -94,6 +95,14 @@ fn intent(criterion: &mut Criterion) {
         group.bench_function(format!("why not, on it{with}"), |bench| {
             bench.iter(|| engine().why(&pod, black_box(flow), Some(address)));
         });
+        // The prefix of an address before all others gets the first number, and theirs move.
+        for (place, address) in [("after", address), ("before", Ipv4Addr::new(1, 2, 3, 4).into())] {
+            let wanted = Wanted { pod: &pod, flow, address: Some(address), wider: Vec::new() };
+            assert_eq!(edits(&made, &objects, &wanted).len(), 2, "of one kind");
+            group.bench_function(format!("edits for an address {place} all others{with}"), |bench| {
+                bench.iter(|| edits(&made, &objects, black_box(&wanted)));
+            });
+        }
     }
     group.finish();
 }
