@@ -199,6 +199,21 @@ fn the_source_changes_on_the_way_to_another_node() {
     assert_eq!(history(RoutingMode::Tunnel).len(), 1, "no cilium_host here, so its address is not known");
 }
 
+/// On the backend's node: what comes from another node's address is what that node sends on for the load balancer.
+#[test]
+fn another_node_stands_for_the_load_balancers_clients() {
+    let mut world = world();
+    world.config.routing = RoutingMode::Native;
+    world.ipcache = Some(ipcache(&[("0.0.0.0/0", 2), ("10.224.0.5/32", 6)]));
+    world.policy.extend([policy(APP, &[])]);
+    let question = tcp(Ipv4Addr::new(10, 224, 0, 5), APP_IP, 8080);
+    let explanation = explain(&world, &question);
+    assert_eq!(explanation.cause.code, Code::RemoteAsNode, "{}", explanation.cause.sentence);
+    assert!(explanation.cause.sentence.contains("ipBlock rules never match a node's address"));
+    world.lb = Some(load_balancer(LbService::ROUTABLE, &[OTHER_IP], &[]));
+    assert_eq!(explain(&world, &question).cause.code, Code::DefaultDeny, "no service leads to the pod");
+}
+
 #[test]
 fn audit_mode_lets_through_and_says_so() {
     let mut world = world();

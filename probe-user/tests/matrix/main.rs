@@ -10,7 +10,7 @@ mod scenarios;
 use std::collections::{BTreeMap, BTreeSet};
 
 use probe_model::cilium::drop_reason::DropReason;
-use probe_model::explain::{Code, Finding};
+use probe_model::explain::{Code, Finding, Severity};
 use probe_model::lint::{Probes, Scope, lint, silence};
 use probe_model::world::World;
 use probe_model::world::private_link::ConnectionState;
@@ -108,4 +108,24 @@ fn the_consumer_is_to_blame_where_nobody_else_is() {
     let link = &mut world.private_link.services.as_mut().expect("services")[0];
     link.connections[0].state = ConnectionState::Pending;
     assert_eq!(codes(&world, Probes::Answered), (vec![Code::NotApproved], Vec::new()));
+}
+
+/// Rules that admit nobody: pods are never matched by address, and a deny beats every allow.
+#[test]
+fn rules_without_effect_are_told() {
+    let told = |cidrs: &str, denied: &str| {
+        let mut world = working("cilium-1.14", "cidr-pls8-80", &base::NAT_IPS[..1]);
+        scenarios::rules_with(&mut world, cidrs, denied);
+        findings(&world)
+            .into_iter()
+            .filter(|finding| finding.severity == Severity::Warning)
+            .collect::<Vec<_>>()
+    };
+    let never = told(r#"[{"cidr":"10.0.1.124/32"}]"#, "[]");
+    assert_eq!(never.iter().map(|finding| finding.code).collect::<Vec<_>>(), [Code::WrongAddresses]);
+    assert!(never[0].sentence.contains("ingress[0]: this rule admits nobody"), "{}", never[0].sentence);
+    let shadowed = told(r#"[{"cidr":"10.224.0.8/32"}]"#, r#"[{"cidr":"10.224.0.0/16"}]"#);
+    assert_eq!(shadowed.iter().map(|finding| finding.code).collect::<Vec<_>>(), [Code::ExplicitDeny]);
+    assert!(shadowed[0].sentence.contains("a deny beats every allow"), "{}", shadowed[0].sentence);
+    assert!(told(r#"[{"cidr":"10.224.0.8/32"}]"#, r#"[{"cidr":"10.224.0.9/32"}]"#).is_empty());
 }

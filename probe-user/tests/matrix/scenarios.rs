@@ -174,9 +174,24 @@ fn source_range(world: &mut World, prefix: &str) {
 
 /// The agent's one rule for the app: these sources (`fromCIDRSet`), this port.
 fn rules(world: &mut World, cidrs: &str, port: &str) {
+    agent_rule(world, cidrs, port, "[]");
+}
+
+/// The same on port 80, and a deny of these sources.
+pub(crate) fn rules_with(world: &mut World, cidrs: &str, denied: &str) {
+    agent_rule(
+        world,
+        cidrs,
+        "80",
+        &format!(r#"[{{"fromCIDRSet":{denied}}}]"#).replace(r#"[{"fromCIDRSet":[]}]"#, "[]"),
+    );
+}
+
+fn agent_rule(world: &mut World, cidrs: &str, port: &str, denied: &str) {
     let rule = format!(
         r#"{{"endpointSelector":{{"matchLabels":{{"k8s:app":"pls-app","k8s:io.kubernetes.pod.namespace":"default"}}}},
             "ingress":[{{"fromCIDRSet":{cidrs},"toPorts":[{{"ports":[{{"port":"{port}","protocol":"TCP"}}]}}]}}],
+            "ingressDeny":{denied},
             "labels":[{{"key":"io.cilium.k8s.policy.derived-from","value":"NetworkPolicy","source":"k8s"}},
                 {{"key":"io.cilium.k8s.policy.name","value":"allow-pls-nat","source":"k8s"}},
                 {{"key":"io.cilium.k8s.policy.namespace","value":"default","source":"k8s"}}]}}"#
