@@ -53,7 +53,8 @@ impl Lint {
 /// Everything that is wrong with what `scope` is about, as far as it can be known without a packet.
 pub fn lint(scope: &Scope<'_>) -> Lint {
     let nat = nat_sources(scope.world);
-    let mut lint = Lint { disagreements: nat.disagreements, ..Lint::default() };
+    let disagreements = nat.disagreements.into_iter().chain(scope.world.disagreements.iter().cloned());
+    let mut lint = Lint { disagreements: disagreements.collect(), ..Lint::default() };
     let sources = to_judge(nat.sources.into_iter().filter(|source| is_of(scope, &source.origin)).collect());
     sources::check(scope, &sources, &mut lint);
     probe::check(scope, &mut lint);

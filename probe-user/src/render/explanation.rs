@@ -15,6 +15,7 @@ use probe_model::simulate::{
     Authenticated, Destination, IdentityOrigin, Outcome, PolicyStep, Sender, Step, Trajectory, Unjudged,
 };
 use probe_model::tuple::Protocol;
+use probe_model::world::nat::{Disagreement, nat_sources};
 use probe_model::world::{PolicyRef, World};
 use serde_json::{Value, json};
 
@@ -75,6 +76,9 @@ pub fn text(
     for reservation in advice.iter().flat_map(|advice| &advice.reservations) {
         line("no edit", reservation)?;
     }
+    for disagreement in disagreements(world) {
+        line("disagree", &disagreement.to_string())?;
+    }
     line("rests on", &rests_on(world))?;
     let yaml = advice.and_then(|advice| advice.edits.first()).map(|tried| &tried.edit.yaml);
     if let Some(yaml) = yaml {
@@ -84,6 +88,11 @@ pub fn text(
         }
     }
     Ok(())
+}
+
+/// Where the sources of what is beyond the node contradict each other.
+fn disagreements(world: &World) -> Vec<Disagreement> {
+    nat_sources(world).disagreements.into_iter().chain(world.disagreements.iter().cloned()).collect()
 }
 
 /// What to do: the cause's own remedies, then the smallest edit of a policy.
@@ -373,6 +382,7 @@ pub fn json(
     let mut value = value(world, explanation);
     value["remedies"] = remedies(world, explanation, advice).iter().map(remedy_value).collect();
     value["rules"] = advice.map_or(Value::Null, rules_value);
+    value["disagreements"] = disagreements(world).iter().map(|own| json!(own.to_string())).collect();
     writeln!(out, "{value}")
 }
 
