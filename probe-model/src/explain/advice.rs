@@ -178,10 +178,12 @@ fn wider(world: &World, address: IpAddr) -> Vec<IpNet> {
 }
 
 impl Advice {
-    /// The smallest edit and what it would do, then its YAML.
+    /// The smallest edit and what it would do, the next one in words, then the first one's YAML.
     pub fn remedies(&self) -> Vec<Remedy> {
         let Some(tried) = self.edits.first() else { return Vec::new() };
-        vec![Remedy::Text(tried.to_string()), Remedy::Yaml(tried.edit.yaml.clone())]
+        let next = self.edits.get(1).map(|next| Remedy::Text(format!("or {next}")));
+        let yaml = Remedy::Yaml(tried.edit.yaml.clone());
+        [Remedy::Text(tried.to_string())].into_iter().chain(next).chain([yaml]).collect()
     }
 }
 
