@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use super::Lint;
 use super::scope::{Entry, SOMEBODY, Scope};
 use crate::cilium::lb::{Frontend, LbKey, LbService};
-use crate::explain::{Code, Finding, Remedy, Source, Subject, SubjectKind};
+use crate::explain::{Code, Finding, Remedy, Severity, Source, Subject, SubjectKind};
 use crate::simulate::{Outcome, Unknown, simulate};
 use crate::world::kubernetes::{Service, TrafficPolicy};
 
@@ -30,6 +30,10 @@ pub(super) fn keep_source(scope: &Scope<'_>) -> Remedy {
 
 /// No pod takes the traffic: none at all, or none on this node where only those count.
 fn no_backend(scope: &Scope<'_>, lint: &mut Lint) {
+    // A packet that was judged may have said it.
+    if lint.findings.iter().any(|found| matches!(found.code, Code::NoEndpoint | Code::NoLocalPod)) {
+        return;
+    }
     for entry in &scope.entries {
         let Some(frontend) = frontend(scope, entry.socket.ip(), entry.socket.port()) else { continue };
         if frontend.service.count != 0 {
@@ -334,11 +338,12 @@ fn gateway(scope: &Scope<'_>, service: &Service, lint: &mut Lint) {
     let sentence = format!(
         "{service} is of Cilium's ingress or gateway and has externalTrafficPolicy Local: its health check counts no endpoint in Cilium versions without pull request 33600, and every node is down"
     );
-    lint.findings.push(
-        Finding::new(Code::GatewayHealthCheck, scope.subject(), sentence)
-            .because(Source::Kubernetes, format!("owned by {owners}; externalTrafficPolicy Local"))
-            .remedy(Remedy::Command(scope.patch(r#"{"spec":{"externalTrafficPolicy":"Cluster"}}"#))),
-    );
+    let mut finding = Finding::new(Code::GatewayHealthCheck, scope.subject(), sentence)
+        .because(Source::Kubernetes, format!("owned by {owners}; externalTrafficPolicy Local"))
+        .remedy(Remedy::Command(scope.patch(r#"{"spec":{"externalTrafficPolicy":"Cluster"}}"#)));
+    // Whether this version has it repaired is not known.
+    finding.severity = Severity::Warning;
+    lint.findings.push(finding);
 }
 
 #[cfg(test)]

@@ -197,10 +197,8 @@ fn by_node(scope: &Scope<'_>, explanation: &Explanation, lint: &mut Lint) -> boo
         SourceBy::CiliumForward { node } => Some((hop.address, node)),
         _ => None,
     });
-    let to = match rewritten.and_then(|(_, node)| node) {
-        Some(node) => format!("node {node}"),
-        None => "the backend's node".to_owned(),
-    };
+    let node = rewritten.and_then(|(_, node)| node);
+    let to = node.map_or_else(String::new, |node| format!(" (node {node})"));
     let by = rewritten.map_or_else(|| "its own address".to_owned(), |(address, _)| address.to_string());
     let remote = ways.iter().filter(|way| **way == Way::Rewritten).count();
     let sentence = match code {
@@ -210,7 +208,7 @@ fn by_node(scope: &Scope<'_>, explanation: &Explanation, lint: &mut Lint) -> boo
             scope.name
         ),
         _ => format!(
-            "the pods of {} are on other nodes, which see {by} instead of {address} and judge it as {seen}: a rule for the NAT IP can never match there ({to})",
+            "the pods of {} are on other nodes, which see {by} instead of {address} and judge it as {seen}: a rule for the NAT IP can never match there{to}",
             scope.name
         ),
     };

@@ -23,10 +23,6 @@ fn findings(world: &World) -> Vec<Finding> {
     lint(&Scope::of_service(world, "svc/default/pls-app", &[(frontend, 80)])).findings
 }
 
-fn codes(world: &World) -> BTreeSet<Code> {
-    findings(world).iter().map(|finding| finding.code).collect()
-}
-
 #[test]
 fn nothing_is_found_where_everything_works() {
     let world = working("cilium-1.14", "cidr-pls8-80", &base::NAT_IPS[..1]);
@@ -42,7 +38,13 @@ fn each_cause_is_found_in_its_own_scenario_alone() {
     let mut wrong = Vec::new();
     let mut seen = BTreeMap::new();
     for Scenario { code, shows, spoilt, .. } in SCENARIOS {
-        let found = codes(&spoilt());
+        let found = findings(&spoilt());
+        // With `--nocapture` this is the matrix, a row each, and what an operator reads.
+        println!("{code}  {shows}");
+        for finding in &found {
+            println!("    {} {}", finding.code, finding.sentence);
+        }
+        let found: BTreeSet<_> = found.iter().map(|finding| finding.code).collect();
         if found != BTreeSet::from([*code]) {
             let found: Vec<_> = found.iter().map(ToString::to_string).collect();
             wrong.push(format!("{code} ({shows}): found {found:?}"));
