@@ -37,12 +37,21 @@ const CTA_PROTO_PORTS: [u16; 2] = [2, 3];
 ///
 /// When the kernel refuses, or answers what is no connection.
 pub fn expected_answer(original: Tuple) -> Result<Option<Tuple>> {
+    // A question to a module that is not there makes the kernel load it; nobody asked plsprobe to do that.
+    if std::fs::read_to_string("/proc/modules").is_ok_and(|modules| !is_loaded(&modules)) {
+        return Ok(None);
+    }
     let mut socket = Socket::new(NETLINK_NETFILTER).context("failed to open a netlink socket")?;
     socket.bind_auto().context("failed to bind a netlink socket")?;
     socket.connect(&SocketAddr::new(0, 0)).context("failed to connect to the kernel by netlink")?;
     socket.send(&question(original), 0).context("failed to ask netfilter for a connection")?;
     let (datagram, _) = socket.recv_from_full().context("failed to read netfilter's answer")?;
     answer(&datagram)
+}
+
+/// Whether ctnetlink is among the modules of `/proc/modules`; a kernel without modules has no such file.
+fn is_loaded(modules: &str) -> bool {
+    modules.lines().any(|line| line.split(' ').next() == Some("nf_conntrack_netlink"))
 }
 
 fn question(tuple: Tuple) -> Vec<u8> {
@@ -155,6 +164,13 @@ mod tests {
         let before = attribute(3 | 1 << 14, &[0, 0, 1]);
         message.splice(at..at, before);
         message
+    }
+
+    #[test]
+    fn a_module_that_is_not_loaded_is_not_asked() {
+        let other = "nf_conntrack 200704 3 nf_nat,xt_conntrack,nf_conntrack_netlink, Live 0x0\n";
+        assert!(!is_loaded(other) && !is_loaded(""));
+        assert!(is_loaded(&format!("{other}nf_conntrack_netlink 57344 0 - Live 0x0\n")));
     }
 
     #[test]
