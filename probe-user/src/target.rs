@@ -161,14 +161,6 @@ pub fn nat_nets(world: &World) -> Result<Vec<IpNet>> {
     Ok(nets)
 }
 
-/// Addresses that are NAT IPs by who knows; what only looks like one is none.
-pub fn nat_ips(world: &World) -> Vec<IpAddr> {
-    let known = nat_sources(world);
-    let is_sure =
-        |address: &IpAddr| known.of(*address).is_some_and(|own| own.confidence() > Confidence::Suspected);
-    known.addresses().into_iter().filter(is_sure).collect()
-}
-
 /// The NAT IP, if there is one.
 fn nat_ip(world: &World) -> Result<IpAddr> {
     let nets = nat_nets(world)?;

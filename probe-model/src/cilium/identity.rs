@@ -55,6 +55,11 @@ impl Identity {
         }
     }
 
+    /// Whether it is that of this node or of another.
+    pub fn is_node(self) -> bool {
+        matches!(self, Self::HOST | Self::REMOTE_NODE | Self::KUBE_APISERVER) || self.is_remote_node_scope()
+    }
+
     /// A CIDR or FQDN identity: allocated on this node, other numbers elsewhere and after a restart.
     pub fn is_local_scope(self) -> bool {
         self.scope() == Scope::Local

@@ -7,7 +7,6 @@ use ipnet::IpNet;
 use serde_json::Value;
 
 use super::{Code, Explanation, Remedy, rules_selecting, source_history};
-use crate::cilium::Direction;
 use crate::intent::admitted::lines;
 use crate::intent::edit::{Edit, Wanted, edits};
 use crate::intent::object::{Enforcement, Objects, Options, read};
@@ -63,7 +62,7 @@ pub fn advise(world: &World, explanation: &Explanation) -> Result<Advice, String
         pod.ok_or_else(|| format!("the name of {} is not known", world.endpoint_name(step.endpoint)))?;
     let pod = cluster.pod(&pod.namespace, &pod.name).cloned().ok_or_else(|| format!("{pod} is not known"))?;
     let engine = Engine::new(cluster, objects);
-    let address = peer(step);
+    let address = step.peer();
     let flow = flow(&engine, step, address);
     let why = engine.why(&pod, flow, Some(address));
     let mut advice = Advice { origin, why, edits: Vec::new(), reservations: Vec::new() };
@@ -82,14 +81,6 @@ pub fn advise(world: &World, explanation: &Explanation) -> Result<Advice, String
     });
     advice.edits = tried.collect();
     Ok(advice)
-}
-
-/// The peer's address as policy saw it.
-fn peer(step: &PolicyStep) -> IpAddr {
-    match step.query.direction {
-        Direction::Ingress => step.tuple.saddr,
-        Direction::Egress => step.tuple.daddr,
-    }
 }
 
 /// The packet as policy saw it; the identity is the one that these objects give an address outside the cluster.

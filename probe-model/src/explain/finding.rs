@@ -4,6 +4,7 @@ use std::fmt;
 
 use super::catalogue::{Code, Severity};
 use crate::cilium::EndpointId;
+use crate::world::kubernetes::Service;
 use crate::world::{PolicyRef, World};
 
 /// One thing that is wrong, with what proves it and what to do.
@@ -76,6 +77,17 @@ impl Subject {
         Self { kind, namespace: policy.namespace.clone(), name: policy.name.clone(), written: None }
     }
 
+    /// A service.
+    pub fn of_service(service: &Service) -> Self {
+        let namespace = Some(service.namespace.clone());
+        Self { namespace, ..Self::named(SubjectKind::Service, &service.name) }
+    }
+
+    /// Something that has no namespace, or none that is known.
+    pub fn named(kind: SubjectKind, name: &str) -> Self {
+        Self { kind, namespace: None, name: name.to_owned(), written: None }
+    }
+
     /// A pod of this node.
     pub fn of_endpoint(world: &World, id: EndpointId) -> Self {
         let pod = world.endpoints.get(&id).and_then(|endpoint| endpoint.pod.as_ref());
@@ -88,7 +100,7 @@ impl Subject {
 
     /// This node.
     pub fn of_node() -> Self {
-        Self { kind: SubjectKind::Node, namespace: None, name: "this node".to_owned(), written: None }
+        Self::named(SubjectKind::Node, "this node")
     }
 }
 

@@ -10,9 +10,8 @@ mod near_miss;
 mod observed;
 mod remedy;
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 
-use crate::cilium::Direction;
 use crate::cilium::drop_reason::DropReason;
 use crate::cilium::family::Family;
 use crate::cilium::identity::Identity;
@@ -29,6 +28,7 @@ pub use finding::{Evidence, FilePosition, Finding, Remedy, Source, Subject, Subj
 pub use history::{JudgedAs, Masquerade, SourceBy, SourceHop, source_history};
 pub use near_miss::{FailedField, NearMiss, near_miss};
 pub use observed::{idle_reset, observed};
+pub(crate) use remedy::{keep_source, patch};
 
 /// What plsprobe says of a packet, with its evidence.
 #[derive(Clone, Debug)]
@@ -111,10 +111,8 @@ pub fn explain(world: &World, question: &Question) -> Explanation {
     let policies =
         first.deciding_policy().map(|step| attribution::policies_of(world, step)).unwrap_or_default();
     let default_deny = matches!(first.outcome, Outcome::Dropped(DropReason::POLICY));
-    let near_miss = first
-        .deciding_policy()
-        .filter(|_| default_deny)
-        .and_then(|step| near_miss(world, step, peer(first, step)));
+    let near_miss =
+        first.deciding_policy().filter(|_| default_deny).and_then(|step| near_miss(world, step, step.peer()));
     let cause = cause::cause(world, &verdict, first, &policies, near_miss.as_ref());
     let caveats = caveats(world, question, first);
     Explanation { question: *question, verdict, trajectories, cause, policies, near_miss, caveats }
@@ -159,14 +157,6 @@ fn entry_evidence(world: &World, step: &PolicyStep) -> String {
             world.identity_text(query.identity),
             query.port
         ),
-    }
-}
-
-/// The other end's address, as the policy check saw it.
-fn peer(way: &Trajectory, step: &PolicyStep) -> IpAddr {
-    match step.query.direction {
-        Direction::Ingress => way.tuple.saddr,
-        Direction::Egress => way.tuple.daddr,
     }
 }
 

@@ -63,15 +63,8 @@ impl Flow<'_> {
     fn service_subject(&self) -> Subject {
         let to = self.path.tuple.daddr;
         match self.world.kubernetes.service_at(to) {
-            Some(service) => Subject {
-                kind: SubjectKind::Service,
-                namespace: Some(service.namespace.clone()),
-                name: service.name.clone(),
-                written: None,
-            },
-            None => {
-                Subject { kind: SubjectKind::Service, namespace: None, name: to.to_string(), written: None }
-            }
+            Some(service) => Subject::of_service(service),
+            None => Subject::named(SubjectKind::Service, &to.to_string()),
         }
     }
 

@@ -88,14 +88,15 @@ fn source_ranges(world: &World, service: Option<&Service>) -> String {
     format!(r#"{{"spec":{{"loadBalancerSourceRanges":[{}]}}}}"#, ranges.join(","))
 }
 
-fn patch(service: Option<&Service>, patch: &str) -> String {
+/// The command that patches a service, as it is typed.
+pub(crate) fn patch(service: Option<&Service>, patch: &str) -> String {
     let (namespace, name) =
         service.map_or(("NAMESPACE", "SERVICE"), |own| (own.namespace.as_str(), own.name.as_str()));
     format!("kubectl -n {namespace} patch service {name} -p '{patch}'")
 }
 
 /// Leaves the NAT IP visible to policy.
-fn keep_source(service: Option<&Service>) -> Vec<Remedy> {
+pub(crate) fn keep_source(service: Option<&Service>) -> Vec<Remedy> {
     vec![
         Remedy::Command(patch(service, LOCAL_POLICY)),
         Remedy::Text(

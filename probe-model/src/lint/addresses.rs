@@ -90,7 +90,7 @@ fn overlap(scope: &Scope<'_>, sources: &[NatSource], lint: &mut Lint) {
         lint.findings.push(
             Finding::new(
                 Code::AddressOverlap,
-                Subject { kind: SubjectKind::Cluster, namespace: None, name: "addresses".to_owned(), written: None },
+                Subject::named(SubjectKind::Cluster, "addresses"),
                 sentence,
             )
             .because(from, shown)

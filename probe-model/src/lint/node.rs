@@ -69,17 +69,15 @@ fn not_installed(scope: &Scope<'_>, lint: &mut Lint) {
     let world = scope.world;
     let Some(rules) = &world.rules else { return };
     let from_api = || world.kubernetes.policies.iter().filter(|own| own.origin == PolicyOrigin::Kubernetes);
-    let of = |own: &PolicyObject| PolicyRef {
-        kind: own.kind.name().to_owned(),
-        namespace: Some(own.namespace.clone()).filter(|namespace| !namespace.is_empty()),
-        name: own.name.clone(),
-    };
     let installed = |wanted: &PolicyRef| rules.policies.iter().any(|own| own.reference == *wanted);
     let namespaces: Vec<_> = scope.namespaces().collect();
     let is_relevant = |namespace: &Option<String>| {
         namespace.as_ref().is_none_or(|own| namespaces.iter().any(|wanted| wanted == own))
     };
-    for wanted in from_api().map(of).filter(|wanted| is_relevant(&wanted.namespace) && !installed(wanted)) {
+    for wanted in from_api()
+        .map(PolicyObject::reference)
+        .filter(|wanted| is_relevant(&wanted.namespace) && !installed(wanted))
+    {
         push(
             lint,
             &wanted,
@@ -89,7 +87,7 @@ fn not_installed(scope: &Scope<'_>, lint: &mut Lint) {
     let gone = rules.policies.iter().map(|own| &own.reference).filter(|policy| {
         let kind = PolicyKind::ALL.into_iter().find(|kind| kind.name() == policy.kind);
         let is_listed = kind.is_some_and(|kind| world.kubernetes.complete.contains(&kind));
-        is_listed && is_relevant(&policy.namespace) && !from_api().any(|own| of(own) == **policy)
+        is_listed && is_relevant(&policy.namespace) && !from_api().any(|own| own.reference() == **policy)
     });
     let mut gone: Vec<_> = gone.cloned().collect();
     gone.sort();

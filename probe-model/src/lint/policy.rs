@@ -6,8 +6,7 @@ use ipnet::IpNet;
 
 use crate::explain::{Code, Finding, Remedy, Severity, Source, Subject, rules_selecting};
 use crate::intent::object::{Part, PeerKind, Policy};
-use crate::world::PolicyRef;
-use crate::world::kubernetes::{PolicyObject, PolicyOrigin};
+use crate::world::kubernetes::PolicyOrigin;
 
 pub(super) fn check(scope: &Scope<'_>, lint: &mut Lint) {
     same_name(scope, lint);
@@ -94,14 +93,6 @@ fn shadowed(policy: &Policy, part: &Part, all: &[(&Policy, &Part)], lint: &mut L
     );
 }
 
-fn reference(object: &PolicyObject) -> PolicyRef {
-    PolicyRef {
-        kind: object.kind.name().to_owned(),
-        namespace: Some(object.namespace.clone()).filter(|namespace| !namespace.is_empty()),
-        name: object.name.clone(),
-    }
-}
-
 /// Two objects of one name: whichever is applied last replaces the other.
 fn same_name(scope: &Scope<'_>, lint: &mut Lint) {
     let all = &scope.world.kubernetes.policies;
@@ -121,7 +112,7 @@ fn same_name(scope: &Scope<'_>, lint: &mut Lint) {
             ),
         };
         lint.findings.push(
-            Finding::new(Code::PolicyReplaced, Subject::of_policy(&reference(first)), sentence)
+            Finding::new(Code::PolicyReplaced, Subject::of_policy(&first.reference()), sentence)
                 .because(
                     Source::Kubernetes,
                     format!("{} and {} have different specs", first.origin, other.origin),

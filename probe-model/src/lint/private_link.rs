@@ -4,12 +4,13 @@ use std::net::IpAddr;
 
 use super::Lint;
 use super::scope::Scope;
-use super::service::{annotate, keep_source};
-use crate::explain::{AZURE_PROBE, Code, Finding, Remedy, Source, Subject, SubjectKind};
+use super::service::annotate;
+use crate::explain::{AZURE_PROBE, Code, Finding, Remedy, Source, Subject, SubjectKind, patch};
 use crate::world::kubernetes::TrafficPolicy;
 use crate::world::nat::NatSource;
 use crate::world::private_link::{
-    AzureLoadBalancer, ConnectionState, EndpointConnection, PrivateLinkService, SecurityGroup, SecurityRule,
+    AzureLoadBalancer, BalancingRule, ConnectionState, EndpointConnection, PrivateLinkService, SecurityGroup,
+    SecurityRule,
 };
 
 /// The node's own health endpoint of kube-proxy and Cilium, which probes ask in shared mode.
@@ -23,10 +24,6 @@ pub(super) fn check(scope: &Scope<'_>, sources: &[NatSource], lint: &mut Lint) {
     pools(scope, lint);
     siblings(scope, link, lint);
     health_check(scope, link, lint);
-}
-
-fn subject(kind: SubjectKind, name: &str) -> Subject {
-    Subject { kind, namespace: None, name: name.to_owned(), written: None }
 }
 
 /// Who the consumer is, by the private endpoint's name.
@@ -63,9 +60,13 @@ fn connections(link: &PrivateLinkService, lint: &mut Lint) {
             )),
         };
         lint.findings.push(
-            Finding::new(Code::NotApproved, subject(SubjectKind::PrivateLinkService, &link.name), sentence)
-                .because(Source::Azure, shown)
-                .remedy(remedy),
+            Finding::new(
+                Code::NotApproved,
+                Subject::named(SubjectKind::PrivateLinkService, &link.name),
+                sentence,
+            )
+            .because(Source::Azure, shown)
+            .remedy(remedy),
         );
     }
 }
@@ -85,7 +86,7 @@ fn consumers(link: &PrivateLinkService, lint: &mut Lint) {
     );
     let header = if link.proxy_protocol { "on" } else { "off" };
     lint.findings.push(
-        Finding::new(Code::OtherConsumer, subject(SubjectKind::PrivateLinkService, &link.name), sentence)
+        Finding::new(Code::OtherConsumer, Subject::named(SubjectKind::PrivateLinkService, &link.name), sentence)
             .because(Source::Azure, format!("{} connections are Approved; PROXY protocol is {header}", approved.len()))
             .remedy(Remedy::Text(
                 "to tell consumers apart, switch PROXY protocol on and let the application check the link identifier; or reject a consumer's connection"
@@ -97,7 +98,7 @@ fn consumers(link: &PrivateLinkService, lint: &mut Lint) {
 /// The ports that the load balancer's probes of the service ask; `None` if Azure was not asked or has none.
 pub(super) fn probe_ports(scope: &Scope<'_>) -> Option<Vec<u16>> {
     let (lb, link) = (load_balancer(scope)?, scope.private_link?);
-    let rules = lb.rules.iter().filter(|rule| link.frontends.iter().any(|at| at.id.is(&rule.frontend)));
+    let rules = rules(lb, link);
     let ports: Vec<_> = rules.filter_map(|rule| lb.probe(rule)).map(|probe| probe.port).collect();
     (!ports.is_empty()).then_some(ports)
 }
@@ -110,11 +111,19 @@ fn load_balancer<'w>(scope: &Scope<'w>) -> Option<&'w AzureLoadBalancer> {
         .find(|lb| lb.frontends.iter().any(|own| link.frontends.iter().any(|at| at.id.is(&own.id))))
 }
 
+/// The load balancer's rules for a Private Link service's frontends.
+fn rules<'w>(
+    lb: &'w AzureLoadBalancer,
+    link: &'w PrivateLinkService,
+) -> impl Iterator<Item = &'w BalancingRule> {
+    lb.rules.iter().filter(|rule| link.frontends.iter().any(|at| at.id.is(&rule.frontend)))
+}
+
 /// Private Link reaches nodes by their network interface only.
 fn pools(scope: &Scope<'_>, lint: &mut Lint) {
     let Some(lb) = load_balancer(scope) else { return };
     let Some(link) = scope.private_link else { return };
-    let rules = lb.rules.iter().filter(|rule| link.frontends.iter().any(|at| at.id.is(&rule.frontend)));
+    let rules = rules(lb, link);
     let used: Vec<_> = rules.flat_map(|rule| &rule.pools).collect();
     let by_address = lb.pools.iter().filter(|pool| used.iter().any(|id| id.is(&pool.id)));
     for pool in by_address.filter(|pool| !pool.by_address.is_empty()) {
@@ -123,7 +132,7 @@ fn pools(scope: &Scope<'_>, lint: &mut Lint) {
             pool.name, lb.name
         );
         lint.findings.push(
-            Finding::new(Code::BackendPoolByIp, subject(SubjectKind::LoadBalancer, &lb.name), sentence)
+            Finding::new(Code::BackendPoolByIp, Subject::named(SubjectKind::LoadBalancer, &lb.name), sentence)
                 .because(Source::Azure, format!("{} nodes by address, {} by interface", pool.by_address.len(), pool.by_interface))
                 .remedy(Remedy::Command(
                     "az aks update -g RESOURCE-GROUP -n CLUSTER --load-balancer-backend-pool-type nodeIPConfiguration"
@@ -150,7 +159,7 @@ fn siblings(scope: &Scope<'_>, link: &PrivateLinkService, lint: &mut Lint) {
     );
     let mut finding = Finding::new(
         Code::ProxyHeaderInSiblingProbes,
-        subject(SubjectKind::LoadBalancer, &lb.name),
+        Subject::named(SubjectKind::LoadBalancer, &lb.name),
         sentence,
     )
     .because(Source::Azure, format!("enableProxyProtocol: {} true, {} false", on.name, off.name));
@@ -171,7 +180,7 @@ fn health_check(scope: &Scope<'_>, link: &PrivateLinkService, lint: &mut Lint) {
     }
     let Some(lb) = load_balancer(scope) else { return };
     let own_port = scope.service.and_then(|service| service.health_check_node_port);
-    let rules = lb.rules.iter().filter(|rule| link.frontends.iter().any(|at| at.id.is(&rule.frontend)));
+    let rules = rules(lb, link);
     let probe = rules
         .filter_map(|rule| lb.probe(rule))
         .find(|probe| Some(probe.port) == own_port || probe.port == SHARED_HEALTH);
@@ -182,7 +191,7 @@ fn health_check(scope: &Scope<'_>, link: &PrivateLinkService, lint: &mut Lint) {
     );
     let local = scope.traffic_policy() == Some(TrafficPolicy::Local);
     let remedy = if local {
-        Remedy::Command(scope.patch(r#"{"spec":{"externalTrafficPolicy":"Cluster"}}"#))
+        Remedy::Command(patch(scope.service, r#"{"spec":{"externalTrafficPolicy":"Cluster"}}"#))
     } else {
         Remedy::Text("add the health-probe-proxy sidecar (cloud-provider-azure from 1.28.5 on), or do without shared probes".to_owned())
     };
@@ -213,7 +222,7 @@ fn security_group(scope: &Scope<'_>, sources: &[NatSource], lint: &mut Lint) {
                 rule.name, group.name
             );
             lint.findings.push(
-                Finding::new(Code::SecurityGroup, subject(SubjectKind::Cluster, &group.name), sentence)
+                Finding::new(Code::SecurityGroup, Subject::named(SubjectKind::Cluster, &group.name), sentence)
                     .because(Source::Azure, format!("priority {}, deny from {}", rule.priority, rule.sources.join(", ")))
                     .remedy(Remedy::Text(format!(
                         "add a rule before priority {} that allows the NAT subnet and the service tag AzureLoadBalancer to the service's ports",
@@ -269,15 +278,4 @@ fn covers(prefix: &str, address: IpAddr) -> bool {
         Ok(net) => net.contains(&address),
         Err(_) => prefix.parse::<IpAddr>() == Ok(address),
     }
-}
-
-/// The remedy where the NAT IP is hidden: used by others, too.
-pub(super) fn visible_nat_ip(scope: &Scope<'_>) -> Vec<Remedy> {
-    vec![
-        keep_source(scope),
-        Remedy::Text(
-            "with externalTrafficPolicy Local the NAT IPs must not lie in the pods' subnet (annotation azure-pls-ip-configuration-subnet), and only nodes with a ready pod take traffic"
-                .to_owned(),
-        ),
-    ]
 }

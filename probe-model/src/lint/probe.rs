@@ -6,8 +6,8 @@ use super::Lint;
 use super::judge::{Judged, judge};
 use super::private_link::probe_ports;
 use super::scope::{Entry, Scope};
-use super::service::{annotate, keep_source};
-use crate::explain::{AZURE_PROBE, Code, Finding, Remedy, Source};
+use super::service::annotate;
+use crate::explain::{AZURE_PROBE, Code, Finding, Remedy, Source, keep_source};
 use crate::tuple::Protocol;
 use crate::world::kubernetes::{Service, ServicePort, TrafficPolicy};
 
@@ -40,8 +40,7 @@ fn denied(scope: &Scope<'_>, lint: &mut Lint) {
         match judge(scope.world, entry, AZURE_PROBE.into()) {
             Judged::Dropped(mut finding) => {
                 finding.sentence = format!("{} (the probe of {})", finding.sentence, entry.socket);
-                lint.findings
-                    .push(finding.remedy(Remedy::Text(allow_probe(scope))).remedy(keep_source(scope)));
+                lint.findings.push(finding);
             }
             Judged::Unknown(_, why) => {
                 lint.unjudged(format!("the load balancer's probe to {}", entry.socket), why);
@@ -55,15 +54,6 @@ fn denied(scope: &Scope<'_>, lint: &mut Lint) {
             "the service's node port is not known: the Kubernetes API was not asked".to_owned(),
         );
     }
-}
-
-fn allow_probe(scope: &Scope<'_>) -> String {
-    let where_visible = if scope.world.config.node_port {
-        "this matches where the backend is on the node that gets the probe"
-    } else {
-        "with kube-proxy the probe comes as world here, so that only externalTrafficPolicy Local helps, or a rule for world"
-    };
-    format!("admit ipBlock {AZURE_PROBE}/32 on the pod's port, too; {where_visible}")
 }
 
 /// An HTTP probe asks for `/` unless an annotation names another path, and needs 200.
@@ -122,10 +112,10 @@ fn ipv6(scope: &Scope<'_>, service: &Service, lint: &mut Lint) {
     let sentence = format!(
         "{service} has IPv6 and externalTrafficPolicy Cluster: the load balancer's IPv6 probe comes from fe80::1234:5678:9abc, which does not get through to a node port"
     );
+    let mut finding = Finding::new(Code::Ipv6Probe, scope.subject(), sentence)
+        .because(Source::Kubernetes, format!("ipFamilies {}", families.join(", ")));
+    finding.remedy = keep_source(scope.service);
     lint.findings.push(
-        Finding::new(Code::Ipv6Probe, scope.subject(), sentence)
-            .because(Source::Kubernetes, format!("ipFamilies {}", families.join(", ")))
-            .remedy(keep_source(scope))
-            .remedy(Remedy::Text("Private Link itself is IPv4 only: an IPv4 service does".to_owned())),
+        finding.remedy(Remedy::Text("Private Link itself is IPv4 only: an IPv4 service does".to_owned())),
     );
 }

@@ -149,28 +149,9 @@ impl<'w> Scope<'w> {
     /// The service as the object to change; by what the operator calls it if Kubernetes was not asked.
     pub fn subject(&self) -> Subject {
         match self.service {
-            Some(service) => Subject {
-                kind: SubjectKind::Service,
-                namespace: Some(service.namespace.clone()),
-                name: service.name.clone(),
-                written: None,
-            },
-            None => Subject {
-                kind: SubjectKind::Service,
-                namespace: None,
-                name: self.name.clone(),
-                written: None,
-            },
+            Some(service) => Subject::of_service(service),
+            None => Subject::named(SubjectKind::Service, &self.name),
         }
-    }
-
-    /// `-n default patch service pls-app` with the patch, as it is typed.
-    pub fn patch(&self, patch: &str) -> String {
-        let (namespace, name) = match self.service {
-            Some(service) => (service.namespace.as_str(), service.name.as_str()),
-            None => ("NAMESPACE", "SERVICE"),
-        };
-        format!("kubectl -n {namespace} patch service {name} -p '{patch}'")
     }
 }
 

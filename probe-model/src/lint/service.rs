@@ -5,12 +5,9 @@ use std::net::IpAddr;
 use super::Lint;
 use super::scope::{Entry, SOMEBODY, Scope};
 use crate::cilium::lb::{Frontend, LbKey, LbService};
-use crate::explain::{Code, Finding, Remedy, Severity, Source, Subject, SubjectKind};
+use crate::explain::{Code, Finding, Remedy, Severity, Source, Subject, SubjectKind, patch};
 use crate::simulate::{Outcome, Unknown, simulate};
 use crate::world::kubernetes::{Service, TrafficPolicy};
-
-/// Asked for in place of the address of the node itself.
-const LOCAL_POLICY: &str = r#"{"spec":{"externalTrafficPolicy":"Local"}}"#;
 
 pub(super) fn check(scope: &Scope<'_>, lint: &mut Lint) {
     no_backend(scope, lint);
@@ -21,11 +18,6 @@ pub(super) fn check(scope: &Scope<'_>, lint: &mut Lint) {
     never_created(scope, service, lint);
     host_network(scope, lint);
     gateway(scope, service, lint);
-}
-
-/// The patch that keeps the NAT IP visible.
-pub(super) fn keep_source(scope: &Scope<'_>) -> Remedy {
-    Remedy::Command(scope.patch(LOCAL_POLICY))
 }
 
 /// No pod takes the traffic: none at all, or none on this node where only those count.
@@ -170,8 +162,9 @@ fn affinity(scope: &Scope<'_>, lint: &mut Lint) {
         let seconds = frontend.service.affinity_timeout();
         finding = finding.because(Source::Maps, format!("the service map says affinity for {seconds} s"));
     }
-    lint.findings
-        .push(finding.remedy(Remedy::Command(scope.patch(r#"{"spec":{"sessionAffinity":"None"}}"#))));
+    lint.findings.push(
+        finding.remedy(Remedy::Command(patch(scope.service, r#"{"spec":{"sessionAffinity":"None"}}"#))),
+    );
 }
 
 /// Private Link before a public load balancer with floating IP sends to an address and port where nobody listens.
@@ -340,7 +333,7 @@ fn gateway(scope: &Scope<'_>, service: &Service, lint: &mut Lint) {
     );
     let mut finding = Finding::new(Code::GatewayHealthCheck, scope.subject(), sentence)
         .because(Source::Kubernetes, format!("owned by {owners}; externalTrafficPolicy Local"))
-        .remedy(Remedy::Command(scope.patch(r#"{"spec":{"externalTrafficPolicy":"Cluster"}}"#)));
+        .remedy(Remedy::Command(patch(scope.service, r#"{"spec":{"externalTrafficPolicy":"Cluster"}}"#)));
     // Whether this version has it repaired is not known.
     finding.severity = Severity::Warning;
     lint.findings.push(finding);

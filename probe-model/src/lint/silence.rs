@@ -73,12 +73,7 @@ fn consumer_side(scope: &Scope<'_>, probes: Probes) -> Option<Finding> {
         "nothing of {} consumers came to this node, though Azure has approved them and the load balancer's probes are answered: the fault is on the consumer's side, or another node gets the traffic",
         approved.len()
     );
-    let subject = Subject {
-        kind: SubjectKind::PrivateLinkService,
-        namespace: None,
-        name: link.name.clone(),
-        written: None,
-    };
+    let subject = Subject::named(SubjectKind::PrivateLinkService, &link.name);
     Some(
         Finding::new(Code::ConsumerSide, subject, sentence)
             .because(Source::Azure, format!("connection {} is Approved", first.name))

@@ -7,12 +7,12 @@ use ipnet::IpNet;
 
 use super::Lint;
 use super::judge::{Judged, judge};
-use super::private_link::visible_nat_ip;
 use super::scope::{Entry, Scope};
 use crate::cilium::identity::Identity;
 use crate::cilium::ipcache::Ipcache;
 use crate::explain::{
-    Code, Explanation, Finding, Remedy, Severity, Source, SourceBy, Subject, policies_behind, source_history,
+    Code, Explanation, Finding, Remedy, Severity, Source, SourceBy, Subject, keep_source, policies_behind,
+    source_history,
 };
 use crate::simulate::{Destination, Outcome, PolicyStep, Sender, Step, Trajectory, Unknown};
 use crate::world::nat::NatSource;
@@ -214,9 +214,7 @@ fn by_node(scope: &Scope<'_>, explanation: &Explanation, lint: &mut Lint) -> boo
     };
     let mut finding = Finding::new(code, scope.subject(), sentence)
         .because(Source::Maps, format!("{remote} of {} backends are no endpoints of this node", ways.len()));
-    for remedy in visible_nat_ip(scope) {
-        finding = finding.remedy(remedy);
-    }
+    finding.remedy = keep_source(scope.service);
     lint.findings.push(finding);
     true
 }

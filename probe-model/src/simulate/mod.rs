@@ -223,6 +223,16 @@ pub struct PolicyStep {
     pub authenticated: Option<Authenticated>,
 }
 
+impl PolicyStep {
+    /// The other end's address, as policy saw it: the source on ingress, the destination on egress.
+    pub fn peer(&self) -> IpAddr {
+        match self.query.direction {
+            Direction::Ingress => self.tuple.saddr,
+            Direction::Egress => self.tuple.daddr,
+        }
+    }
+}
+
 /// An authentication that a policy asked for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Authenticated {

@@ -9,7 +9,6 @@ use super::{Destination, Outcome, Sender, Step, Trajectory, Unjudged, Unknown};
 use crate::cilium::ct::CtTuple;
 use crate::cilium::drop_reason::DropReason;
 use crate::cilium::family::Family;
-use crate::cilium::identity::Identity;
 use crate::cilium::lb::{
     BackendState, Frontend, LbBackend, LbClient, LbFound, LbLookup, LbService, LoadBalancer,
 };
@@ -19,12 +18,6 @@ use crate::world::{AddressOwner, Forwarding, RoutingMode};
 
 /// The interface by whose address the node sends into the tunnel.
 const CILIUM_HOST: &str = "cilium_host";
-
-/// Whether an identity is that of this node or of another.
-pub(super) fn is_of_node(identity: Identity) -> bool {
-    matches!(identity, Identity::HOST | Identity::REMOTE_NODE | Identity::KUBE_APISERVER)
-        || identity.is_remote_node_scope()
-}
 
 impl Walk<'_> {
     /// What Cilium's service map has for the packet's destination.
@@ -56,7 +49,7 @@ impl Walk<'_> {
         let Tuple { daddr, dport, protocol, .. } = self.tuple;
         let is_node = || {
             let info = self.ipcache.and_then(|ipcache| ipcache.lookup(daddr));
-            info.is_some_and(|(_, info)| is_of_node(info.sec_identity))
+            info.is_some_and(|(_, info)| info.sec_identity.is_node())
         };
         if !matches!(self.steps.first(), Some(Step::FromPod(_))) || !is_node() {
             return Ok(LbFound::Nothing);

@@ -2,7 +2,6 @@
 
 use super::conntrack::Known;
 use super::identity::{MAGIC_HOST, Resolved, identity_mark};
-use super::service::is_of_node;
 use super::{Destination, IdentityOrigin, Outcome, Question, Step, Trajectory, Unknown};
 use crate::cilium::drop_reason::DropReason;
 use crate::cilium::family::Family;
@@ -132,7 +131,7 @@ impl Walk<'_> {
     /// `bpf/bpf_overlay.c`; `nodeport_nat_ipv4_fwd`, `bpf/lib/nodeport.h`.
     fn out_of_tunnel(self) -> Vec<Trajectory> {
         let sender = self.tuple.saddr;
-        if !self.identity_of(sender).is_ok_and(|(identity, _)| is_of_node(identity)) {
+        if !self.identity_of(sender).is_ok_and(|(identity, _)| identity.is_node()) {
             return self.local_delivery(None);
         }
         let sent_on = match self.world_identity(sender) {

@@ -6,6 +6,7 @@ use std::net::IpAddr;
 
 use ipnet::IpNet;
 
+use super::PolicyRef;
 use crate::tuple::Protocol;
 
 /// Labels by key.
@@ -348,6 +349,17 @@ pub struct PolicyObject {
     pub origin: PolicyOrigin,
     /// The whole object as JSON text, without what plsprobe does not need of `metadata`.
     pub json: String,
+}
+
+impl PolicyObject {
+    /// Its kind, namespace and name, as rules of the agent's name it.
+    pub fn reference(&self) -> PolicyRef {
+        PolicyRef {
+            kind: self.kind.name().to_owned(),
+            namespace: Some(self.namespace.clone()).filter(|namespace| !namespace.is_empty()),
+            name: self.name.clone(),
+        }
+    }
 }
 
 impl fmt::Display for PolicyObject {

@@ -108,7 +108,7 @@ impl Denied<'_> {
                     "{sentence}: what another node sends on through the tunnel for the load balancer's clients comes from {from} and is world here, so no rule for a NAT IP can match"
                 ),
             )),
-            JudgedAs::Here(identity, _) if is_service && is_other_node(identity) => {
+            JudgedAs::Here(identity, _) if is_service && identity.is_node() && identity != Identity::HOST => {
                 let tunnel = matches!(self.way.steps.first(), Some(Step::FromNetwork { overlay: true, .. }));
                 let code = if tunnel { Code::RemoteAsWorld } else { Code::RemoteAsNode };
                 Some(Cause::new(
@@ -141,14 +141,6 @@ impl Denied<'_> {
         })
     }
 
-    /// The peer's address: the source on ingress, the destination on egress.
-    fn address(&self) -> IpAddr {
-        match self.step.query.direction {
-            Direction::Ingress => self.step.tuple.saddr,
-            Direction::Egress => self.step.tuple.daddr,
-        }
-    }
-
     /// The parts that admit somebody in this direction.
     fn admitting(&self) -> Vec<(&Policy, &Part)> {
         let rules = rules_selecting(self.world, self.step.endpoint);
@@ -172,7 +164,7 @@ impl Denied<'_> {
 
     /// A prefix covers the peer, and an `except` takes it out again.
     fn excepted(&self, parts: &[(&Policy, &Part)]) -> Option<(Code, String)> {
-        let address = self.address();
+        let address = self.step.peer();
         parts.iter().filter(|(_, part)| self.names_port(part)).find_map(|(policy, part)| {
             part.peers.listed.iter().find_map(|peer| {
                 let PeerKind::Cidr { cidr, except, .. } = &peer.kind else { return None };
@@ -250,7 +242,7 @@ impl Denied<'_> {
 
     /// A prefix covers the peer, which is a node or a pod: such a rule never matches those.
     fn never_matches(&self, parts: &[(&Policy, &Part)]) -> Option<(Code, String)> {
-        let (address, identity) = (self.address(), self.step.query.identity);
+        let (address, identity) = (self.step.peer(), self.step.query.identity);
         if identity.is_world() || identity.is_local_scope() {
             return None;
         }
@@ -258,7 +250,7 @@ impl Denied<'_> {
             .iter()
             .filter(|(_, part)| self.names_port(part))
             .find_map(|(policy, part)| Some((policy, covering(part, address)?)))?;
-        let what = if is_other_node(identity) || identity == Identity::HOST { "a node" } else { "a pod" };
+        let what = if identity.is_node() { "a node" } else { "a pod" };
         let hint = format!(
             "{} admits {prefix}, but {address} is {what}, and Cilium never matches those by address",
             policy.reference
@@ -268,7 +260,7 @@ impl Denied<'_> {
 
     /// A rule admits the packet, and the map does not have it.
     fn not_installed(&self, parts: &[(&Policy, &Part)]) -> Option<(Code, String)> {
-        let address = self.address();
+        let address = self.step.peer();
         let identity = self.step.query.identity;
         if !(identity.is_world() || identity.is_local_scope()) {
             return None;
@@ -286,7 +278,7 @@ impl Denied<'_> {
 
     /// Rules name other addresses: some of Private Link's NAT IPs, or none of them.
     fn addresses(&self, parts: &[(&Policy, &Part)]) -> Option<(Code, String)> {
-        let address = self.address();
+        let address = self.step.peer();
         let nat = nat_sources(self.world);
         let source = nat.names(address)?;
         let named = parts.iter().filter(|(_, part)| self.names_port(part)).flat_map(|(policy, part)| {
@@ -330,7 +322,7 @@ impl Denied<'_> {
     /// Whether a part is about the packet's peer, by address.
     fn names_peer(&self, part: &Part) -> bool {
         let everybody = part.peers.nobody.is_none() && part.peers.listed.is_empty() && part.ports.is_some();
-        everybody || covering(part, self.address()).is_some()
+        everybody || covering(part, self.step.peer()).is_some()
     }
 }
 
@@ -350,10 +342,6 @@ fn single_port(term: &PortTerm) -> Option<u16> {
         RulePort::Number { first, end: 0 } if first != 0 => Some(first),
         _ => None,
     }
-}
-
-fn is_other_node(identity: Identity) -> bool {
-    matches!(identity, Identity::REMOTE_NODE | Identity::KUBE_APISERVER) || identity.is_remote_node_scope()
 }
 
 /// Whether a prefix has a NAT IP known one by one, other than this.

@@ -9,9 +9,8 @@ use ipnet::IpNet;
 use super::kubernetes::Service;
 use super::private_link::PrivateLinkService;
 use super::{AddressOwner, World};
+use crate::path::probe::is_probe_source;
 
-/// Where Azure's load balancers probe from.
-const PROBE_SOURCE: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(168, 63, 129, 16));
 /// A Private Link service has so many NAT IPs at most. Source: Azure's limits, "Private Link".
 const MOST_NAT_IPS: usize = 8;
 /// From so many ports on a source is many clients behind one address, not one client.
@@ -337,7 +336,7 @@ fn suspects(world: &World, service: &Service) -> Vec<(IpAddr, usize)> {
 fn may_be_nat_ip(world: &World, address: IpAddr) -> bool {
     let network = &world.private_link.place.network_prefixes;
     address.is_ipv4()
-        && address != PROBE_SOURCE
+        && !is_probe_source(address)
         && world.owner(address) == AddressOwner::Elsewhere
         && world.kubernetes.pod_at(address).is_none()
         && world.kubernetes.node_at(address).is_none()
