@@ -5,6 +5,7 @@ pub mod attach;
 pub mod causes;
 pub mod cli;
 pub mod doctor;
+pub mod grpc;
 mod pcap;
 pub mod render;
 pub mod sources;

@@ -5,7 +5,6 @@
 //! So it is the last choice among Cilium's own words. Unlike the monitor socket it counts what it could not deliver.
 
 mod flow;
-mod grpc;
 mod proto;
 #[cfg(test)]
 pub(crate) mod tests;
@@ -18,11 +17,11 @@ use anyhow::Result;
 use ipnet::IpNet;
 use probe_model::path::Sighting;
 
-use self::grpc::{Answers, Client, Failure};
 use self::proto::{
     EventTypeFilter, FlowFilter, GetFlowsRequest, GetFlowsResponse, ServerStatusRequest, ServerStatusResponse,
 };
 use super::unusable::Unusable;
+use crate::grpc::client::{Answers, Client, Failure};
 use crate::sys;
 
 /// The server's socket in the agent's run directory.

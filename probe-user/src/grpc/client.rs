@@ -1,49 +1,72 @@
-//! As much of gRPC as a client over a unix socket needs: one message out, one or many back.
+//! The side that calls.
 //!
-//! A library would bring a balancer, a pool and reconnecting of its own, which a local socket has no use for.
-//!
-//! Source: gRPC's `doc/PROTOCOL-HTTP2.md`.
+//! A library would bring a balancer, a pool and reconnecting of its own, which one connection has no use for.
 
 use core::fmt;
 use std::marker::PhantomData;
 use std::path::Path;
 
-use bytes::{Buf as _, Bytes, BytesMut};
+use bytes::{Bytes, BytesMut};
 use h2::RecvStream;
 use h2::client::{ResponseFuture, SendRequest};
 use http::{HeaderMap, Request};
 use prost::Message;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::UnixStream;
+
+use super::frame::{self, Refused};
+use super::status;
 
 /// A message that says it is longer is refused: the longest flow takes some kilobytes.
 const MESSAGE_MAX: usize = 4 << 20;
-/// A flag of one byte and a length of four stand before every message.
-const PREFIX: usize = 5;
 
-/// Why there is no answer, in the words of whoever failed.
+/// Why there is no answer.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Failure(String);
+pub struct Failure {
+    /// The status, if the server gave one: numbers as in [`super::Code`].
+    pub code: Option<u8>,
+    /// In the words of whoever failed; they may come from the network.
+    pub words: String,
+}
+
+impl Failure {
+    fn new(words: impl Into<String>) -> Self {
+        Self { code: None, words: words.into() }
+    }
+}
 
 impl fmt::Display for Failure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0)
+        f.write_str(&self.words)
     }
 }
 
 impl From<h2::Error> for Failure {
     fn from(error: h2::Error) -> Self {
-        Self(error.to_string())
+        Self::new(error.to_string())
     }
 }
 
 /// A connection to a server.
 #[derive(Clone, Debug)]
-pub(super) struct Client(SendRequest<Bytes>);
+pub struct Client(SendRequest<Bytes>);
 
 impl Client {
     /// Connects to the socket at `path`; the connection is kept until the client and its answers are dropped.
-    pub(super) async fn connect(path: &Path) -> std::io::Result<Self> {
-        let stream = UnixStream::connect(path).await?;
+    ///
+    /// # Errors
+    ///
+    /// When nobody accepts there.
+    pub async fn connect(path: &Path) -> std::io::Result<Self> {
+        Self::over(UnixStream::connect(path).await?).await
+    }
+
+    /// Speaks over a stream that is open.
+    ///
+    /// # Errors
+    ///
+    /// When it is not open any more.
+    pub async fn over(stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static) -> std::io::Result<Self> {
         let (client, connection) = h2::client::handshake(stream).await.map_err(std::io::Error::other)?;
         // How it ends, every open answer says too.
         tokio::spawn(async move { drop(connection.await) });
@@ -51,7 +74,11 @@ impl Client {
     }
 
     /// Calls `method` (`/package.Service/Method`) with one message.
-    pub(super) async fn call<M: Message + Default>(
+    ///
+    /// # Errors
+    ///
+    /// When the connection broke. What the server refuses, the answers say.
+    pub async fn call<M: Message + Default>(
         &self,
         method: &str,
         message: &impl Message,
@@ -61,24 +88,24 @@ impl Client {
             .header("content-type", "application/grpc")
             .header("te", "trailers")
             .body(())
-            .map_err(|error| Failure(error.to_string()))?;
+            .map_err(|error| Failure::new(error.to_string()))?;
         let (response, mut body) = client.send_request(request, false)?;
-        let encoded = message.encode_to_vec();
-        let mut framed = vec![0];
-        framed.extend((encoded.len() as u32).to_be_bytes());
-        framed.extend(encoded);
-        body.send_data(framed.into(), true)?;
+        body.send_data(frame::framed(message), true)?;
         Ok(Answers { state: State::Called(response), buffer: BytesMut::new(), message: PhantomData })
     }
 
     /// Calls `method` for the one message that it answers with.
-    pub(super) async fn ask<M: Message + Default>(
+    ///
+    /// # Errors
+    ///
+    /// When the connection broke, or the server refuses.
+    pub async fn ask<M: Message + Default>(
         &self,
         method: &str,
         message: &impl Message,
     ) -> Result<M, Failure> {
         let answer = self.call(method, message).await?.next().await?;
-        answer.ok_or_else(|| Failure("the answer is empty".to_owned()))
+        answer.ok_or_else(|| Failure::new("the answer is empty"))
     }
 }
 
@@ -89,7 +116,8 @@ enum State {
 }
 
 /// What a call is answered with.
-pub(super) struct Answers<M> {
+#[expect(missing_debug_implementations, reason = "a stream has nothing to show")]
+pub struct Answers<M> {
     state: State,
     /// Bytes that are no whole message yet.
     buffer: BytesMut,
@@ -100,13 +128,17 @@ impl<M: Message + Default> Answers<M> {
     /// The next message, or `None` after the last of a call that succeeded.
     ///
     /// Cancelling the future loses nothing.
-    pub(super) async fn next(&mut self) -> Result<Option<M>, Failure> {
+    ///
+    /// # Errors
+    ///
+    /// When the connection broke, the call failed, or what came is not a message of this kind.
+    pub async fn next(&mut self) -> Result<Option<M>, Failure> {
         loop {
             let stream = match &mut self.state {
                 State::Called(response) => {
                     let response = response.await?;
                     if response.status() != http::StatusCode::OK {
-                        return Err(Failure(format!("HTTP status {}", response.status())));
+                        return Err(Failure::new(format!("HTTP status {}", response.status())));
                     }
                     // Without any message the status may stand here.
                     if response.headers().contains_key("grpc-status") {
@@ -117,8 +149,8 @@ impl<M: Message + Default> Answers<M> {
                 }
                 State::Open(stream) => stream,
             };
-            if let Some(message) = unframed(&mut self.buffer)? {
-                return M::decode(message).map(Some).map_err(|error| Failure(error.to_string()));
+            if let Some(message) = frame::unframed(&mut self.buffer, MESSAGE_MAX)? {
+                return M::decode(message).map(Some).map_err(|error| Failure::new(error.to_string()));
             }
             match stream.data().await {
                 Some(chunk) => {
@@ -130,38 +162,32 @@ impl<M: Message + Default> Answers<M> {
                     let trailers = stream.trailers().await?;
                     return succeeded(&trailers.unwrap_or_default()).map(|()| None);
                 }
-                None => return Err(Failure("it ended inside a message".to_owned())),
+                None => return Err(Failure::new("it ended inside a message")),
             }
         }
     }
 }
 
-/// Takes the first whole message.
-fn unframed(buffer: &mut BytesMut) -> Result<Option<Bytes>, Failure> {
-    let Some(&[is_compressed, a, b, c, d]) = buffer.first_chunk::<PREFIX>() else { return Ok(None) };
-    let length = u32::from_be_bytes([a, b, c, d]) as usize;
-    if is_compressed != 0 {
-        return Err(Failure("it sends compressed messages, which were not asked for".to_owned()));
+impl From<Refused> for Failure {
+    fn from(refused: Refused) -> Self {
+        match refused {
+            Refused::Compressed => Self::new("it sends compressed messages, which were not asked for"),
+            Refused::TooLong(length) => {
+                Self::new(format!("it announces a message of {length} bytes, at most {MESSAGE_MAX} are read"))
+            }
+        }
     }
-    if length > MESSAGE_MAX {
-        return Err(Failure(format!(
-            "it announces a message of {length} bytes, at most {MESSAGE_MAX} are read"
-        )));
-    }
-    if buffer.len() < PREFIX + length {
-        return Ok(None);
-    }
-    buffer.advance(PREFIX);
-    Ok(Some(buffer.split_to(length).freeze()))
 }
 
 /// Whether a call's status is 0.
 fn succeeded(trailers: &HeaderMap) -> Result<(), Failure> {
-    let text = |name: &str| trailers.get(name).and_then(|value| value.to_str().ok());
-    match (text("grpc-status"), text("grpc-message")) {
-        (Some("0"), _) => Ok(()),
-        (Some(status), None | Some("")) => Err(Failure(format!("gRPC status {status}"))),
-        (Some(_), Some(message)) => Err(Failure(message.to_owned())),
-        (None, _) => Err(Failure("it ended without a status".to_owned())),
+    let (code, mut words) =
+        status::read(trailers).ok_or_else(|| Failure::new("it ended without a status"))?;
+    if code == "0" {
+        return Ok(());
     }
+    if words.is_empty() {
+        words = format!("gRPC status {code}");
+    }
+    Err(Failure { code: code.parse().ok(), words })
 }
