@@ -32,4 +32,4 @@ pub use packet::{Fragment, Icmp, Packet, Quoted, TcpFlags, Tunnel, TunnelKind};
 pub use payload::Beginning;
 pub use probe_common::HookPoint;
 pub use sighting::{Namespace, Place, Seen, Sighting, SocketEvent};
-pub use tracker::{Patience, Tracker};
+pub use tracker::{Capacity, Patience, Tracker};

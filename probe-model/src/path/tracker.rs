@@ -36,16 +36,27 @@ impl Default for Patience {
     }
 }
 
-/// Decided flows that are remembered, so that their later packets do not begin new ones.
-const REMEMBERED_MAX: usize = 100_000;
+/// How much is kept, whatever comes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Capacity {
+    /// Decided flows that are remembered, so that their later packets do not begin new ones.
+    pub remembered: usize,
+    /// Sightings of undecided flows.
+    pub pending: usize,
+}
+
+impl Default for Capacity {
+    fn default() -> Self {
+        Self { remembered: 100_000, pending: 200_000 }
+    }
+}
+
 /// A decided flow is forgotten when none of its packets came for this long.
 const REMEMBERED_NS: u64 = 120_000_000_000;
 /// Later fragments that are kept until their first one comes.
 const WAITING_MAX: usize = 10_000;
 /// A connection that is reset after less than this without a packet was not idle.
 const IDLE_NS: u64 = 30_000_000_000;
-/// Sightings of undecided flows that are kept.
-const PENDING_MAX: usize = 200_000;
 
 /// A flow that was decided.
 struct Decided {
@@ -84,6 +95,7 @@ impl Decided {
 #[expect(missing_debug_implementations, reason = "thousands of sightings")]
 pub struct Tracker {
     patience: Patience,
+    capacity: Capacity,
     pending: Vec<Sighting>,
     fragments: Fragments,
     /// Later fragments whose first has not come yet.
@@ -102,6 +114,12 @@ impl Tracker {
     /// An empty one.
     pub fn new(patience: Patience) -> Self {
         Self { patience, ..Self::default() }
+    }
+
+    /// Keeping so much.
+    #[must_use]
+    pub fn with_capacity(self, capacity: Capacity) -> Self {
+        Self { capacity, ..self }
     }
 
     /// Takes one sighting.
@@ -143,7 +161,7 @@ impl Tracker {
                 decided.last_ns = decided.last_ns.max(sighting.ktime_ns);
             }
         }
-        if self.pending.len() >= PENDING_MAX {
+        if self.pending.len() >= self.capacity.pending {
             self.overflowed += 1;
             return;
         }
@@ -198,6 +216,11 @@ impl Tracker {
     /// Every flow that is left, decided or not: the trace has ended.
     pub fn finish(&mut self) -> Vec<Path> {
         self.take(|_| true)
+    }
+
+    /// Flows that are not decided yet, as far as they are known. They stay.
+    pub fn undecided(&self) -> Vec<Path> {
+        flow::assemble(&self.pending)
     }
 
     /// Packets of flows that had been decided.
@@ -256,15 +279,15 @@ impl Tracker {
     fn forget(&mut self, now_ns: u64) {
         self.fragments.forget(now_ns);
         self.waiting.retain(|sighting| !fragments::is_overdue(sighting, now_ns));
-        if self.decided.len() > REMEMBERED_MAX {
+        if self.decided.len() > self.capacity.remembered {
             let cutoff = now_ns.saturating_sub(REMEMBERED_NS);
             self.decided.retain(|_, decided| decided.last_ns >= cutoff);
         }
-        if self.decided.len() > REMEMBERED_MAX {
+        if self.decided.len() > self.capacity.remembered {
             self.decided.clear();
         }
         // Those are taken out with their flow; what is left was of none.
-        if self.reused.len() > REMEMBERED_MAX {
+        if self.reused.len() > self.capacity.remembered {
             self.reused.clear();
         }
     }

@@ -81,7 +81,7 @@ impl Role {
 }
 
 /// An interface to look at.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Interface {
     /// Its name.
     pub name: String,

@@ -55,7 +55,7 @@ impl PortRange {
 }
 
 /// Addresses that packets are matched against on either side.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Target {
     /// A pod's address, a frontend's, a node's for its node ports; or a prefix.
     pub net: IpNet,
@@ -73,6 +73,16 @@ pub struct Filter {
     pub sources: Vec<IpNet>,
     /// Only packets that this matches too, whatever else says so.
     pub expression: Option<Expression>,
+}
+
+impl Filter {
+    /// Whether it keeps the same packets, as far as its own prefixes tell.
+    pub fn is_same_as(&self, other: &Self) -> bool {
+        let sources = |of: &Self| of.sources.iter().map(IpNet::trunc).collect::<BTreeSet<_>>();
+        effective(&self.targets) == effective(&other.targets)
+            && sources(self) == sources(other)
+            && self.expression == other.expression
+    }
 }
 
 /// What is asked of the ports at a target.

@@ -147,6 +147,15 @@ impl Counters {
         }
     }
 
+    /// What was counted after `before`.
+    pub(crate) fn since(&self, before: &Self) -> Self {
+        let mut counters = *self;
+        for (now, then) in counters.0.iter_mut().zip(before.0) {
+            *now = now.saturating_sub(then);
+        }
+        counters
+    }
+
     /// Records that were made, whether or not there was room for them.
     pub fn made(&self) -> u64 {
         let counters = [

@@ -131,6 +131,11 @@ impl Records {
         self.take(batch, usize::MAX);
     }
 
+    /// Appends what is there without waiting, a bounded number: our programs may be faster than we are.
+    pub fn drain_some(&mut self, batch: &mut Vec<Record>) {
+        self.take(batch, BATCH_MAX);
+    }
+
     /// Appends what is there, at most `max`; whether it was as many as that.
     fn take(&mut self, batch: &mut Vec<Record>, max: usize) -> bool {
         for _ in 0..max {

@@ -45,6 +45,19 @@ pub struct Args {
 }
 
 impl Args {
+    /// The first of these flags that was given.
+    pub(super) fn given(&self) -> Option<&'static str> {
+        let flags = [
+            (!self.policies.is_empty(), "--policies"),
+            (self.kubeconfig.is_some(), "--kubeconfig"),
+            (self.no_kubernetes, "--no-kubernetes"),
+            (self.azure, "--azure"),
+            (!self.pls_nat_ip.is_empty(), "--pls-nat-ip"),
+            (!self.pls_subnet.is_empty(), "--pls-subnet"),
+        ];
+        flags.into_iter().find(|(is_given, _)| *is_given).map(|(_, flag)| flag)
+    }
+
     /// What is asked and what was given, with files read; what was left out of them is said on stderr.
     ///
     /// # Errors

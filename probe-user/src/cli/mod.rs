@@ -1,5 +1,6 @@
 //! The command line: clap's structures and one file per subcommand, no logic.
 
+mod agent;
 mod beyond;
 mod causes;
 mod doctor;
@@ -15,7 +16,7 @@ use std::process::ExitCode;
 use anyhow::Result;
 use clap::{Parser, Subcommand, ValueEnum};
 
-use crate::sources::LiveOptions;
+use crate::sources::{LiveOptions, live};
 
 /// Why a Private Link flow reaches a pod behind Cilium, or does not.
 #[derive(Parser)]
@@ -34,10 +35,10 @@ pub struct Cli {
 #[derive(Clone, Debug, clap::Args)]
 pub struct Global {
     /// Where the BPF file system is mounted; Cilium's pins are in tc/globals below it.
-    #[arg(long, global = true, default_value = "/sys/fs/bpf", value_name = "DIR")]
+    #[arg(long, global = true, default_value = live::BPFFS, value_name = "DIR")]
     pub bpffs: PathBuf,
     /// Where the agent's sockets are.
-    #[arg(long, global = true, default_value = "/var/run/cilium", value_name = "DIR")]
+    #[arg(long, global = true, default_value = live::CILIUM_RUN, value_name = "DIR")]
     pub cilium_run: PathBuf,
     /// Text for people, or JSON, one object a line.
     #[arg(short, long, global = true, value_enum, default_value_t = Output::Text)]
@@ -59,6 +60,20 @@ impl Global {
     }
 }
 
+impl Global {
+    /// A flag by which other sources are asked than those of an agent on this node.
+    fn other_than_the_nodes(&self) -> Option<&'static str> {
+        let is_elsewhere = |given: &PathBuf, usual: &str| given.as_os_str() != usual;
+        if is_elsewhere(&self.bpffs, live::BPFFS) {
+            return Some("--bpffs");
+        }
+        if is_elsewhere(&self.cilium_run, live::CILIUM_RUN) {
+            return Some("--cilium-run");
+        }
+        self.beyond.given()
+    }
+}
+
 /// How to print.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Output {
@@ -72,6 +87,8 @@ pub enum Output {
 enum Command {
     /// Watch packets to a target on this node and say of each flow what became of it, and why
     Trace(trace::Args),
+    /// Watch a node for as long as it runs: for many traces at once, for what happened before, for Hubble's clients
+    Agent(agent::Args),
     /// Say what happens to a packet, and why: from the maps of this node, of a snapshot or of a recording
     Explain(explain::Args),
     /// Look for what is wrong with a service, its policies and its Private Link as they are configured, without a packet
@@ -124,6 +141,7 @@ impl Cli {
             Command::Snapshot(args) => snapshot::run(&args, &self.global),
             Command::Doctor(args) => doctor::run(&args, &self.global),
             Command::Causes(args) => causes::run(&args, &self.global),
+            Command::Agent(args) => agent::run(args, &self.global),
             Command::Trace(args) => trace::run(args, &self.global),
         }
     }

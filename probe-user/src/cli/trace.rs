@@ -1,13 +1,16 @@
 //! `plsprobe trace`.
 
+use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail, ensure};
+use probe_model::path::Capacity;
 use probe_model::tuple::Protocol;
 
 use super::{Global, Outcome};
+use crate::agent::client;
 use crate::attach::{Expression, PortRange, RING_BYTES};
-use crate::trace::{self, Options};
+use crate::trace::{self, Ask, Options, Setup};
 
 /// `plsprobe trace`'s flags.
 #[derive(clap::Args)]
@@ -46,22 +49,75 @@ pub(super) struct Args {
     /// Size of the ring buffer, a power of two from 4096
     #[arg(long, value_name = "BYTES", default_value_t = RING_BYTES, value_parser = parse_ring_bytes)]
     ring_bytes: u32,
+    /// What an agent of this node remembers of so long ago on, instead of what comes
+    #[arg(long, value_name = "TIME", value_parser = parse_duration, conflicts_with_all = ["duration", "alone"])]
+    since: Option<Duration>,
+    /// The socket of this node's agent, which is asked where there is one
+    #[arg(long, value_name = "FILE", default_value = client::SOCKET)]
+    agent: PathBuf,
+    /// Ask no agent: attach programs of our own
+    #[arg(long)]
+    alone: bool,
 }
 
 pub(super) fn run(args: Args, global: &Global) -> Result<Outcome> {
-    trace::run(&Options {
-        dst: args.dst,
-        src: args.src,
-        ports: port_ranges(&args.port, &args.proto)?,
-        expression: args.filter,
-        duration: args.duration,
-        count: args.count,
+    let ports = port_ranges(&args.port, &args.proto)?;
+    let own = args.needs_own_programs(global);
+    if let Some(outcome) = by_agent(&args, &ports, own, global)? {
+        return Ok(outcome);
+    }
+    let setup = Setup {
         interface: args.interface,
         no_tc: args.no_tc,
         ring_bytes: args.ring_bytes,
+        capacity: Capacity::default(),
         live: global.live_options()?,
-        output: global.output,
-    })
+    };
+    let ask = Ask { dst: args.dst, src: args.src, ports, expression: args.filter };
+    let Args { duration, count, .. } = args;
+    trace::run(&Options { ask, setup, duration, count, output: global.output })
+}
+
+impl Args {
+    /// A flag that an agent, which has its programs and its sources already, cannot do.
+    fn needs_own_programs(&self, global: &Global) -> Option<&'static str> {
+        let flags = [
+            (self.alone, "--alone"),
+            (self.filter.is_some(), "--filter"),
+            (self.interface.is_some(), "--interface"),
+            (self.no_tc, "--no-tc"),
+            (self.ring_bytes != RING_BYTES, "--ring-bytes"),
+        ];
+        let own = flags.into_iter().find(|(is_given, _)| *is_given).map(|(_, flag)| flag);
+        own.or_else(|| global.other_than_the_nodes())
+    }
+}
+
+/// Asks this node's agent, if there is one that can do what is asked.
+fn by_agent(
+    args: &Args,
+    ports: &[PortRange],
+    own: Option<&'static str>,
+    global: &Global,
+) -> Result<Option<Outcome>> {
+    if let Some(flag) = own {
+        ensure!(
+            args.since.is_none(),
+            "found `--since` beside `{flag}`: only an agent remembers, and it has its own sources and programs"
+        );
+        return Ok(None);
+    }
+    let ask =
+        Ask { dst: args.dst.clone(), src: args.src.clone(), ports: ports.to_vec(), expression: None };
+    let Args { duration, count, since, .. } = *args;
+    let asked = client::Options { ask, duration, count, since, output: global.output };
+    let outcome = client::run(&args.agent, &asked)?;
+    ensure!(
+        outcome.is_some() || since.is_none(),
+        "no agent on `{}`, and only an agent remembers; start one with `plsprobe agent`",
+        args.agent.display()
+    );
+    Ok(outcome)
 }
 
 /// clap prints an error without its causes.
@@ -147,7 +203,7 @@ fn parse_duration(text: &str) -> Result<Duration> {
     number.checked_mul(millis).map(Duration::from_millis).context("that is too long")
 }
 
-fn parse_ring_bytes(text: &str) -> Result<u32> {
+pub(super) fn parse_ring_bytes(text: &str) -> Result<u32> {
     match text.parse::<u32>() {
         Ok(bytes) if bytes.is_power_of_two() && bytes >= 4096 => Ok(bytes),
         _ => bail!("found `{text}`, expected a power of two from 4096 to 2147483648"),

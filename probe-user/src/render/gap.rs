@@ -46,7 +46,7 @@ pub(super) fn candidate_text(candidate: Candidate, names: &Names) -> String {
 }
 
 /// A hook, as an operator would say it: `eth0 in`, `pod delivered`.
-pub(super) fn place_text(place: Place, names: &Names) -> String {
+pub(crate) fn place_text(place: Place, names: &Names) -> String {
     format!("{} {}", whose_text(place, names), point_text(place.point))
 }
 

@@ -251,7 +251,7 @@ fn long(world: &World, judgement: &Judgement, names: &Names, lines: &mut Vec<Str
 }
 
 /// The code of the maps' cause; that of Cilium's own reason where it dropped the packet for another one than the maps say.
-pub(super) fn cause_code(judgement: &Judgement) -> Code {
+pub(crate) fn cause_code(judgement: &Judgement) -> Code {
     match (judgement.path.outcome, &judgement.explanation.verdict) {
         (Outcome::DroppedByCilium { reason, .. }, verdict) if *verdict != Verdict::Dropped(reason) => {
             Code::of_drop(reason)
@@ -261,7 +261,7 @@ pub(super) fn cause_code(judgement: &Judgement) -> Code {
 }
 
 /// The maps' cause where it fits what was seen; else what was seen.
-pub(super) fn cause_sentence(judgement: &Judgement, names: &Names) -> String {
+pub(crate) fn cause_sentence(judgement: &Judgement, names: &Names) -> String {
     let sentence = &judgement.explanation.cause.sentence;
     if !judgement.findings.is_empty() {
         let why = match judgement.path.outcome {

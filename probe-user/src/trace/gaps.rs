@@ -72,10 +72,6 @@ impl Gaps {
             gap.from_ns <= until_ns && gap.until_ns.is_none_or(|gap_until_ns| from_ns <= gap_until_ns)
         })
     }
-
-    pub(super) fn all(&self) -> &[Gap] {
-        &self.all
-    }
 }
 
 #[cfg(test)]
@@ -100,8 +96,8 @@ mod tests {
         );
         gaps.open("lxc1 egress", "gone");
         assert_eq!(fell(&gaps, 900, 901), 1, "an open gap has no end");
-        assert_eq!(gaps.all()[1].length(350), Duration::from_nanos(50));
+        assert_eq!(gaps.all[1].length(350), Duration::from_nanos(50));
         gaps.keep_open(|place| place.starts_with("eth0"), 500);
-        assert_eq!(gaps.all()[1].until_ns, Some(500));
+        assert_eq!(gaps.all[1].until_ns, Some(500));
     }
 }

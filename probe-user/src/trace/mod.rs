@@ -1,31 +1,38 @@
 //! `plsprobe trace`: records in, one judged flow after another out.
 
 pub mod advice;
+mod coverage;
+pub(crate) mod engine;
 mod gaps;
+pub(crate) mod hub;
 pub mod judge;
 pub mod kernel;
+pub(crate) mod listener;
 pub(crate) mod neighbours;
 pub mod scope;
-mod session;
+pub(crate) mod session;
+pub mod summary;
 mod tally;
 mod verdicts;
+pub(crate) mod view;
 pub mod watch;
 pub mod watched;
 
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
+use probe_model::path::Capacity;
 
 use crate::attach::{Expression, PortRange};
 use crate::cli::{Outcome, Output};
 use crate::sources::LiveOptions;
 use crate::sys;
 
-pub use session::Summary;
+pub use summary::Summary;
 
-/// What the operator asked for.
-#[derive(Clone, Debug)]
-pub struct Options {
+/// What is asked of packets.
+#[derive(Clone, Debug, Default)]
+pub struct Ask {
     /// TARGET.
     pub dst: String,
     /// SRCs; empty is any.
@@ -34,18 +41,34 @@ pub struct Options {
     pub ports: Vec<PortRange>,
     /// What packets must match besides.
     pub expression: Option<Expression>,
-    /// When to end.
-    pub duration: Duration,
-    /// After how many flows to end.
-    pub count: Option<u64>,
+}
+
+/// Where and how to look.
+#[derive(Clone, Debug)]
+pub struct Setup {
     /// The uplink, instead of the default route's interface.
     pub interface: Option<String>,
     /// Attach nothing to tc.
     pub no_tc: bool,
     /// Size of the ring buffer in bytes.
     pub ring_bytes: u32,
+    /// Flows and packets kept at most.
+    pub capacity: Capacity,
     /// Where Cilium is.
     pub live: LiveOptions,
+}
+
+/// What the operator asked for.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// Of packets.
+    pub ask: Ask,
+    /// Where and how to look.
+    pub setup: Setup,
+    /// When to end.
+    pub duration: Duration,
+    /// After how many flows to end.
+    pub count: Option<u64>,
     /// How to print.
     pub output: Output,
 }

@@ -8,13 +8,13 @@ use probe_model::cilium::EndpointId;
 use probe_model::explain::AZURE_PROBE;
 use probe_model::path::evidence::Entry;
 use probe_model::path::probe::{AZURE_PROBE_V6, is_probe_source};
-use probe_model::path::{HookPoint, Namespace, Outcome, Path, Place};
+use probe_model::path::{Outcome, Path};
 use probe_model::simulate::{Question, simulate};
 use probe_model::tuple::{Protocol, Tuple};
 use probe_model::world::World;
 
-use super::Options;
-use crate::attach::{Expression, Filter, Interface, KERNEL_HOOKS, PortRange, Role, Target};
+use super::{Ask, Setup};
+use crate::attach::{Expression, Filter, Interface, PortRange, Role, Target};
 use crate::sources::links::{self, Device};
 use crate::sources::namespaces;
 use crate::target;
@@ -97,16 +97,14 @@ pub struct Scope {
     pub ports: Vec<PortRange>,
     /// What packets must match besides.
     pub expression: Option<Expression>,
-    /// Interfaces to look at.
+    /// Interfaces to look at: the node's own and those of its pods.
     pub interfaces: Vec<Interface>,
-    /// Interfaces of pods that are left out for want of hooks.
-    pub left_out: Vec<String>,
     /// The tunnels that packets between nodes may be in.
     pub tunnels: Tunnels,
     /// Inode numbers of the network namespaces of the traced pods, as far as they were found.
     pub pod_namespaces: BTreeSet<u32>,
     /// What the interfaces of the node are to it, by index.
-    roles: BTreeMap<u32, Role>,
+    pub(super) roles: BTreeMap<u32, Role>,
     /// The node's own addresses.
     host_addresses: Vec<IpAddr>,
     /// The node's addresses with a load balancer's port of the target: nothing should come there.
@@ -121,17 +119,17 @@ impl Scope {
     /// # Errors
     ///
     /// For a target or source that is unknown, or when no source knows the uplink.
-    pub fn new(world: &World, options: &Options) -> Result<Self> {
+    pub fn new(world: &World, ask: &Ask, setup: &Setup) -> Result<Self> {
         let mut scope = Self {
-            ports: options.ports.clone(),
-            expression: options.expression.clone(),
+            ports: ask.ports.clone(),
+            expression: ask.expression.clone(),
             host_addresses: world.host_addresses(),
             ..Self::default()
         };
-        if let Ok(prefix) = options.dst.parse::<IpNet>() {
+        if let Ok(prefix) = ask.dst.parse::<IpNet>() {
             scope.add_prefix(world, prefix.trunc())?;
         } else {
-            match target::resolve(world, &options.dst)? {
+            match target::resolve(world, &ask.dst)? {
                 target::Target::Endpoint(id) => scope.add_endpoint(world, id)?,
                 target::Target::Address(address) => scope.addresses.push(address),
                 target::Target::Service(frontends) => scope.add_service(world, &frontends)?,
@@ -140,16 +138,30 @@ impl Scope {
         scope.add_frontends(world);
         scope.beside = scope.beside_frontends();
         scope.health_ports = scope.find_health_ports(world);
-        scope.sources = sources(world, options)?;
-        let devices = links::devices().context("failed to list the interfaces")?;
-        scope.tunnels = tunnels(&devices);
-        scope.interfaces = of_the_node(uplink(world, options, &devices)?, &devices);
-        let room = if options.no_tc { usize::MAX } else { room_for_pods(scope.interfaces.len()) };
-        let (pods, left_out) = at_most(room, veths(world, &scope.endpoints, &devices));
-        scope.interfaces.extend(pods.into_iter().map(|name| Interface { name, role: Role::Pod }));
-        scope.left_out = left_out;
-        scope.find_neighbourhood(&devices)?;
+        scope.sources = sources(world, ask)?;
+        scope.look_around(world, setup)?;
         Ok(scope)
+    }
+
+    /// The node itself, and nothing of it: where an agent waits before it is asked for anything.
+    ///
+    /// # Errors
+    ///
+    /// When no source knows the uplink.
+    pub(crate) fn of_the_node(world: &World, setup: &Setup) -> Result<Self> {
+        let mut scope = Self::default();
+        scope.look_around(world, setup)?;
+        Ok(scope)
+    }
+
+    /// Finds the interfaces to look at.
+    fn look_around(&mut self, world: &World, setup: &Setup) -> Result<()> {
+        let devices = links::devices().context("failed to list the interfaces")?;
+        self.tunnels = tunnels(&devices);
+        self.interfaces = of_the_node(uplink(world, setup, &devices)?, &devices);
+        let pods = veths(world, &self.endpoints, &devices);
+        self.interfaces.extend(pods.into_iter().map(|name| Interface { name, role: Role::Pod }));
+        self.find_neighbourhood(&devices)
     }
 
     fn add_endpoint(&mut self, world: &World, id: EndpointId) -> Result<()> {
@@ -246,24 +258,10 @@ impl Scope {
         let indexed = self.interfaces.iter().filter_map(|one| Some((index(&one.name)?, one.role)));
         self.roles = indexed.collect();
         let veths = self.interfaces.iter().filter(|one| one.role == Role::Pod);
-        let veths: Vec<&str> =
-            veths.map(|one| one.name.as_str()).chain(self.left_out.iter().map(String::as_str)).collect();
+        let veths: Vec<&str> = veths.map(|one| one.name.as_str()).collect();
         self.pod_namespaces =
             namespaces::behind(&veths).context("failed to find the pod's network namespace")?;
         Ok(())
-    }
-
-    /// What a place is to the node: where tc is left alone, receiving and sending at an interface stand for our
-    /// classifiers there.
-    pub fn point(&self, place: Place) -> HookPoint {
-        if place.namespace != Namespace::Node {
-            return place.point;
-        }
-        match (place.point, self.roles.get(&place.ifindex)) {
-            (HookPoint::Received, Some(role)) => role.points().0,
-            (HookPoint::Queued, Some(role)) => role.points().1,
-            (point, _) => point,
-        }
     }
 
     /// What our programs keep: more than [`Self::covers`], since one packet cannot tell its flow.
@@ -354,15 +352,22 @@ impl Scope {
 
     /// Whether a flow is one that was asked for: towards the target, on its port, from the sources.
     pub fn covers(&self, path: &Path) -> bool {
-        let tuples = || std::iter::once(path.tuple).chain(path.rewrites.iter().map(|rewrite| rewrite.to));
-        let to_target = tuples().any(|tuple| self.is_towards(&tuple)) || self.is_beside(path);
+        let tuples: Vec<Tuple> =
+            std::iter::once(path.tuple).chain(path.rewrites.iter().map(|rewrite| rewrite.to)).collect();
+        self.covers_tuples(&tuples, self.is_beside(path))
+    }
+
+    /// The same of a flow of which the tuples are left, as it came and after each translation, and whether it came
+    /// beside ([`Self::is_beside`]).
+    pub fn covers_tuples(&self, tuples: &[Tuple], is_beside: bool) -> bool {
+        let Some(first) = tuples.first() else { return false };
+        let to_target = is_beside || tuples.iter().any(|tuple| self.is_towards(tuple));
         let is_asked_for =
-            |tuple: Tuple| self.ports.iter().any(|range| range.contains(tuple.dport, tuple.protocol.0));
-        let on_port = self.ports.is_empty() || tuples().any(is_asked_for);
-        let from = path.tuple.saddr;
+            |tuple: &Tuple| self.ports.iter().any(|range| range.contains(tuple.dport, tuple.protocol.0));
+        let on_port = self.ports.is_empty() || tuples.iter().any(is_asked_for);
         to_target
             && on_port
-            && (self.sources.is_empty() || self.sources.iter().any(|net| net.contains(&from)))
+            && (self.sources.is_empty() || self.sources.iter().any(|net| net.contains(&first.saddr)))
     }
 
     /// Whether a flow that was reported long ago was one that was asked for, by its tuple.
@@ -434,9 +439,9 @@ fn candidates(world: &World) -> BTreeSet<Frontend> {
     all
 }
 
-fn sources(world: &World, options: &Options) -> Result<Vec<IpNet>> {
+fn sources(world: &World, ask: &Ask) -> Result<Vec<IpNet>> {
     let mut nets = Vec::new();
-    for source in &options.src {
+    for source in &ask.src {
         match source.as_str() {
             "any" => return Ok(Vec::new()),
             "pls" => nets.extend(target::nat_nets(world).context("failed to read `--src pls`")?),
@@ -454,8 +459,8 @@ fn sources(world: &World, options: &Options) -> Result<Vec<IpNet>> {
 }
 
 /// The interface to the network: the one that was given, else the default route's.
-fn uplink<'d>(world: &World, options: &Options, devices: &'d [Device]) -> Result<&'d Device> {
-    let Some(name) = options.interface.as_deref().or_else(|| world.uplink()) else {
+fn uplink<'d>(world: &World, setup: &Setup, devices: &'d [Device]) -> Result<&'d Device> {
+    let Some(name) = setup.interface.as_deref().or_else(|| world.uplink()) else {
         bail!("no default route tells the node's uplink; give it by `--interface`");
     };
     devices.iter().find(|device| device.name == name).with_context(|| {
@@ -494,17 +499,6 @@ fn veths(world: &World, endpoints: &[EndpointId], devices: &[Device]) -> Vec<Str
         known.name.clone().or_else(|| Some(by_index(known.ifindex)?.name.clone()))
     };
     endpoints.iter().filter_map(veth).collect()
-}
-
-/// How many pods' interfaces can be looked at beside the node's own: each takes two hooks.
-const fn room_for_pods(of_the_node: usize) -> usize {
-    (HOOKS_MAX - KERNEL_HOOKS).saturating_sub(2 * of_the_node) / 2
-}
-
-/// The first `max`, and the rest.
-fn at_most<T>(max: usize, mut all: Vec<T>) -> (Vec<T>, Vec<T>) {
-    let rest = all.split_off(max.min(all.len()));
-    (all, rest)
 }
 
 #[cfg(test)]
@@ -555,20 +549,5 @@ mod tests {
         assert!(now.is_at("10.0.0.143".parse().unwrap()) && now.is_at("10.0.0.150".parse().unwrap()));
         let again = before.clone().in_place_of(&now);
         assert_eq!(again.former, now.addresses, "and back again");
-    }
-
-    #[test]
-    fn of_many_pods_the_first() {
-        assert_eq!(at_most(2, vec![1, 2, 3]), (vec![1, 2], vec![3]));
-        assert_eq!(at_most(2, vec![1]), (vec![1], vec![]));
-        assert_eq!(at_most(usize::MAX, vec![1]), (vec![1], vec![]));
-        for of_the_node in 1..6 {
-            let room = room_for_pods(of_the_node);
-            assert!(
-                room >= 9 && 2 * (room + of_the_node) + KERNEL_HOOKS <= HOOKS_MAX,
-                "{of_the_node}: {room}"
-            );
-        }
-        assert_eq!(room_for_pods(100), 0);
     }
 }

@@ -210,7 +210,7 @@ impl Verdicts {
 
 /// What the socket brought.
 #[derive(Debug)]
-pub(super) enum Event {
+pub(crate) enum Event {
     /// A packet that Cilium notified of.
     Sighting(Box<Sighting>),
     /// Something the operator should know.

@@ -6,11 +6,9 @@ use std::net::IpAddr;
 use probe_model::path::Path;
 use probe_model::path::evidence::LateReset;
 use probe_model::path::probe::{Conclusion, INTERVAL_NS, ProbeLine, Probes, THRESHOLD};
-use probe_model::path::proxy;
 use probe_model::path::together::{Accepted, EgressDrop, Together};
 use probe_model::tuple::Protocol;
 use probe_model::world::World;
-use probe_model::world::private_link::Observed;
 
 use super::judge::{FlowVerdict, Judgement};
 use super::scope::{ProbeRole, Scope};
@@ -36,7 +34,6 @@ pub(super) struct Watched {
     probes: Probes,
     accepted: Accepted,
     pub(super) together: Together,
-    observed: BTreeSet<(IpAddr, u32)>,
     /// Where the pod's dropped packets were to go: each is told once.
     refused: BTreeSet<(IpAddr, u16, Protocol)>,
     pub(super) egress_drops: u64,
@@ -56,12 +53,6 @@ impl Watched {
         let mut all: Vec<_> = self.probes.lines().map(|line| watched(world, scope, line.clone())).collect();
         all.sort_by_key(|probe| (probe.role, probe.line.to));
         all
-    }
-
-    /// A NAT IP that a flow's PROXY header gives away, if it is news.
-    pub(super) fn observe(&mut self, path: &Path) -> Option<Observed> {
-        let observed = proxy::observed(path)?;
-        self.observed.insert((observed.source, observed.link_id)).then_some(observed)
     }
 
     /// Takes a judged flow into account.

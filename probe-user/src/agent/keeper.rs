@@ -1,0 +1,393 @@
+//! The agent's engine and all who ask it: watches what it is told to, answers sessions, and begins anew when it must.
+
+use std::cell::RefCell;
+use std::collections::{BTreeMap, BTreeSet};
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use anyhow::{Error, Result};
+use probe_model::world::World;
+use tokio::sync::mpsc;
+use tokio::time::{Instant, sleep_until};
+
+use super::clock::Moment;
+use super::history::{Found, Lack};
+use super::log::Log;
+use super::record::{Record, Recorder};
+use super::session::{Line, Request};
+use super::status::{Board, HookStatus, Status};
+use crate::attach::{Hook, HookState};
+use crate::cli::{Outcome, Output};
+use crate::render::history as render;
+use crate::trace::hub::{Hub, Node, ViewId};
+use crate::trace::judge::{EventSource, FlowVerdict};
+use crate::trace::listener::{Paper as _, Printer};
+use crate::trace::session::Stop;
+use crate::trace::summary::Summary;
+use crate::trace::view::View;
+use crate::trace::{Ask, Setup};
+
+/// Sessions at a time.
+pub(super) const SESSIONS_MAX: usize = 64;
+/// How often things are said and looked at.
+const SECOND: Duration = Duration::from_secs(1);
+/// How often targets that are not there are looked up, and Services that ask for Private Link.
+const LOOK_UP: Duration = Duration::from_secs(5);
+/// How long to wait before the node is looked at again where nothing can be seen.
+const RETRY: Duration = Duration::from_secs(2);
+
+/// What somebody wants of the keeper.
+pub(super) enum Command {
+    /// A trace.
+    Open(Request, Line),
+    /// The end of one, by its client's number.
+    Stop(u64),
+}
+
+/// What it keeps, and whom it tells.
+pub(super) struct Keep {
+    pub(super) setup: Setup,
+    /// TARGETs to watch.
+    pub(super) targets: Vec<String>,
+    pub(super) record: Rc<RefCell<Record>>,
+    pub(super) board: Arc<Board>,
+    pub(super) log: Arc<Log>,
+}
+
+/// Keeps watch until it is told to stop.
+///
+/// # Errors
+///
+/// Never of what may pass: that is said, and tried again.
+pub(super) async fn run(keep: Keep, mut commands: mpsc::Receiver<Command>, mut stop: Stop) -> Result<()> {
+    let mut status = Status::default();
+    loop {
+        let started = Keeper::start(&keep, &status).await;
+        let trouble = match started {
+            Ok(mut keeper) => match keeper.watch(&mut commands, &mut stop).await {
+                Ok(()) => {
+                    keeper.close();
+                    return Ok(());
+                }
+                Err(error) => {
+                    status = keeper.status.clone();
+                    keeper.fail(&error);
+                    error
+                }
+            },
+            Err(error) => error,
+        };
+        let told = format!("{trouble:#}");
+        keep.log.say(&format!("nothing is seen for now: {told}; looking again in {} s", RETRY.as_secs()));
+        let again = Instant::now() + RETRY;
+        loop {
+            status.trouble = Some(told.clone());
+            (status.said, status.hooks) = (Some(SystemTime::now()), Vec::new());
+            keep.board.write(status.clone());
+            tokio::select! {
+                () = stop.requested() => return Ok(()),
+                () = sleep_until(again) => break,
+                Some(command) = commands.recv() => refuse(command, &told),
+            }
+        }
+    }
+}
+
+/// Nothing can be traced now.
+fn refuse(command: Command, why: &str) {
+    if let Command::Open(_, line) = command {
+        line.end(2, format!("the agent sees nothing for now: {why}"));
+    }
+}
+
+/// A trace that somebody waits for.
+struct Session {
+    until: Instant,
+    line: Line,
+    /// Its client's number of it.
+    id: u64,
+}
+
+struct Keeper<'k> {
+    keep: &'k Keep,
+    hub: Hub,
+    /// What is watched, by name.
+    watched: BTreeMap<String, ViewId>,
+    sessions: BTreeMap<ViewId, Session>,
+    status: Status,
+    looked_up: Option<Instant>,
+}
+
+impl<'k> Keeper<'k> {
+    async fn start(keep: &'k Keep, before: &Status) -> Result<Self> {
+        let node = Node::read(&keep.setup)?;
+        let hub = Hub::for_many(keep.setup.clone(), node).await?;
+        let status = Status { trouble: None, ..before.clone() };
+        let mut keeper =
+            Self { keep, hub, watched: BTreeMap::new(), sessions: BTreeMap::new(), status, looked_up: None };
+        keeper.look_up();
+        for text in keeper.hub.engine.hooks_told("the node") {
+            keep.log.say(&text);
+        }
+        keep.log.say(&keeper.hub.engine.verdicts_told());
+        keeper.say_status();
+        Ok(keeper)
+    }
+
+    async fn watch(&mut self, commands: &mut mpsc::Receiver<Command>, stop: &mut Stop) -> Result<()> {
+        let mut second = Instant::now() + SECOND;
+        loop {
+            let next_end = self.sessions.values().map(|session| session.until).min().unwrap_or(second);
+            tokio::select! {
+                () = stop.requested() => return Ok(()),
+                Some(command) = commands.recv() => self.take(command),
+                () = sleep_until(second.min(next_end)) => {}
+                woken = self.hub.wait() => self.hub.turn(woken).await?,
+            }
+            for text in self.hub.take_news() {
+                self.keep.log.say(&text);
+            }
+            self.end_sessions();
+            if Instant::now() >= second {
+                second = Instant::now() + SECOND;
+                self.each_second();
+            }
+        }
+    }
+
+    fn each_second(&mut self) {
+        if self.looked_up.is_none_or(|at| at.elapsed() >= LOOK_UP) {
+            self.look_up();
+        }
+        if let Err(error) = self.hub.narrow() {
+            self.keep.log.say(&format!("more is watched than is asked for: {error:#}"));
+        }
+        self.say_status();
+    }
+
+    /// Watches what is to be watched and was not there, and lets go of what is no more.
+    fn look_up(&mut self) {
+        self.looked_up = Some(Instant::now());
+        let wanted = wanted(&self.keep.targets, self.hub.engine.world());
+        for (name, id) in std::mem::take(&mut self.watched) {
+            if wanted.contains(&name) {
+                self.watched.insert(name, id);
+            } else {
+                self.keep.log.say(&format!("`{name}` is not watched any more"));
+                self.hub.forget(id);
+            }
+        }
+        for name in wanted {
+            if self.watched.contains_key(&name) {
+                continue;
+            }
+            let ask = Ask { dst: name.clone(), ..Ask::default() };
+            let recorder = Box::new(Recorder(Rc::clone(&self.keep.record)));
+            match self.hub.add(&ask.clone(), |scope| View::new(ask, scope, None, recorder)) {
+                Ok(id) => {
+                    self.keep.log.say(&format!("watching `{name}`"));
+                    self.watched.insert(name, id);
+                }
+                Err(error) => self.keep.log.say(&format!("`{name}` is not watched: {error:#}")),
+            }
+        }
+    }
+
+    fn take(&mut self, command: Command) {
+        match command {
+            Command::Open(request, line) => self.open(request, line),
+            Command::Stop(id) => {
+                let stopped = self.sessions.values_mut().filter(|session| id != 0 && session.id == id);
+                stopped.for_each(|session| session.until = Instant::now());
+            }
+        }
+    }
+
+    fn open(&mut self, request: Request, line: Line) {
+        if let Some(since) = request.since {
+            self.remember(&request, since, line);
+            return;
+        }
+        if self.sessions.len() >= SESSIONS_MAX {
+            self.status.sessions_refused += 1;
+            line.end(2, format!("{SESSIONS_MAX} traces are running in this agent, which is its limit"));
+            return;
+        }
+        let Request { ask, duration, count, output, id, .. } = request;
+        let listener = Box::new(Printer { output, paper: line.clone() });
+        match self.hub.add(&ask.clone(), |scope| View::new(ask, scope, count, listener)) {
+            Ok(view) => {
+                self.status.sessions_opened += 1;
+                self.sessions.insert(view, Session { until: Instant::now() + duration, line, id });
+                self.hub.announce(view);
+            }
+            Err(error) => line.end(2, format!("{error:#}")),
+        }
+    }
+
+    /// Answers from what is kept.
+    fn remember(&mut self, request: &Request, since: Duration, mut line: Line) {
+        let scope = match self.hub.scope(&request.ask) {
+            Ok(scope) => scope,
+            Err(error) => return line.end(2, format!("{error:#}")),
+        };
+        let now = Moment::now();
+        let since_ns = now.unix_ns.saturating_sub(since.as_nanos() as u64);
+        let record = self.keep.record.borrow();
+        let found = record.history.since(since_ns, &scope);
+        let is_watched = self.watched.values().any(|id| self.hub.covers(*id, &scope));
+        match told(&found, request, now, is_watched, &mut line) {
+            Ok(outcome) => line.end(exit(outcome), String::new()),
+            Err(error) => line.end(2, format!("{error:#}")),
+        }
+    }
+
+    /// Ends sessions whose time has come, that had what they asked for, or that nobody reads any more.
+    fn end_sessions(&mut self) {
+        let now = Instant::now();
+        let mut over: BTreeSet<ViewId> = self.hub.done().into_iter().collect();
+        let late = self.sessions.iter().filter(|(_, session)| session.until <= now);
+        over.extend(late.map(|(id, _)| *id));
+        for id in over {
+            let Some(session) = self.sessions.remove(&id) else {
+                self.lose(id);
+                continue;
+            };
+            if session.line.is_gone() {
+                self.hub.forget(id);
+            } else if let Some(closed) = self.hub.remove(id) {
+                finish(session.line, closed);
+            }
+        }
+    }
+
+    /// What is watched cannot be recorded: says so, and watches it anew.
+    fn lose(&mut self, id: ViewId) {
+        if let Some(error) = self.hub.view_mut(id).and_then(View::take_error) {
+            self.keep.log.say(&format!("a flow was not recorded: {error:#}"));
+        }
+    }
+
+    fn say_status(&mut self) {
+        let record = self.keep.record.borrow();
+        let engine = &mut self.hub.engine;
+        self.status.said = Some(SystemTime::now());
+        self.status.serving_since = self.status.serving_since.or(self.status.said);
+        self.status.hooks = engine.hooks().map(hook_status).collect();
+        self.status.verdicts_from = match engine.source() {
+            EventSource::Probe(_) => "probe",
+            EventSource::MonitorSocket => "monitor",
+            EventSource::Hubble => "hubble",
+            EventSource::None(_) => "maps",
+        };
+        self.status.cilium_version.clone_from(&engine.world().version);
+        if let Ok(totals) = engine.totals() {
+            self.status.records_made = totals.tally.counters.made();
+            self.status.records_read = totals.tally.records;
+            self.status.records_lost = totals.tally.counters.lost();
+            self.status.records_malformed = totals.tally.malformed;
+        }
+        self.status.flows = record.flows;
+        self.status.world_age = engine.world_age();
+        self.status.sessions = self.sessions.len() as u64;
+        self.status.history_bytes = record.history.bytes();
+        self.status.history_flows = record.history.len() as u64;
+        self.status.targets = self.watched.keys().cloned().collect();
+        self.status.missing = engine.world().missing.iter().map(|own| own.what.clone()).collect();
+        self.keep.board.write(self.status.clone());
+    }
+
+    /// The agent stops: every session gets what it has.
+    fn close(self) {
+        let mut sessions = self.sessions;
+        for (id, closed) in self.hub.close() {
+            if let Some(session) = sessions.remove(&id) {
+                finish(session.line, closed);
+            }
+        }
+    }
+
+    /// The engine cannot go on: every session is told why.
+    fn fail(self, error: &Error) {
+        for session in self.sessions.into_values() {
+            session.line.end(2, format!("the agent's engine stopped: {error:#}"));
+        }
+        drop(self.hub.close());
+    }
+}
+
+/// What is to be watched: what was named, and every Service that asks for Private Link.
+fn wanted(targets: &[String], world: &World) -> BTreeSet<String> {
+    let services = world.kubernetes.services.iter().flatten();
+    let private_link = services.filter(|service| service.wants_private_link());
+    targets.iter().cloned().chain(private_link.map(|service| format!("svc/{service}"))).collect()
+}
+
+fn hook_status(hook: &Hook) -> HookStatus {
+    let state = match &hook.state {
+        HookState::Attached(means) => Ok(*means),
+        HookState::Lost(why) | HookState::Refused(why) => Err(why.clone()),
+    };
+    HookStatus { place: hook.place.clone(), state }
+}
+
+fn finish(line: Line, closed: Result<Summary>) {
+    match closed {
+        Ok(summary) => line.end(exit(summary.outcome()), String::new()),
+        Err(error) => line.end(2, format!("{error:#}")),
+    }
+}
+
+/// The exit code that a client's process ends with.
+fn exit(outcome: Outcome) -> i32 {
+    match outcome {
+        Outcome::Allowed => 0,
+        Outcome::Dropped => 1,
+        Outcome::Inconclusive => 3,
+        Outcome::Interrupted => 130,
+    }
+}
+
+/// Writes what is kept, and what is not.
+fn told(
+    found: &Found<'_>,
+    request: &Request,
+    now: Moment,
+    is_watched: bool,
+    line: &mut Line,
+) -> Result<Outcome> {
+    let newest = request.count.map_or(usize::MAX, |count| usize::try_from(count).unwrap_or(usize::MAX));
+    let flows = &found.flows[found.flows.len().saturating_sub(newest)..];
+    for flow in flows {
+        match request.output {
+            Output::Text => {
+                let at = render::when(flow.first_ns, now.unix_ns);
+                line.data(format!("{at}\n{}", flow.text()).as_bytes())?;
+            }
+            Output::Json => line.data(&flow.json()?)?,
+        }
+    }
+    let lacks: Vec<String> = found.lacks.iter().map(|lack| lack_text(*lack, now)).collect();
+    let verdicts = [FlowVerdict::Allowed, FlowVerdict::Dropped, FlowVerdict::Inconclusive];
+    let verdicts = verdicts.map(|verdict| flows.iter().filter(|flow| flow.verdict == verdict).count());
+    let since = request.since.unwrap_or_default();
+    let summary = render::Summary { verdicts, since, lacks, is_watched };
+    line.data(&render::summary(&summary, request.output))?;
+    Ok(match verdicts {
+        [_, dropped, _] if dropped > 0 => Outcome::Dropped,
+        [allowed, _, 0] if allowed > 0 => Outcome::Allowed,
+        _ => Outcome::Inconclusive,
+    })
+}
+
+fn lack_text(lack: Lack, now: Moment) -> String {
+    let when = |ns| render::when(ns, now.unix_ns);
+    match lack {
+        Lack::BeganAt(ns) => format!("the agent has been watching only since {}", when(ns)),
+        Lack::FineUpTo(ns) => format!("of flows that were answered not all are kept up to {}", when(ns)),
+        Lack::TroubledUpTo(ns) => {
+            format!("of flows that were not answered not all are kept up to {}", when(ns))
+        }
+    }
+}

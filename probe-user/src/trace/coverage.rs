@@ -1,0 +1,171 @@
+//! What our programs must see for all that is asked at a time.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+
+use ipnet::IpNet;
+use probe_model::cilium::EndpointId;
+use probe_model::path::{HookPoint, Namespace, Place};
+
+use super::scope::{HOOKS_MAX, Scope, Tunnels};
+use crate::attach::{Expression, Filter, Interface, KERNEL_HOOKS, Role};
+
+/// Several scopes together: what is matched, where it is looked for, whose it is.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Coverage {
+    /// What our programs keep.
+    pub(super) filter: Filter,
+    /// Interfaces to look at: the node's own, then pods'.
+    pub(super) interfaces: Vec<Interface>,
+    /// Interfaces of pods that are left out for want of hooks.
+    pub(super) left_out: Vec<String>,
+    /// The tunnels that packets between nodes may be in.
+    pub(super) tunnels: Tunnels,
+    /// Inode numbers of the network namespaces of the traced pods, as far as they were found.
+    pub(super) pod_namespaces: BTreeSet<u32>,
+    /// Traced pods of this node.
+    pub(super) endpoints: BTreeSet<EndpointId>,
+    /// What the interfaces of the node are to it, by index.
+    roles: BTreeMap<u32, Role>,
+    scopes: Vec<Scope>,
+}
+
+impl Coverage {
+    /// What these scopes need.
+    pub(super) fn of<'s>(scopes: impl IntoIterator<Item = &'s Scope>, no_tc: bool) -> Self {
+        let scopes: Vec<Scope> = scopes.into_iter().cloned().collect();
+        let is_pod = |one: &&Interface| one.role == Role::Pod;
+        let all = || distinct(scopes.iter().flat_map(|scope| &scope.interfaces));
+        let mut interfaces: Vec<Interface> = all().filter(|one| !is_pod(one)).cloned().collect();
+        let room = if no_tc { usize::MAX } else { room_for_pods(interfaces.len()) };
+        let (pods, left_out) = at_most(room, all().filter(is_pod).cloned().collect());
+        interfaces.extend(pods);
+        Self {
+            filter: filter(&scopes),
+            interfaces,
+            left_out: left_out.into_iter().map(|one| one.name).collect(),
+            tunnels: scopes.first().map(|scope| scope.tunnels).unwrap_or_default(),
+            pod_namespaces: scopes.iter().flat_map(|scope| &scope.pod_namespaces).copied().collect(),
+            endpoints: scopes.iter().flat_map(|scope| &scope.endpoints).copied().collect(),
+            roles: scopes.iter().flat_map(|scope| scope.roles.clone()).collect(),
+            scopes,
+        }
+    }
+
+    /// Whether our programs and what is made of their records would be the same.
+    pub(super) fn is_same_as(&self, other: &Self) -> bool {
+        let interfaces = |of: &Self| of.interfaces.iter().cloned().collect::<BTreeSet<_>>();
+        self.filter.is_same_as(&other.filter)
+            && interfaces(self) == interfaces(other)
+            && (self.tunnels, &self.pod_namespaces, &self.roles)
+                == (other.tunnels, &other.pod_namespaces, &other.roles)
+    }
+
+    /// Whether this is a traced address, or was.
+    pub(super) fn is_at(&self, address: IpAddr) -> bool {
+        self.scopes.iter().any(|scope| scope.is_at(address))
+    }
+
+    /// Every address and prefix at which packets of the traced flows may be seen.
+    pub(super) fn watched(&self) -> Vec<IpNet> {
+        self.scopes.iter().flat_map(Scope::watched).collect::<BTreeSet<_>>().into_iter().collect()
+    }
+
+    /// What a place is to the node: where tc is left alone, receiving and sending at an interface stand for our
+    /// classifiers there.
+    pub(super) fn point(&self, place: Place) -> HookPoint {
+        if place.namespace != Namespace::Node {
+            return place.point;
+        }
+        match (place.point, self.roles.get(&place.ifindex)) {
+            (HookPoint::Received, Some(role)) => role.points().0,
+            (HookPoint::Queued, Some(role)) => role.points().1,
+            (point, _) => point,
+        }
+    }
+}
+
+/// What any of them keeps. Sources narrow it only where every scope has some; an expression, where all have the same.
+fn filter(scopes: &[Scope]) -> Filter {
+    let each: Vec<Filter> = scopes.iter().map(Scope::filter).collect();
+    let is_narrow = each.iter().all(|filter| !filter.sources.is_empty());
+    let sources = each.iter().filter(|_| is_narrow).flat_map(|filter| filter.sources.iter().copied());
+    let expression: Option<&Expression> = each.first().and_then(|filter| filter.expression.as_ref());
+    let is_agreed = each.iter().all(|filter| filter.expression.as_ref() == expression);
+    Filter {
+        targets: distinct(each.iter().flat_map(|filter| &filter.targets)).cloned().collect(),
+        sources: sources.collect::<BTreeSet<_>>().into_iter().collect(),
+        expression: expression.filter(|_| is_agreed).cloned(),
+    }
+}
+
+/// Each once, in the order in which they come first.
+fn distinct<'v, T: Ord + 'v>(values: impl Iterator<Item = &'v T>) -> impl Iterator<Item = &'v T> {
+    let mut seen = BTreeSet::new();
+    values.filter(move |value| seen.insert(*value))
+}
+
+/// How many pods' interfaces can be looked at beside the node's own: each takes two hooks.
+const fn room_for_pods(of_the_node: usize) -> usize {
+    (HOOKS_MAX - KERNEL_HOOKS).saturating_sub(2 * of_the_node) / 2
+}
+
+/// The first `max`, and the rest.
+fn at_most<T>(max: usize, mut all: Vec<T>) -> (Vec<T>, Vec<T>) {
+    let rest = all.split_off(max.min(all.len()));
+    (all, rest)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn scope(address: &str, sources: &[&str], interfaces: &[(&str, Role)]) -> Scope {
+        Scope {
+            addresses: vec![address.parse().unwrap()],
+            sources: sources.iter().map(|net| net.parse().unwrap()).collect(),
+            interfaces: interfaces
+                .iter()
+                .map(|(name, role)| Interface { name: (*name).to_owned(), role: *role })
+                .collect(),
+            ..Scope::default()
+        }
+    }
+
+    #[test]
+    fn what_any_scope_needs_is_seen() {
+        let eth0 = ("eth0", Role::Uplink);
+        let one = scope("10.0.0.1", &["10.224.0.8/32"], &[eth0, ("lxc1", Role::Pod)]);
+        let two = scope("10.0.0.2", &["10.224.0.9/32"], &[eth0, ("lxc2", Role::Pod)]);
+        let any = scope("10.0.0.1", &[], &[eth0, ("lxc1", Role::Pod)]);
+        let both = Coverage::of([&one, &two], false);
+        let names: Vec<_> = both.interfaces.iter().map(|one| one.name.as_str()).collect();
+        assert_eq!(names, ["eth0", "lxc1", "lxc2"]);
+        let source = |coverage: &Coverage, net: &str| coverage.filter.sources.contains(&net.parse().unwrap());
+        assert!(source(&both, "10.224.0.8/32") && source(&both, "10.224.0.9/32"));
+        let wide = Coverage::of([&one, &two, &any], false);
+        assert!(wide.filter.sources.is_empty(), "one of them wants packets from anywhere");
+        assert!(!wide.is_same_as(&both) && both.is_same_as(&Coverage::of([&two, &one], false)));
+        let narrower = Scope { ports: vec![crate::attach::PortRange::one(80, 6)], ..any.clone() };
+        assert!(
+            Coverage::of([&any, &narrower], false).is_same_as(&Coverage::of([&any], false)),
+            "what is seen already needs nothing new"
+        );
+        assert!(both.is_at("10.0.0.2".parse().unwrap()) && !both.is_at("10.0.0.3".parse().unwrap()));
+    }
+
+    #[test]
+    fn of_many_pods_the_first() {
+        assert_eq!(at_most(2, vec![1, 2, 3]), (vec![1, 2], vec![3]));
+        assert_eq!(at_most(2, vec![1]), (vec![1], vec![]));
+        assert_eq!(at_most(usize::MAX, vec![1]), (vec![1], vec![]));
+        for of_the_node in 1..6 {
+            let room = room_for_pods(of_the_node);
+            assert!(
+                room >= 9 && 2 * (room + of_the_node) + KERNEL_HOOKS <= HOOKS_MAX,
+                "{of_the_node}: {room}"
+            );
+        }
+        assert_eq!(room_for_pods(100), 0);
+    }
+}

@@ -1,0 +1,786 @@
+//! What sees and judges: our programs and their records, Cilium's word, the maps. Whose question a flow answers, it does
+//! not know.
+
+use std::collections::BTreeSet;
+use std::io;
+use std::net::IpAddr;
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, bail};
+use probe_common::{Config, Counter, PacketRecord, PayloadRecord, SocketRecord};
+use probe_model::explain::{Caveat, Code};
+use probe_model::path::evidence::LateReset;
+use probe_model::path::{
+    Confirmation, HookPoint, Namespace, Outcome, Path, Patience, Seen, Sighting, Tracker, Watch, proxy,
+};
+use probe_model::world::nat::{NatSources, nat_sources};
+use probe_model::world::{Endpoint, World};
+use tokio::time::{Instant, Interval, MissedTickBehavior, interval};
+
+use super::Setup;
+use super::advice::Adviser;
+use super::coverage::Coverage;
+use super::gaps::{Gap, Gaps};
+use super::judge::{EventSource, Judgement, judge};
+use super::kernel::{self, Names};
+use super::neighbours::{self, Trouble};
+use super::scope::{HOOKS_MAX, Tunnels};
+use super::tally::{Tally, Totals};
+use super::verdicts::{Event, Sockets, Verdicts};
+use super::watch::watch;
+use crate::attach::{
+    Attachment, FunctionIds, Hook, HookKind, HookState, Probe, Record, Records, Settings, Skipped,
+};
+use crate::doctor::privileges;
+use crate::render::trace as text;
+use crate::sources::assemble::assemble;
+use crate::sources::btf::Btf;
+use crate::sources::changes::{Change, Changes};
+use crate::sources::live::{self, LiveNode};
+use crate::sources::maps::Globals;
+use crate::sources::nf_conntrack;
+use crate::sys;
+
+/// How often undecided flows are looked at.
+const POLL: Duration = Duration::from_millis(50);
+/// How often interfaces are looked at.
+const HOUSEKEEPING: Duration = Duration::from_secs(1);
+/// How old the maps may be when a flow is judged by them.
+const WORLD_AGE: Duration = Duration::from_millis(500);
+/// How long after the last change of an interface a target may turn out to be another one: a pod's interface is there
+/// before Cilium knows the pod.
+const UNSETTLED: Duration = Duration::from_secs(20);
+/// Notifications taken in one go.
+const NOTIFICATIONS_MAX: usize = 4096;
+/// Cilium's perf event array.
+const EVENTS_MAP: &str = "cilium_events";
+/// How long the agent may take to pass on what Cilium's programs said, in nanoseconds.
+const AGENTS_WORD_NS: u64 = 2_500_000_000;
+
+/// Our programs on this node, and all that a flow is judged by.
+pub(crate) struct Engine {
+    pub(super) setup: Setup,
+    pub(super) world: World,
+    /// The last maps that had every traced pod, while one is gone from them.
+    complete: Option<World>,
+    node: LiveNode,
+    world_read: Instant,
+    coverage: Coverage,
+    names: Names,
+    netns: u32,
+    settings: Settings,
+    attachment: Attachment,
+    records: Records,
+    /// What earlier attachments counted.
+    past: Tally,
+    advice: Adviser,
+    /// What is known of NAT IPs, of the maps at hand; made when it is asked for.
+    nat: Option<NatSources>,
+    /// NAT IPs that PROXY headers gave away.
+    observed: BTreeSet<(IpAddr, u32)>,
+    /// Earlier records of this attachment are the one's before it.
+    since_ns: u64,
+    /// Until when targets are looked up each second.
+    unsettled_until: Instant,
+    verdicts: Verdicts,
+    tracker: Tracker,
+    batch: Vec<Record>,
+    undecoded: u64,
+    was_lost: u64,
+    /// What is watched, by which a flow that is lost from sight is judged.
+    watch: Watch,
+    gaps: Gaps,
+    changes: Option<Changes>,
+    /// When interfaces and filters were last looked at.
+    looked: Instant,
+    /// They have changed since.
+    is_stale: bool,
+    notices: Vec<String>,
+    poll: Interval,
+    housekeeping: Interval,
+}
+
+/// Why the engine woke.
+pub(crate) enum Woken {
+    /// Records were read.
+    Records(io::Result<()>),
+    /// A socket of the agent's brought something.
+    Word(Event),
+    /// The kernel told of a change.
+    Change(io::Result<Change>),
+    /// Another second.
+    Housekeeping,
+    /// Time to look at undecided flows.
+    Poll,
+}
+
+/// What happened at a turn.
+#[derive(Default)]
+pub(crate) struct Turn {
+    /// Flows that are decided.
+    pub(super) paths: Vec<Path>,
+    /// Connections that were reset long after they had been.
+    pub(super) late_resets: Vec<LateReset>,
+    /// Targets may be others now: look them up.
+    pub(super) is_unsettled: bool,
+    /// Records were read.
+    pub(super) has_records: bool,
+}
+
+impl Engine {
+    /// Attaches for `coverage`, of which `node` and `world` are the maps.
+    pub(super) async fn start(
+        setup: Setup,
+        node: LiveNode,
+        world: World,
+        coverage: Coverage,
+    ) -> Result<Self> {
+        let btf = Btf::load()?;
+        let mut config = kernel::config(&btf)?;
+        // Only without it there is no verdict from our own probe; the hook's state says so.
+        config.events_map_id =
+            Globals::open(&setup.live.bpffs)?.map(EVENTS_MAP).map_or(0, |events| events.id());
+        let names = Names::new(&btf);
+        let function_ids = kernel::function_ids(&btf);
+        // Six megabytes, of which nothing else is wanted.
+        drop(btf);
+        let settings = settings(&coverage, config, function_ids, &setup);
+        let mut notices = Vec::new();
+        // Before anything of ours is there, so that nothing that happens to it is missed.
+        let changes = Changes::listen().map_err(|error| {
+            notices.push(format!("interfaces and filters are looked at once a second only: {error:#}"));
+        });
+        let (mut attachment, records) = Attachment::start(&settings)?;
+        if let Err(error) = sees_packets(&attachment) {
+            attachment.detach();
+            return Err(error);
+        }
+        let removed = attachment.leftovers().iter();
+        notices.extend(removed.map(|leftover| format!("removed a leftover of an earlier run, {leftover}")));
+        let probe = probe_state(&attachment);
+        let verdicts = Verdicts::open(probe, Sockets::new(&setup.live, coverage.watched())).await;
+        let tracker = Tracker::new(patience(verdicts.source())).with_capacity(setup.capacity);
+        let netns = sys::network_namespace().context("failed to read this network namespace's number")?;
+        let names = names.with_namespaces(netns, coverage.pod_namespaces.clone());
+        let mut engine = Self {
+            setup,
+            world,
+            complete: None,
+            node,
+            world_read: Instant::now(),
+            coverage,
+            names,
+            netns,
+            settings,
+            attachment,
+            records,
+            past: Tally::default(),
+            advice: Adviser::default(),
+            nat: None,
+            observed: BTreeSet::new(),
+            since_ns: 0,
+            unsettled_until: Instant::now(),
+            verdicts,
+            tracker,
+            batch: Vec::new(),
+            undecoded: 0,
+            was_lost: 0,
+            watch: Watch::default(),
+            gaps: Gaps::new(now_ns()),
+            changes: changes.ok(),
+            looked: Instant::now(),
+            is_stale: false,
+            notices,
+            poll: patient(POLL),
+            housekeeping: patient(HOUSEKEEPING),
+        };
+        engine.refresh_watch();
+        Ok(engine)
+    }
+
+    /// What there is to say to whoever looks, since the last time.
+    pub(crate) fn take_notices(&mut self) -> Vec<String> {
+        std::mem::take(&mut self.notices)
+    }
+
+    fn notice(&mut self, text: impl Into<String>) {
+        self.notices.push(text.into());
+    }
+
+    /// Waits until there is something to do. Cancelling it loses nothing.
+    pub(crate) async fn wait(&mut self) -> Woken {
+        tokio::select! {
+            read = self.records.next_batch(&mut self.batch) => Woken::Records(read),
+            event = self.verdicts.next() => Woken::Word(event),
+            changed = changes(&mut self.changes) => Woken::Change(changed),
+            _ = self.housekeeping.tick() => Woken::Housekeeping,
+            _ = self.poll.tick() => Woken::Poll,
+        }
+    }
+
+    /// Does what there is to do.
+    ///
+    /// # Errors
+    ///
+    /// When our programs cannot be read or asked any more.
+    pub(super) async fn turn(&mut self, woken: Woken) -> Result<Turn> {
+        let mut turn = Turn::default();
+        match woken {
+            Woken::Records(read) => {
+                read.context("failed to read our ring buffer")?;
+                turn.has_records = true;
+                self.take_batch();
+            }
+            Woken::Word(event) => self.note(event),
+            Woken::Change(changed) => self.hear(changed)?,
+            Woken::Housekeeping => {
+                self.keep_house()?;
+                turn.is_unsettled = Instant::now() < self.unsettled_until;
+            }
+            Woken::Poll => {
+                if self.is_stale {
+                    self.look_around()?;
+                }
+                self.take_notifications().await;
+                let decided = self.tracker.poll(now_ns());
+                turn.paths = self.of_this_node(decided);
+                turn.late_resets = self.tracker.late_resets(now_ns());
+            }
+        }
+        Ok(turn)
+    }
+
+    /// Paths that are the node's, with the maps read anew if there are any.
+    fn of_this_node(&mut self, mut paths: Vec<Path>) -> Vec<Path> {
+        paths.retain(|path| path.is_of_node(self.netns));
+        if !paths.is_empty() {
+            self.refresh_world();
+        }
+        paths
+    }
+
+    /// Flows that are not decided yet, by what was seen until now. They stay undecided.
+    pub(crate) fn undecided(&mut self) -> Vec<Path> {
+        self.records.drain_some(&mut self.batch);
+        self.take_batch();
+        let undecided = self.tracker.undecided();
+        self.of_this_node(undecided)
+    }
+
+    /// Detaches before anything else; what is left undecided, and what went wrong.
+    pub(super) fn finish(&mut self) -> (Turn, Result<()>) {
+        self.refresh_watch();
+        let mut notices = Vec::new();
+        let ended = self.past.end(&mut self.attachment, &mut self.records, &mut self.batch, |text| {
+            notices.push(text.to_owned());
+        });
+        self.notices.extend(notices);
+        self.watch.lost_records |= self.past.counters.lost() > 0;
+        self.take_batch();
+        let left = self.tracker.finish();
+        let late_resets = self.tracker.late_resets(u64::MAX);
+        (Turn { paths: self.of_this_node(left), late_resets, ..Turn::default() }, ended)
+    }
+
+    /// What was counted by now, with this attachment's share while it is there.
+    ///
+    /// # Errors
+    ///
+    /// When the kernel refuses to read our counters.
+    pub(crate) fn totals(&mut self) -> Result<Totals> {
+        let mut tally = self.past.clone();
+        tally.add_running(&self.attachment, &mut self.records, &mut self.batch)?;
+        self.take_batch();
+        Ok(self.totals_of(tally))
+    }
+
+    /// What was counted in all, after [`Self::finish`].
+    pub(super) fn final_totals(&self) -> Totals {
+        self.totals_of(self.past.clone())
+    }
+
+    fn totals_of(&self, tally: Tally) -> Totals {
+        let notifications = match self.verdicts.source() {
+            EventSource::Probe(_) => {
+                let of = |counter| tally.counters.get(counter);
+                [of(Counter::EventSeen), of(Counter::EventLost), self.undecoded]
+            }
+            _ => [self.verdicts.received, self.verdicts.lost, self.verdicts.undecoded],
+        };
+        Totals {
+            tally,
+            notifications,
+            overflowed: self.tracker.overflowed(),
+            later_packets: self.tracker.later_packets(),
+            later_retransmissions: self.tracker.later_retransmissions(),
+        }
+    }
+
+    /// Hooks whose programs the kernel did not run each time, by now.
+    pub(crate) fn skipped(&self) -> Vec<Skipped> {
+        self.attachment.skipped().unwrap_or_default()
+    }
+
+    pub(crate) fn hooks(&self) -> impl Iterator<Item = &Hook> {
+        self.attachment.hooks()
+    }
+
+    pub(crate) fn source(&self) -> &EventSource {
+        self.verdicts.source()
+    }
+
+    pub(crate) fn world(&self) -> &World {
+        &self.world
+    }
+
+    pub(crate) fn world_age(&self) -> Duration {
+        self.world_read.elapsed()
+    }
+
+    pub(super) fn names(&self) -> &Names {
+        &self.names
+    }
+
+    /// Gaps that reach into the time since `since_ns`.
+    pub(super) fn gaps_since(&self, since_ns: u64) -> Vec<Gap> {
+        self.gaps.between(since_ns, u64::MAX).cloned().collect()
+    }
+
+    /// Says which hooks of those that `dst` needs are attached, and which are not.
+    pub(crate) fn hooks_told(&self, dst: &str) -> Vec<String> {
+        let hooks: Vec<_> = self.attachment.hooks().collect();
+        let attached: Vec<_> =
+            hooks.iter().filter(|hook| hook.state.is_attached()).map(|hook| hook.place.as_str()).collect();
+        let mut told = vec![format!("tracing `{dst}` at {}", attached.join(", "))];
+        // Without the one on Cilium's notifications there is another source, which is said too.
+        let rest = hooks.iter().copied().filter(|hook| hook.kind != HookKind::CiliumEvents);
+        told.extend(text::not_attached(rest).into_iter().map(|line| format!("not attached: {line}")));
+        if !self.coverage.left_out.is_empty() {
+            told.push(format!(
+                "left out, since a trace takes {HOOKS_MAX} hooks at most: {}; trace single pods to see them",
+                self.coverage.left_out.join(", ")
+            ));
+        }
+        if self.setup.no_tc {
+            told.push(text::NO_TC_COST.to_owned());
+        }
+        told
+    }
+
+    /// Says where verdicts come from.
+    pub(crate) fn verdicts_told(&self) -> String {
+        match self.verdicts.source() {
+            EventSource::Probe(means) => format!("Cilium's verdicts come from its own notifications ({means})"),
+            EventSource::MonitorSocket => "this kernel refuses a probe on Cilium's notifications; its verdicts come from the agent's monitor socket".to_owned(),
+            EventSource::Hubble => "this kernel refuses a probe on Cilium's notifications and the agent has no monitor socket; its verdicts come from Hubble, which does not tell packets of one connection apart".to_owned(),
+            EventSource::None(why) => {
+                format!("no notification of Cilium's can be read ({why}); verdicts come from its maps")
+            }
+        }
+    }
+
+    fn note(&mut self, event: Event) {
+        match event {
+            Event::Sighting(sighting) => self.tracker.push(*sighting),
+            Event::Notice(text) => self.notice(text),
+        }
+    }
+
+    /// Takes the notifications that are there, a bounded number: no flow is to be judged without one that has come.
+    async fn take_notifications(&mut self) {
+        for _ in 0..NOTIFICATIONS_MAX {
+            tokio::select! {
+                biased;
+                event = self.verdicts.next() => self.note(event),
+                () = std::future::ready(()) => return,
+            }
+        }
+    }
+
+    fn take_batch(&mut self) {
+        // Its memory is kept for the next.
+        let mut batch = std::mem::take(&mut self.batch);
+        for record in batch.drain(..) {
+            if record.header().ktime_ns < self.since_ns {
+                continue;
+            }
+            match self.sighting(&record) {
+                Ok(Some(sighting)) => self.tracker.push(sighting),
+                Ok(None) => {}
+                Err(error) => {
+                    self.undecoded += 1;
+                    if self.undecoded == 1 {
+                        self.notice(format!("a notification of Cilium's was not read: {error}"));
+                    }
+                }
+            }
+        }
+        self.batch = batch;
+    }
+
+    fn sighting(&self, record: &Record) -> Result<Option<Sighting>, probe_model::cilium::DecodeError> {
+        Ok(match record {
+            Record::Packet(record) => self.packet_sighting(record),
+            Record::Drop(record) => Sighting::from_drop(record).filter(|sighting| self.is_ours(sighting)),
+            Record::Event(record) => Sighting::from_event(record)?,
+            Record::Socket(record) => self.socket_sighting(record),
+            Record::Payload(record) => self.payload_sighting(record),
+        })
+    }
+
+    /// Hooks on the kernel see every namespace of the machine: only the node's and the traced pods' count.
+    fn packet_sighting(&self, record: &PacketRecord) -> Option<Sighting> {
+        let sighting = Sighting::from_packet(record, self.namespace_of_hook(record.netns)?)?;
+        Some(self.at_its_role(sighting))
+    }
+
+    fn payload_sighting(&self, record: &PayloadRecord) -> Option<Sighting> {
+        let sighting = Sighting::from_payload(record, self.namespace_of_hook(record.netns)?)?;
+        Some(self.at_its_role(sighting))
+    }
+
+    /// A classifier does not say: it is always in our own.
+    fn namespace_of_hook(&self, netns: u32) -> Option<Namespace> {
+        if netns == 0 { Some(Namespace::Node) } else { self.namespace(netns) }
+    }
+
+    /// With what its place is to the node.
+    fn at_its_role(&self, mut sighting: Sighting) -> Sighting {
+        if let Seen::Hook { place, .. } | Seen::Payload { place, .. } = &mut sighting.seen {
+            place.point = self.coverage.point(*place);
+        }
+        sighting
+    }
+
+    fn socket_sighting(&self, record: &SocketRecord) -> Option<Sighting> {
+        Sighting::from_socket(record, self.namespace(record.netns)?)
+    }
+
+    fn namespace(&self, netns: u32) -> Option<Namespace> {
+        if netns == self.netns {
+            Some(Namespace::Node)
+        } else {
+            self.coverage.pod_namespaces.contains(&netns).then_some(Namespace::Pod)
+        }
+    }
+
+    /// Drops are the whole machine's: those of other namespaces count only with the pod's own address on them.
+    fn is_ours(&self, sighting: &Sighting) -> bool {
+        let Seen::KernelDrop { netns, .. } = sighting.seen else { return true };
+        let tuple = sighting.packet.tuple;
+        netns == self.netns || self.coverage.is_at(tuple.saddr) || self.coverage.is_at(tuple.daddr)
+    }
+
+    /// Looks around; sees records that are lost.
+    fn keep_house(&mut self) -> Result<()> {
+        let news = self.attachment.program_news();
+        self.notices.extend(news);
+        self.look_around()?;
+        let lost = self.attachment.counters()?.lost();
+        if lost > self.was_lost {
+            self.notice(format!(
+                "{} records lost in the last second; narrow the filter or raise `--ring-bytes`",
+                lost - self.was_lost
+            ));
+            self.was_lost = lost;
+        }
+        self.refresh_watch();
+        Ok(())
+    }
+
+    /// The kernel tells of a change: looks at once, or soon if that was a moment ago.
+    fn hear(&mut self, changed: io::Result<Change>) -> Result<()> {
+        match changed {
+            Ok(Change::Interfaces) => self.unsettled_until = Instant::now() + UNSETTLED,
+            Ok(Change::Filters) => {}
+            Err(error) => {
+                self.notice(format!(
+                    "interfaces and filters are looked at once a second from now on: {error}"
+                ));
+                self.changes = None;
+            }
+        }
+        if self.looked.elapsed() < POLL {
+            self.is_stale = true;
+            return Ok(());
+        }
+        self.look_around()
+    }
+
+    /// Sees interfaces go and come, and filters that are in our way, and attaches anew.
+    fn look_around(&mut self) -> Result<()> {
+        (self.looked, self.is_stale) = (Instant::now(), false);
+        for hook in self.attachment.recheck(&self.coverage.interfaces) {
+            self.tell(&hook, None);
+        }
+        for (place, trouble) in neighbours::troubled(&self.attachment.classifiers())? {
+            self.gaps.open(&place, &trouble.to_string());
+            let hook = match trouble {
+                Trouble::Behind => self.attachment.reattach(&place),
+                Trouble::Removed => self.attachment.restore(&place),
+            };
+            if let Some(hook) = hook {
+                self.tell(&hook, Some(trouble));
+            }
+        }
+        self.gaps.looked(now_ns());
+        Ok(())
+    }
+
+    /// Reads the maps to look targets up again; `None` where they cannot be read, which is said when a flow is judged.
+    pub(super) fn look_again(&mut self) -> Option<(LiveNode, World)> {
+        let node = live::refresh(&self.setup.live, &self.node).ok()?;
+        let mut world = assemble(&node.node);
+        world.inherit(&self.world);
+        Some((node, world))
+    }
+
+    /// Goes on with these maps: every traced pod is in them.
+    pub(super) fn adopt(&mut self, node: LiveNode, world: World) {
+        (self.node, self.world, self.world_read) = (node, world, Instant::now());
+        (self.complete, self.nat) = (None, None);
+        self.advice.forget();
+    }
+
+    /// Attaches for other scopes, if they need anything else. The old attachment stays until the new one is there; a
+    /// record is taken from the one or the other by its time, so that no packet is missed or seen twice.
+    ///
+    /// # Errors
+    ///
+    /// When nothing could be attached for them; all is as before then.
+    pub(super) fn cover(&mut self, coverage: Coverage) -> Result<()> {
+        if coverage.is_same_as(&self.coverage) {
+            self.coverage = coverage;
+            return Ok(());
+        }
+        let settings =
+            settings(&coverage, self.settings.config, self.settings.function_ids.clone(), &self.setup);
+        let (attachment, records) = Attachment::start(&settings)?;
+        let switched_ns = now_ns();
+        let mut old = std::mem::replace(&mut self.attachment, attachment);
+        let mut old_records = std::mem::replace(&mut self.records, records);
+        let mut notices = Vec::new();
+        let ended = self
+            .past
+            .end(&mut old, &mut old_records, &mut self.batch, |text| notices.push(text.to_owned()));
+        notices.extend(ended.err().map(|error| format!("{error:#}")));
+        self.notices.extend(notices);
+        self.batch.retain(|record| record.header().ktime_ns < switched_ns);
+        self.take_batch();
+        (self.since_ns, self.was_lost) = (switched_ns, 0);
+        (self.settings, self.coverage) = (settings, coverage);
+        self.verdicts.watch(self.coverage.watched());
+        let places: BTreeSet<String> = self.attachment.hooks().map(|hook| hook.place.clone()).collect();
+        self.gaps.keep_open(|place| places.contains(place), now_ns());
+        let namespaces = self.coverage.pod_namespaces.clone();
+        self.names = std::mem::take(&mut self.names).with_namespaces(self.netns, namespaces);
+        self.refresh_watch();
+        Ok(())
+    }
+
+    /// Says what became of a hook.
+    fn tell(&mut self, hook: &Hook, trouble: Option<Trouble>) {
+        let place = &hook.place;
+        match &hook.state {
+            HookState::Attached(means) => {
+                let now_ns = now_ns();
+                let gap = self.gaps.close(place, now_ns).map(|gap| gap.length(now_ns));
+                let gap = gap.map_or_else(String::new, |gap| {
+                    format!("; nothing was seen there for {}", text::seconds(gap))
+                });
+                self.notice(match trouble {
+                    Some(trouble) => format!("{trouble} at `{place}`; attached anew{gap}"),
+                    None => format!("attached at `{place}` by {means}{gap}"),
+                });
+            }
+            HookState::Lost(why) | HookState::Refused(why) => {
+                self.unsettled_until = Instant::now() + UNSETTLED;
+                self.gaps.open(place, why);
+                self.notice(format!("nothing is seen any more at `{place}`: {why}"));
+            }
+        }
+    }
+
+    /// Takes note of a NAT IP that a flow's PROXY header gives away.
+    pub(super) fn observe(&mut self, path: &Path) {
+        let Some(observed) = proxy::observed(path) else { return };
+        if self.observed.insert((observed.source, observed.link_id)) {
+            self.notice(format!(
+                "{} is a NAT IP of Private Link: a PROXY header with linkID {} came from it",
+                observed.source, observed.link_id
+            ));
+            self.world.private_link.observed.push(observed);
+            self.nat = None;
+        }
+    }
+
+    /// Judges a flow by the maps at hand.
+    pub(super) fn judge(&mut self, path: Path) -> Judgement {
+        self.names.learn_interfaces(&path);
+        self.names.learn_functions(&path);
+        let is_departed = self.complete.as_ref().is_some_and(|complete| self.is_of_departed(complete, &path));
+        let world = self.complete.as_ref().filter(|_| is_departed).unwrap_or(&self.world);
+        let nat = self.nat.get_or_insert_with(|| nat_sources(world));
+        let mut judgement = judge(world, path, self.verdicts.source(), &self.watch, nat);
+        if judgement.confirmation.is_none() {
+            judgement.confirmation = by_netfilter(&judgement.path);
+        }
+        judgement.remedies = self.advice.remedies(world, &judgement);
+        judgement.explanation.caveats.extend(self.gap_caveats(&judgement.path));
+        judgement
+    }
+
+    /// Where packets of this flow may have passed unseen.
+    fn gap_caveats(&self, path: &Path) -> Vec<Caveat> {
+        let now_ns = now_ns();
+        // What was not seen is missed until now.
+        let until_ns = match path.outcome {
+            Outcome::NoAnswer | Outcome::Silent | Outcome::AnswerLost => now_ns,
+            _ => path.last_ns,
+        };
+        let caveat = |gap: &Gap| Caveat {
+            code: Code::HookGap,
+            text: format!(
+                "nothing was seen at {} for {} ({})",
+                gap.place,
+                text::seconds(gap.length(now_ns)),
+                gap.why
+            ),
+        };
+        self.gaps.between(path.first_ns, until_ns).map(caveat).collect()
+    }
+
+    /// Says anew what is watched.
+    fn refresh_watch(&mut self) {
+        let cilium = !matches!(self.verdicts.source(), EventSource::None(_));
+        let lost_records = self.was_lost > 0 || self.past.counters.lost() > 0;
+        let watch = watch(self.attachment.hooks(), &self.coverage.interfaces);
+        self.watch = Watch { cilium, lost_records, ..watch };
+        if !self.coverage.left_out.is_empty() {
+            // Of some pods only: not to have seen a packet there means nothing.
+            self.watch.points.retain(|(_, point)| !matches!(point, HookPoint::PodIn | HookPoint::PodOut));
+        }
+    }
+
+    /// Reads the maps again, unless that was a moment ago. While a pod is gone from them, the last ones that had it
+    /// explain its flows better.
+    fn refresh_world(&mut self) {
+        if self.world_read.elapsed() < WORLD_AGE {
+            return;
+        }
+        match live::refresh(&self.setup.live, &self.node) {
+            Ok(node) => {
+                self.node = node;
+                let mut world = assemble(&self.node.node);
+                world.inherit(&self.world);
+                self.nat = None;
+                let before = std::mem::replace(&mut self.world, world);
+                self.advice.forget();
+                let is_there = |id| self.world.endpoints.contains_key(id);
+                if self.coverage.endpoints.iter().all(is_there) {
+                    self.complete = None;
+                } else if self.complete.is_none() {
+                    self.notice(
+                        "a traced pod has gone from Cilium's maps; its flows are judged by the last ones that had it",
+                    );
+                    self.complete = Some(before);
+                }
+            }
+            Err(error) => self.notice(format!("flows are judged by older maps: {error:#}")),
+        }
+        self.world_read = Instant::now();
+    }
+
+    /// The maps to judge a flow by: while a traced pod is gone from them, its flows by the last ones that had it.
+    pub(super) fn world_of(&self, path: &Path) -> &World {
+        match &self.complete {
+            Some(complete) if self.is_of_departed(complete, path) => complete,
+            _ => &self.world,
+        }
+    }
+
+    /// Whether a flow is one of a traced pod's that is gone.
+    fn is_of_departed(&self, complete: &World, path: &Path) -> bool {
+        let has_gone = |endpoint: &&Endpoint| {
+            self.coverage.endpoints.contains(&endpoint.id) && !self.world.endpoints.contains_key(&endpoint.id)
+        };
+        let gone = complete.endpoints.values().filter(has_gone);
+        let ends = [path.tuple, path.final_tuple()].map(|tuple| [tuple.saddr, tuple.daddr]);
+        gone.flat_map(|endpoint| &endpoint.addresses).any(|at| ends.as_flattened().contains(at))
+    }
+}
+
+/// What netfilter's table says of a translation that Cilium's has not. It may be gone from there, or nobody may be
+/// allowed to ask: then nothing is confirmed, which is no error.
+fn by_netfilter(path: &Path) -> Option<Confirmation> {
+    let (first, _) = path.translation()?;
+    path.confirmation_by_netfilter(nf_conntrack::expected_answer(first).ok()??)
+}
+
+fn settings(coverage: &Coverage, config: Config, function_ids: FunctionIds, setup: &Setup) -> Settings {
+    let Tunnels { vxlan_port, geneve_port } = coverage.tunnels;
+    Settings {
+        filter: coverage.filter.clone(),
+        config: Config { vxlan_port, geneve_port, ..config },
+        function_ids,
+        ring_bytes: setup.ring_bytes,
+        interfaces: coverage.interfaces.clone(),
+        no_tc: setup.no_tc,
+        probe: Probe::Any,
+    }
+}
+
+/// How long flows wait, by the way that Cilium's word takes.
+fn patience(source: &EventSource) -> Patience {
+    let patience = Patience::default();
+    match source {
+        EventSource::MonitorSocket | EventSource::Hubble => Patience { word_ns: AGENTS_WORD_NS, ..patience },
+        EventSource::Probe(_) | EventSource::None(_) => patience,
+    }
+}
+
+/// The clock of the records.
+pub(crate) fn now_ns() -> u64 {
+    sys::monotonic().as_nanos() as u64
+}
+
+/// Ticks that are not made up for when they come late.
+fn patient(period: Duration) -> Interval {
+    let mut ticks = interval(period);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    ticks
+}
+
+/// The next change, if somebody tells.
+async fn changes(changes: &mut Option<Changes>) -> io::Result<Change> {
+    match changes {
+        Some(changes) => changes.next().await,
+        None => std::future::pending().await,
+    }
+}
+
+/// Without any hook that packets pass there is nothing to trace by.
+fn sees_packets(attachment: &Attachment) -> Result<()> {
+    let wanted = |hook: &&Hook| matches!(hook.kind, HookKind::Classifier | HookKind::Devices);
+    if attachment.hooks().filter(wanted).any(|hook| hook.state.is_attached()) {
+        return Ok(());
+    }
+    let refused = text::not_attached(attachment.hooks().filter(wanted)).join("; ");
+    let lacking = privileges::lacking();
+    let next = if lacking.is_empty() {
+        "run `plsprobe doctor`".to_owned()
+    } else {
+        format!("run as root, in a container with {}", lacking.join(", "))
+    };
+    bail!("no hook that packets pass could be attached: {refused}; {next}")
+}
+
+/// How our probe on Cilium's notifications is attached, or why not.
+fn probe_state(attachment: &Attachment) -> Result<&'static str, String> {
+    let events = attachment.hooks().find(|hook| hook.kind == HookKind::CiliumEvents);
+    match events.map(|hook| &hook.state) {
+        Some(HookState::Attached(means)) => Ok(means),
+        Some(HookState::Refused(why) | HookState::Lost(why)) => Err(why.clone()),
+        None => Err("not wanted".to_owned()),
+    }
+}
