@@ -218,6 +218,11 @@ impl Tracker {
         self.take(|_| true)
     }
 
+    /// Whether anything waits to be decided or told.
+    pub fn has_work(&self) -> bool {
+        !(self.pending.is_empty() && self.waiting.is_empty() && self.late_resets.is_empty())
+    }
+
     /// Flows that are not decided yet, as far as they are known. They stay.
     pub fn undecided(&self) -> Vec<Path> {
         flow::assemble(&self.pending)

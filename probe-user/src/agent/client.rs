@@ -46,9 +46,7 @@ async fn connect(path: &Path) -> Result<Option<Client>> {
     match timeout(CONNECT, Client::connect(path)).await {
         Ok(Ok(client)) => Ok(Some(client)),
         Ok(Err(error)) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
-        Ok(Err(error)) => {
-            Err(error).with_context(|| format!("no agent answers on `{shown}`"))
-        }
+        Ok(Err(error)) => Err(error).with_context(|| format!("no agent answers on `{shown}`")),
         Err(_) => bail!("the agent on `{shown}` does not answer within {} s", CONNECT.as_secs()),
     }
 }

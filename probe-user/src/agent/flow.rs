@@ -151,8 +151,7 @@ impl Peer {
     fn at(world: &World, address: IpAddr) -> Self {
         let AddressOwner::Endpoint(id) = world.owner(address) else {
             let pod = world.kubernetes.pod_at(address);
-            let pod =
-                pod.map(|pod| PodName { namespace: pod.namespace.clone(), name: pod.name.clone() });
+            let pod = pod.map(|pod| PodName { namespace: pod.namespace.clone(), name: pod.name.clone() });
             return Self { pod, ..Self::default() };
         };
         let Some(endpoint) = world.endpoints.get(&id) else {

@@ -102,6 +102,8 @@ pub(super) struct History {
     max_bytes: u64,
     fine: Shelf,
     troubled: Shelf,
+    /// The newest flow that was not judged, by its first packet.
+    missed_ns: Option<u64>,
 }
 
 /// What there is of a time that was asked for.
@@ -122,19 +124,32 @@ pub(super) enum Lack {
     FineUpTo(u64),
     /// The same of flows that do not.
     TroubledUpTo(u64),
+    /// Up to then some were not judged: there were too many.
+    UnjudgedUpTo(u64),
 }
 
 impl History {
     /// Keeps so many bytes, from `now_ns` on.
     pub(super) fn new(max_bytes: u64, now_ns: u64) -> Self {
         let max_bytes = max_bytes / 2;
-        Self { began_ns: now_ns, max_bytes, fine: Shelf::default(), troubled: Shelf::default() }
+        Self {
+            began_ns: now_ns,
+            max_bytes,
+            fine: Shelf::default(),
+            troubled: Shelf::default(),
+            missed_ns: None,
+        }
     }
 
     /// Keeps a flow, and lets the oldest of its kind go if there is no room.
     pub(super) fn push(&mut self, flow: Kept) {
         let max_bytes = self.max_bytes;
         self.shelf(&flow).push(flow, max_bytes);
+    }
+
+    /// There was a flow that nobody judged.
+    pub(super) fn miss(&mut self, first_ns: u64) {
+        self.missed_ns = self.missed_ns.max(Some(first_ns));
     }
 
     fn shelf(&mut self, flow: &Kept) -> &mut Shelf {
@@ -153,6 +168,7 @@ impl History {
             Some(self.began_ns).filter(later).map(Lack::BeganAt),
             self.fine.forgotten_ns.filter(later).map(Lack::FineUpTo),
             self.troubled.forgotten_ns.filter(later).map(Lack::TroubledUpTo),
+            self.missed_ns.filter(later).map(Lack::UnjudgedUpTo),
         ];
         Found { flows, lacks: lacks.into_iter().flatten().collect() }
     }
@@ -189,7 +205,7 @@ mod tests {
     }
 
     fn scope(address: &str) -> Scope {
-        Scope { addresses: vec![address.parse().unwrap()], ..Scope::default() }
+        Scope::of_parts(address, &[], &[])
     }
 
     fn times(found: &Found<'_>) -> Vec<u64> {

@@ -160,7 +160,7 @@ impl<'k> Keeper<'k> {
         if self.looked_up.is_none_or(|at| at.elapsed() >= LOOK_UP) {
             self.look_up();
         }
-        if let Err(error) = self.hub.narrow() {
+        if let Err(error) = self.hub.settle().and_then(|()| self.hub.narrow()) {
             self.keep.log.say(&format!("more is watched than is asked for: {error:#}"));
         }
         self.say_status();
@@ -289,6 +289,7 @@ impl<'k> Keeper<'k> {
             self.status.records_malformed = totals.tally.malformed;
         }
         self.status.flows = record.flows;
+        self.status.flows_unjudged = record.unjudged;
         self.status.world_age = engine.world_age();
         self.status.sessions = self.sessions.len() as u64;
         self.status.history_bytes = record.history.bytes();
@@ -388,6 +389,9 @@ fn lack_text(lack: Lack, now: Moment) -> String {
         Lack::FineUpTo(ns) => format!("of flows that were answered not all are kept up to {}", when(ns)),
         Lack::TroubledUpTo(ns) => {
             format!("of flows that were not answered not all are kept up to {}", when(ns))
+        }
+        Lack::UnjudgedUpTo(ns) => {
+            format!("there were more flows than could be judged one by one, up to {}", when(ns))
         }
     }
 }

@@ -29,6 +29,8 @@ pub(super) struct Record {
     pub(super) history: History,
     /// Flows that were judged.
     pub(super) flows: u64,
+    /// Flows that were too many to be judged one by one.
+    pub(super) unjudged: u64,
     /// The last flow: what is watched may overlap, and each counts once.
     last: Option<(Tuple, u64)>,
 }
@@ -37,16 +39,21 @@ impl Record {
     /// An empty one.
     pub(super) fn new(feed: Arc<Feed>, log: Arc<Log>, history_bytes: u64) -> Self {
         let history = History::new(history_bytes, Moment::now().unix_ns);
-        Self { feed, log, history, flows: 0, last: None }
+        Self { feed, log, history, flows: 0, unjudged: 0, last: None }
+    }
+
+    /// Whether a flow was not told just now.
+    fn is_new(&mut self, path: &Path) -> bool {
+        let this = Some((path.tuple, path.first_ns));
+        let last = std::mem::replace(&mut self.last, this);
+        last != this
     }
 
     fn take(&mut self, told: Told<'_>) -> Result<()> {
-        let path = &told.judgement.path;
-        let this = Some((path.tuple, path.first_ns));
-        if self.last == this {
+        if !self.is_new(&told.judgement.path) {
             return Ok(());
         }
-        (self.last, self.flows) = (this, self.flows + 1);
+        self.flows += 1;
         let now = Moment::now();
         self.history.push(kept(told, now)?);
         self.feed.push(Flow::of(told, self.flows, now));
@@ -90,6 +97,18 @@ impl Listener for Recorder {
 
     fn late_reset(&mut self, _: &LateReset, _: &Names) -> Result<()> {
         Ok(())
+    }
+
+    fn may_miss(&self) -> bool {
+        true
+    }
+
+    fn missed(&mut self, path: &Path) {
+        let mut record = self.0.borrow_mut();
+        if record.is_new(path) {
+            record.unjudged += 1;
+            record.history.miss(Moment::now().unix_ns(path.first_ns));
+        }
     }
 
     fn notice(&mut self, text: &str) {

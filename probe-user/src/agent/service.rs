@@ -32,8 +32,7 @@ impl Agent {
 
     async fn trace(&self, request: Bytes, sender: &mut Sender) -> Result<(), Status> {
         let request: TraceRequest = decoded(request)?;
-        let request =
-            Request::try_from(request).map_err(|error| Status::invalid(format!("{error:#}")))?;
+        let request = Request::try_from(request).map_err(|error| Status::invalid(format!("{error:#}")))?;
         let (line, mut answers) = Line::new(&self.waiting);
         self.command(Command::Open(request, line)).await?;
         while let Some(parcel) = answers.recv().await {

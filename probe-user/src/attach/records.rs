@@ -9,7 +9,7 @@ use probe_common::{
     DropRecord, EventRecord, PacketRecord, PayloadRecord, RecordHeader, RecordKind, SocketRecord,
 };
 use tokio::io::unix::AsyncFd;
-use tokio::time::{Interval, MissedTickBehavior, interval};
+use tokio::time::{Instant, Interval, MissedTickBehavior, interval_at};
 
 use crate::sys::{read_record, watch};
 
@@ -18,6 +18,10 @@ const BATCH_MAX: usize = 8192;
 
 /// How often the buffer is looked at unasked. The programs call only when it fills up faster: see [`wake_bytes`].
 const PERIOD: Duration = Duration::from_millis(10);
+/// The same once nothing came for [`CALM`]: an agent waits for hours.
+const PERIOD_CALM: Duration = Duration::from_millis(100);
+/// So many looks for nothing.
+const CALM: u32 = 500;
 
 /// From how many waiting bytes on the programs wake the reader.
 pub(super) const fn wake_bytes(ring_bytes: u32) -> u32 {
@@ -89,6 +93,8 @@ impl Sequences {
 pub struct Records {
     ring: AsyncFd<RingBuf<MapData>>,
     period: Interval,
+    /// Looks for nothing since the last record.
+    idle_looks: u32,
     /// The last batch was full: there may be more.
     is_behind: bool,
     sequences: Sequences,
@@ -99,10 +105,16 @@ pub struct Records {
 impl Records {
     pub(super) fn new(ring: RingBuf<MapData>) -> Result<Self> {
         let ring = watch(ring).context("failed to watch our ring buffer")?;
-        let mut period = interval(PERIOD);
-        period.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let sequences = Sequences::default();
-        Ok(Self { ring, period, is_behind: false, sequences, read: 0, malformed: 0 })
+        Ok(Self {
+            ring,
+            period: every(PERIOD),
+            idle_looks: 0,
+            is_behind: false,
+            sequences,
+            read: 0,
+            malformed: 0,
+        })
     }
 
     /// Waits for records and appends those that are there, a bounded number. Cancel-safe.
@@ -121,7 +133,15 @@ impl Records {
             let before = batch.len();
             self.is_behind = self.take(batch, BATCH_MAX);
             if batch.len() > before {
+                if self.idle_looks >= CALM {
+                    self.period = every(PERIOD);
+                }
+                self.idle_looks = 0;
                 return Ok(());
+            }
+            self.idle_looks = self.idle_looks.saturating_add(1);
+            if self.idle_looks == CALM {
+                self.period = every(PERIOD_CALM);
             }
         }
     }
@@ -171,6 +191,13 @@ impl Records {
     pub fn malformed(&self) -> u64 {
         self.malformed
     }
+}
+
+/// Ticks from the next period on, that are not made up for when they come late.
+fn every(period: Duration) -> Interval {
+    let mut ticks = interval_at(Instant::now() + period, period);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    ticks
 }
 
 #[cfg(test)]

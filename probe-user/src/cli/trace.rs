@@ -107,8 +107,7 @@ fn by_agent(
         );
         return Ok(None);
     }
-    let ask =
-        Ask { dst: args.dst.clone(), src: args.src.clone(), ports: ports.to_vec(), expression: None };
+    let ask = Ask { dst: args.dst.clone(), src: args.src.clone(), ports: ports.to_vec(), expression: None };
     let Args { duration, count, since, .. } = *args;
     let asked = client::Options { ask, duration, count, since, output: global.output };
     let outcome = client::run(&args.agent, &asked)?;

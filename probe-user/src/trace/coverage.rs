@@ -119,25 +119,14 @@ fn at_most<T>(max: usize, mut all: Vec<T>) -> (Vec<T>, Vec<T>) {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn scope(address: &str, sources: &[&str], interfaces: &[(&str, Role)]) -> Scope {
-        Scope {
-            addresses: vec![address.parse().unwrap()],
-            sources: sources.iter().map(|net| net.parse().unwrap()).collect(),
-            interfaces: interfaces
-                .iter()
-                .map(|(name, role)| Interface { name: (*name).to_owned(), role: *role })
-                .collect(),
-            ..Scope::default()
-        }
-    }
+    use crate::attach::PortRange;
 
     #[test]
     fn what_any_scope_needs_is_seen() {
         let eth0 = ("eth0", Role::Uplink);
-        let one = scope("10.0.0.1", &["10.224.0.8/32"], &[eth0, ("lxc1", Role::Pod)]);
-        let two = scope("10.0.0.2", &["10.224.0.9/32"], &[eth0, ("lxc2", Role::Pod)]);
-        let any = scope("10.0.0.1", &[], &[eth0, ("lxc1", Role::Pod)]);
+        let one = Scope::of_parts("10.0.0.1", &["10.224.0.8/32"], &[eth0, ("lxc1", Role::Pod)]);
+        let two = Scope::of_parts("10.0.0.2", &["10.224.0.9/32"], &[eth0, ("lxc2", Role::Pod)]);
+        let any = Scope::of_parts("10.0.0.1", &[], &[eth0, ("lxc1", Role::Pod)]);
         let both = Coverage::of([&one, &two], false);
         let names: Vec<_> = both.interfaces.iter().map(|one| one.name.as_str()).collect();
         assert_eq!(names, ["eth0", "lxc1", "lxc2"]);
@@ -146,7 +135,8 @@ mod tests {
         let wide = Coverage::of([&one, &two, &any], false);
         assert!(wide.filter.sources.is_empty(), "one of them wants packets from anywhere");
         assert!(!wide.is_same_as(&both) && both.is_same_as(&Coverage::of([&two, &one], false)));
-        let narrower = Scope { ports: vec![crate::attach::PortRange::one(80, 6)], ..any.clone() };
+        let mut narrower = any.clone();
+        narrower.ports.push(PortRange::one(80, 6));
         assert!(
             Coverage::of([&any, &narrower], false).is_same_as(&Coverage::of([&any], false)),
             "what is seen already needs nothing new"

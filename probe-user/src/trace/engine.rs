@@ -61,8 +61,8 @@ const AGENTS_WORD_NS: u64 = 2_500_000_000;
 pub(crate) struct Engine {
     pub(super) setup: Setup,
     pub(super) world: World,
-    /// The last maps that had every traced pod, while one is gone from them.
-    complete: Option<World>,
+    /// The last maps that had every traced pod, while one is gone from them, and since when.
+    complete: Option<(World, Instant)>,
     node: LiveNode,
     world_read: Instant,
     coverage: Coverage,
@@ -138,8 +138,7 @@ impl Engine {
         let btf = Btf::load()?;
         let mut config = kernel::config(&btf)?;
         // Only without it there is no verdict from our own probe; the hook's state says so.
-        config.events_map_id =
-            Globals::open(&setup.live.bpffs)?.map(EVENTS_MAP).map_or(0, |events| events.id());
+        config.events_map_id = events_map_id(&setup).unwrap_or(0);
         let names = Names::new(&btf);
         let function_ids = kernel::function_ids(&btf);
         // Six megabytes, of which nothing else is wanted.
@@ -214,7 +213,7 @@ impl Engine {
             event = self.verdicts.next() => Woken::Word(event),
             changed = changes(&mut self.changes) => Woken::Change(changed),
             _ = self.housekeeping.tick() => Woken::Housekeeping,
-            _ = self.poll.tick() => Woken::Poll,
+            _ = self.poll.tick(), if self.is_stale || self.tracker.has_work() => Woken::Poll,
         }
     }
 
@@ -331,6 +330,11 @@ impl Engine {
 
     pub(crate) fn world(&self) -> &World {
         &self.world
+    }
+
+    /// How long a traced pod has been gone from Cilium's maps, if one is.
+    pub(super) fn departed_for(&self) -> Option<Duration> {
+        self.complete.as_ref().map(|(_, since)| since.elapsed())
     }
 
     pub(crate) fn world_age(&self) -> Duration {
@@ -476,6 +480,7 @@ impl Engine {
         let news = self.attachment.program_news();
         self.notices.extend(news);
         self.look_around()?;
+        self.follow_events_map();
         let lost = self.attachment.counters()?.lost();
         if lost > self.was_lost {
             self.notice(format!(
@@ -486,6 +491,23 @@ impl Engine {
         }
         self.refresh_watch();
         Ok(())
+    }
+
+    /// Cilium's notifications go to another map after it was upgraded: attaches anew, for that one.
+    fn follow_events_map(&mut self) {
+        // Where there is none, Cilium is being made anew, or gone: the old one's number harms nobody.
+        let Some(id) = events_map_id(&self.setup) else { return };
+        if id == self.settings.config.events_map_id {
+            return;
+        }
+        let config = Config { events_map_id: id, ..self.settings.config };
+        let coverage = self.coverage.clone();
+        match self.attach_anew(coverage, config) {
+            Ok(()) => self.notice("Cilium has another map for its notifications; attached anew for it"),
+            Err(error) => {
+                self.notice(format!("Cilium's new map for its notifications is not heard: {error:#}"));
+            }
+        }
     }
 
     /// The kernel tells of a change: looks at once, or soon if that was a moment ago.
@@ -527,6 +549,11 @@ impl Engine {
         Ok(())
     }
 
+    /// Whether the maps at hand were read a moment ago.
+    pub(super) fn is_fresh(&self) -> bool {
+        self.world_read.elapsed() < WORLD_AGE
+    }
+
     /// Reads the maps to look targets up again; `None` where they cannot be read, which is said when a flow is judged.
     pub(super) fn look_again(&mut self) -> Option<(LiveNode, World)> {
         let node = live::refresh(&self.setup.live, &self.node).ok()?;
@@ -553,16 +580,18 @@ impl Engine {
             self.coverage = coverage;
             return Ok(());
         }
-        let settings =
-            settings(&coverage, self.settings.config, self.settings.function_ids.clone(), &self.setup);
+        self.attach_anew(coverage, self.settings.config)
+    }
+
+    fn attach_anew(&mut self, coverage: Coverage, config: Config) -> Result<()> {
+        let settings = settings(&coverage, config, self.settings.function_ids.clone(), &self.setup);
         let (attachment, records) = Attachment::start(&settings)?;
         let switched_ns = now_ns();
         let mut old = std::mem::replace(&mut self.attachment, attachment);
         let mut old_records = std::mem::replace(&mut self.records, records);
         let mut notices = Vec::new();
-        let ended = self
-            .past
-            .end(&mut old, &mut old_records, &mut self.batch, |text| notices.push(text.to_owned()));
+        let ended =
+            self.past.end(&mut old, &mut old_records, &mut self.batch, |text| notices.push(text.to_owned()));
         notices.extend(ended.err().map(|error| format!("{error:#}")));
         self.notices.extend(notices);
         self.batch.retain(|record| record.header().ktime_ns < switched_ns);
@@ -618,8 +647,9 @@ impl Engine {
     pub(super) fn judge(&mut self, path: Path) -> Judgement {
         self.names.learn_interfaces(&path);
         self.names.learn_functions(&path);
-        let is_departed = self.complete.as_ref().is_some_and(|complete| self.is_of_departed(complete, &path));
-        let world = self.complete.as_ref().filter(|_| is_departed).unwrap_or(&self.world);
+        let departed = self.complete.as_ref().map(|(complete, _)| complete);
+        let departed = departed.filter(|complete| self.is_of_departed(complete, &path));
+        let world = departed.unwrap_or(&self.world);
         let nat = self.nat.get_or_insert_with(|| nat_sources(world));
         let mut judgement = judge(world, path, self.verdicts.source(), &self.watch, nat);
         if judgement.confirmation.is_none() {
@@ -683,7 +713,7 @@ impl Engine {
                     self.notice(
                         "a traced pod has gone from Cilium's maps; its flows are judged by the last ones that had it",
                     );
-                    self.complete = Some(before);
+                    self.complete = Some((before, Instant::now()));
                 }
             }
             Err(error) => self.notice(format!("flows are judged by older maps: {error:#}")),
@@ -694,7 +724,7 @@ impl Engine {
     /// The maps to judge a flow by: while a traced pod is gone from them, its flows by the last ones that had it.
     pub(super) fn world_of(&self, path: &Path) -> &World {
         match &self.complete {
-            Some(complete) if self.is_of_departed(complete, path) => complete,
+            Some((complete, _)) if self.is_of_departed(complete, path) => complete,
             _ => &self.world,
         }
     }
@@ -728,6 +758,12 @@ fn settings(coverage: &Coverage, config: Config, function_ids: FunctionIds, setu
         no_tc: setup.no_tc,
         probe: Probe::Any,
     }
+}
+
+/// The number of the map that Cilium's notifications go to.
+fn events_map_id(setup: &Setup) -> Option<u32> {
+    let events = Globals::open(&setup.live.bpffs).and_then(|globals| globals.map(EVENTS_MAP));
+    events.ok().map(|events| events.id())
 }
 
 /// How long flows wait, by the way that Cilium's word takes.

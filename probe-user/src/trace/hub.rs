@@ -1,6 +1,7 @@
 //! One engine and those who ask it: the one trace of the command line, or all that an agent has.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use anyhow::{Context as _, Error, Result};
 use probe_model::world::World;
@@ -14,6 +15,11 @@ use super::view::{Ended, View};
 use super::{Ask, Setup};
 use crate::sources::assemble::assemble;
 use crate::sources::live::{self, LiveNode};
+
+/// How long flows are judged at one turn for those who may miss some: half of the time, where it never ends.
+const JUDGING_MAX: Duration = Duration::from_millis(25);
+/// How long the flows of a pod that is gone are judged by the maps that had it.
+const DEPARTED_MAX: Duration = Duration::from_mins(2);
 
 /// A view's name, never used again.
 pub(crate) type ViewId = u64;
@@ -96,15 +102,13 @@ impl Hub {
     /// # Errors
     ///
     /// For a target that is unknown, or when nothing can be attached for it. The others go on.
-    pub(crate) fn add(
-        &mut self,
-        ask: &Ask,
-        view: impl FnOnce(Scope) -> View,
-    ) -> Result<ViewId> {
+    pub(crate) fn add(&mut self, ask: &Ask, view: impl FnOnce(Scope) -> View) -> Result<ViewId> {
         // The maps at hand may be older than what is asked for.
-        let (node, world) = self.engine.look_again().context("Cilium's maps cannot be read")?;
-        let scope = Scope::new(&world, ask, &self.engine.setup)?;
-        self.engine.adopt(node, world);
+        if !self.engine.is_fresh() {
+            let (node, world) = self.engine.look_again().context("Cilium's maps cannot be read")?;
+            self.engine.adopt(node, world);
+        }
+        let scope = self.scope(ask)?;
         let coverage = self.coverage_with(&[], Some(&scope));
         self.engine.cover(coverage)?;
         let before = self.engine.totals()?;
@@ -137,7 +141,7 @@ impl Hub {
         self.is_wide = true;
         let at = Instant::now();
         for path in self.engine.undecided() {
-            view.take(&mut self.engine, &path, &mut None);
+            view.take(&mut self.engine, &path, &mut None, false);
         }
         for text in self.engine.take_notices() {
             view.notice(&text);
@@ -179,10 +183,12 @@ impl Hub {
         if turn.has_records {
             self.views.values_mut().for_each(View::note_record);
         }
+        let began = Instant::now();
         for path in &turn.paths {
+            let is_late = began.elapsed() > JUDGING_MAX;
             let mut judged = None;
             for view in self.views.values_mut() {
-                view.take(&mut self.engine, path, &mut judged);
+                view.take(&mut self.engine, path, &mut judged, is_late);
             }
         }
         for late in &turn.late_resets {
@@ -287,6 +293,39 @@ impl Hub {
         let scopes: Vec<Scope> =
             self.base.iter().cloned().chain(self.views.iter().map(scope_of)).chain(more.cloned()).collect();
         Coverage::of(&scopes, self.engine.setup.no_tc)
+    }
+
+    /// Forgets pods that have been gone for long: what is traced is what there is. A target that is no more is told.
+    ///
+    /// # Errors
+    ///
+    /// When nothing could be attached for the rest; all is as before then.
+    pub(crate) fn settle(&mut self) -> Result<()> {
+        if self.engine.departed_for().is_none_or(|time| time < DEPARTED_MAX) {
+            return Ok(());
+        }
+        let Some((node, world)) = self.engine.look_again() else { return Ok(()) };
+        let mut left = Vec::new();
+        for (id, view) in &mut self.views {
+            match Scope::new(&world, &view.ask, &self.engine.setup) {
+                Ok(scope) => left.push((*id, scope)),
+                Err(error) => {
+                    let scope = self.base.clone().unwrap_or_default();
+                    left.push((*id, view.scope.clone().without_pods(scope)));
+                    let text = format!("`{}` is gone: {error:#}", view.ask.dst);
+                    view.notice(&text);
+                }
+            }
+        }
+        let coverage = self.coverage_with(&left, None);
+        self.engine.adopt(node, world);
+        self.engine.cover(coverage)?;
+        for (id, scope) in left {
+            if let Some(view) = self.views.get_mut(&id) {
+                view.scope = scope;
+            }
+        }
+        Ok(())
     }
 
     /// Lets go of what nobody asks for any more.

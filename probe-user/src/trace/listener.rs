@@ -3,6 +3,7 @@
 use std::io::Write;
 
 use anyhow::Result;
+use probe_model::path::Path;
 use probe_model::path::evidence::LateReset;
 use probe_model::path::together::EgressDrop;
 use probe_model::world::World;
@@ -40,6 +41,12 @@ pub(crate) trait Listener {
     fn is_gone(&self) -> bool {
         false
     }
+    /// Whether it may miss flows where there are too many to judge each.
+    fn may_miss(&self) -> bool {
+        false
+    }
+    /// Such a flow.
+    fn missed(&mut self, _path: &Path) {}
 }
 
 /// Where a printer's lines go: data and, beside it, notices.

@@ -113,6 +113,20 @@ pub struct Scope {
     health_ports: BTreeSet<u16>,
 }
 
+#[cfg(test)]
+impl Scope {
+    /// One address, asked for from these sources and seen at these interfaces.
+    pub(crate) fn of_parts(address: &str, sources: &[&str], interfaces: &[(&str, Role)]) -> Self {
+        let interface = |(name, role): &(&str, Role)| Interface { name: (*name).to_owned(), role: *role };
+        Self {
+            addresses: vec![address.parse().expect("an address")],
+            sources: sources.iter().map(|net| net.parse().expect("a prefix")).collect(),
+            interfaces: interfaces.iter().map(interface).collect(),
+            ..Self::default()
+        }
+    }
+}
+
 impl Scope {
     /// Resolves what was asked for.
     ///
@@ -250,6 +264,19 @@ impl Scope {
         let former = before.addresses.iter().chain(&before.former).copied();
         self.former = former.filter(|address| !self.addresses.contains(address)).collect();
         self
+    }
+
+    /// What is left of it when its pods are no more: its frontends, at the node's own interfaces.
+    pub(super) fn without_pods(self, node: Self) -> Self {
+        Self {
+            endpoints: Vec::new(),
+            addresses: Vec::new(),
+            former: self.addresses,
+            interfaces: node.interfaces,
+            roles: node.roles,
+            pod_namespaces: BTreeSet::new(),
+            ..self
+        }
     }
 
     /// Looks up what hooks that see every namespace need: interfaces by index, the pods' namespaces.
@@ -537,11 +564,7 @@ mod tests {
 
     #[test]
     fn a_target_that_was_made_anew() {
-        let at = |address: &str, interface: &str| Scope {
-            addresses: vec![address.parse().unwrap()],
-            interfaces: vec![Interface { name: interface.to_owned(), role: Role::Pod }],
-            ..Scope::default()
-        };
+        let at = |address: &str, interface: &str| Scope::of_parts(address, &[], &[(interface, Role::Pod)]);
         let (before, now) = (at("10.0.0.143", "lxc1"), at("10.0.0.150", "lxc2"));
         assert!(now.adds_to(&before) && at("10.0.0.143", "lxc2").adds_to(&before));
         assert!(!before.adds_to(&before) && !Scope::default().adds_to(&before), "less is nothing new");

@@ -9,6 +9,7 @@ use probe_model::path::{Outcome, Path};
 use probe_model::world::World;
 use tokio::time::Instant;
 
+use super::Ask;
 use super::engine::{Engine, now_ns};
 use super::judge::{FlowVerdict, Judgement};
 use super::listener::{Listener, Told};
@@ -16,7 +17,6 @@ use super::scope::{Class, Scope};
 use super::summary::Summary;
 use super::tally::Totals;
 use super::watched::{Watched, WatchedProbe};
-use super::Ask;
 use crate::attach::Hook;
 
 /// A question, and who is told.
@@ -95,8 +95,21 @@ impl View {
         self.first_record.get_or_insert_with(Instant::now);
     }
 
-    /// Takes a decided flow. `judged` is what another view had the engine say of it, or what this one has it say.
-    pub(super) fn take(&mut self, engine: &mut Engine, path: &Path, judged: &mut Option<Judgement>) {
+    /// Takes a decided flow. `judged` is what another view had the engine say of it, or what this one has it say; if it
+    /// is late, whoever may miss flows misses this one.
+    pub(super) fn take(
+        &mut self,
+        engine: &mut Engine,
+        path: &Path,
+        judged: &mut Option<Judgement>,
+        is_late: bool,
+    ) {
+        if is_late && self.listener.may_miss() {
+            if self.scope.class(path) == Class::Target {
+                self.listener.missed(path);
+            }
+            return;
+        }
         let taken = self.try_take(engine, path, judged);
         self.note_error(taken);
     }
