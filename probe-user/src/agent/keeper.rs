@@ -127,7 +127,7 @@ impl<'k> Keeper<'k> {
         let mut keeper =
             Self { keep, hub, watched: BTreeMap::new(), sessions: BTreeMap::new(), status, looked_up: None };
         keeper.look_up();
-        for text in keeper.hub.engine.hooks_told("the node") {
+        for text in keeper.hub.engine.hooks_told("looking") {
             keep.log.say(&text);
         }
         keep.log.say(&keeper.hub.engine.verdicts_told());

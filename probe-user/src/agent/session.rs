@@ -197,7 +197,9 @@ mod tests {
         let block = vec![b'x'; 64 << 10];
         let mut lines: Vec<_> = (0..64).map(|_| Line::new(&waiting)).collect();
         for _ in 0..64 {
-            lines.iter_mut().for_each(|(line, _)| line.data(&block).unwrap());
+            for (line, _) in &mut lines {
+                line.data(&block).unwrap();
+            }
         }
         let held = waiting.load(Ordering::Relaxed);
         assert!(held <= WAITING_BYTES + block.len() + 16, "{held}");

@@ -350,12 +350,12 @@ impl Engine {
         self.gaps.between(since_ns, u64::MAX).cloned().collect()
     }
 
-    /// Says which hooks of those that `dst` needs are attached, and which are not.
-    pub(crate) fn hooks_told(&self, dst: &str) -> Vec<String> {
+    /// Says which hooks are attached, and which are not; `what` is done there: ``tracing `pls-app` ``.
+    pub(crate) fn hooks_told(&self, what: &str) -> Vec<String> {
         let hooks: Vec<_> = self.attachment.hooks().collect();
         let attached: Vec<_> =
             hooks.iter().filter(|hook| hook.state.is_attached()).map(|hook| hook.place.as_str()).collect();
-        let mut told = vec![format!("tracing `{dst}` at {}", attached.join(", "))];
+        let mut told = vec![format!("{what} at {}", attached.join(", "))];
         // Without the one on Cilium's notifications there is another source, which is said too.
         let rest = hooks.iter().copied().filter(|hook| hook.kind != HookKind::CiliumEvents);
         told.extend(text::not_attached(rest).into_iter().map(|line| format!("not attached: {line}")));

@@ -235,7 +235,7 @@ impl Hub {
     pub(crate) fn announce(&mut self, id: ViewId) {
         let notices = self.engine.take_notices();
         let Some(view) = self.views.get_mut(&id) else { return };
-        let hooks = self.engine.hooks_told(&view.ask.dst);
+        let hooks = self.engine.hooks_told(&format!("tracing `{}`", view.ask.dst));
         let verdicts = self.engine.verdicts_told();
         for text in notices.into_iter().chain(hooks).chain([verdicts]) {
             view.notice(&text);
@@ -278,7 +278,7 @@ impl Hub {
             view.scope = scope;
             let dst = view.ask.dst.clone();
             view.notice(&format!("`{dst}` was made anew or became more"));
-            for text in self.engine.hooks_told(&dst) {
+            for text in self.engine.hooks_told(&format!("tracing `{dst}`")) {
                 view.notice(&text);
             }
         }
