@@ -58,7 +58,7 @@ fn answers(node: &RawNode, questions: &[Question]) -> Vec<String> {
     };
     for question in questions {
         let explanation = explain(&world, question);
-        let advice = advise(&world, &explanation).ok();
+        let advice = Some(advise(&world, &explanation));
         add(&mut |out| render::explanation::text(&world, &explanation, advice.as_ref(), out));
         add(&mut |out| render::explanation::json(&world, &explanation, advice.as_ref(), out));
     }

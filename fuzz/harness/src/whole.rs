@@ -48,7 +48,7 @@ fn dump(node: &RawNode, world: &World) {
 pub(crate) fn ask(world: &World) {
     for question in questions(world) {
         let explanation = explain(world, &question);
-        let advice = advise(world, &explanation).ok();
+        let advice = Some(advise(world, &explanation));
         render::explanation::text(world, &explanation, advice.as_ref(), &mut io::sink())
             .expect("a sink takes everything");
         render::explanation::json(world, &explanation, advice.as_ref(), &mut io::sink())

@@ -46,9 +46,8 @@ pub(super) fn run(args: &Args, global: &Global) -> Result<Outcome> {
         DirectionArg::Egress => Direction::Egress,
     });
     let explanation = explain::explain(&world, &question);
-    let advice =
-        matches!(explanation.verdict, Verdict::Dropped(_)).then(|| explain::advise(&world, &explanation));
-    let advice = advice.and_then(Result::ok);
+    let is_by_policy = matches!(explanation.verdict, Verdict::Dropped(_)) && explanation.policy().is_some();
+    let advice = is_by_policy.then(|| explain::advise(&world, &explanation));
     let mut out = std::io::stdout().lock();
     match global.output {
         Output::Text => render::explanation::text(&world, &explanation, advice.as_ref(), &mut out)?,

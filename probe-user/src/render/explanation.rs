@@ -28,6 +28,9 @@ pub const SCHEMA: &str = "plsprobe.explain/1";
 /// Missing facts that the text names; JSON has all.
 const MISSING_SHOWN: usize = 4;
 
+/// What the policy objects were asked about a drop by policy, or why they could not be; `None` if nobody asked.
+pub type Advised<'a> = Option<&'a Result<Advice, String>>;
+
 /// Writes the answer for people: the verdict, its cause, then the evidence.
 ///
 /// # Errors
@@ -36,9 +39,10 @@ const MISSING_SHOWN: usize = 4;
 pub fn text(
     world: &World,
     explanation: &Explanation,
-    advice: Option<&Advice>,
+    advised: Advised<'_>,
     out: &mut impl Write,
 ) -> io::Result<()> {
+    let advice = advised.and_then(|advised| advised.as_ref().ok());
     let head = format!("{}: {}", explanation.question.tuple, verdict_text(&explanation.verdict));
     writeln!(out, "{}", clean(&head))?;
     let mut line = |label: &str, text: &str| writeln!(out, "  {label:<9}{}", clean(text));
@@ -73,8 +77,9 @@ pub fn text(
     for caveat in &explanation.caveats {
         line("caveat", &format!("{} [{}]", caveat.text, caveat.code))?;
     }
-    for reservation in advice.iter().flat_map(|advice| &advice.reservations) {
-        line("no edit", reservation)?;
+    let unadvised = advised.and_then(|advised| advised.as_ref().err());
+    for why in unadvised.into_iter().chain(advice.iter().flat_map(|advice| &advice.reservations)) {
+        line("no edit", why)?;
     }
     for disagreement in disagreements(world) {
         line("disagree", &disagreement.to_string())?;
@@ -376,12 +381,15 @@ fn policy_list(policies: &[PolicyRef]) -> String {
 pub fn json(
     world: &World,
     explanation: &Explanation,
-    advice: Option<&Advice>,
+    advised: Advised<'_>,
     out: &mut impl Write,
 ) -> io::Result<()> {
+    let advice = advised.and_then(|advised| advised.as_ref().ok());
     let mut value = value(world, explanation);
     value["remedies"] = remedies(world, explanation, advice).iter().map(remedy_value).collect();
     value["rules"] = advice.map_or(Value::Null, rules_value);
+    value["no_rules"] =
+        advised.and_then(|advised| advised.as_ref().err()).map_or(Value::Null, |why| json!(why));
     value["disagreements"] = disagreements(world).iter().map(|own| json!(own.to_string())).collect();
     writeln!(out, "{value}")
 }
