@@ -100,3 +100,107 @@ async fn make_room(path: &Path) -> Result<()> {
         Ok(_) | Err(_) => bail!("somebody answers on `{shown}`; does another agent run on this node?"),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::net::{UnixListener as StdListener, UnixStream as StdStream};
+
+    use super::*;
+
+    fn mode(path: &Path) -> u32 {
+        fs::symlink_metadata(path).unwrap().permissions().mode() & 0o7777
+    }
+
+    #[tokio::test]
+    async fn for_root_or_a_group() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("new/s");
+        let socket = Socket::bind(&path, None).await.unwrap();
+        assert_eq!((mode(&path), socket.path()), (0o600, path.as_path()));
+        drop(socket);
+        assert!(!path.exists(), "it goes with its file");
+        let socket = Socket::bind(&path, Some(12_345)).await.unwrap();
+        assert_eq!((mode(&path), fs::metadata(&path).unwrap().gid()), (0o660, 12_345));
+        drop(socket);
+    }
+
+    /// With a umask that takes nothing away, before anything else is done to the file.
+    #[test]
+    fn it_is_never_more_open() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("s");
+        let opened = std::thread::scope(|scope| {
+            let opened = scope.spawn(|| {
+                // A umask of this thread's own.
+                // SAFETY: it gives the thread its own root, working folder and umask; no file descriptor is touched.
+                unsafe { rustix::thread::unshare_unsafe(rustix::thread::UnshareFlags::FS) }.unwrap();
+                rustix::process::umask(Mode::empty());
+                let runtime = tokio::runtime::Builder::new_current_thread().enable_io().build().unwrap();
+                let _entered = runtime.enter();
+                let _socket = create(&path).unwrap();
+                mode(&path)
+            });
+            opened.join().unwrap()
+        });
+        assert_eq!(opened, 0o600);
+    }
+
+    #[tokio::test]
+    async fn one_that_was_left_behind_is_replaced() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("s");
+        drop(StdListener::bind(&path).unwrap());
+        assert!(path.exists(), "it was left behind");
+        let socket = Socket::bind(&path, None).await.unwrap();
+        let _client = StdStream::connect(&path).unwrap();
+        socket.listener.accept().await.unwrap();
+        // Another one took its place: it is not ours to remove.
+        fs::remove_file(&path).unwrap();
+        let _other = StdListener::bind(&path).unwrap();
+        drop(socket);
+        assert!(path.exists());
+    }
+
+    #[tokio::test]
+    async fn one_that_answers_stays() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("s");
+        let first = Socket::bind(&path, None).await.unwrap();
+        let error = Socket::bind(&path, None).await.unwrap_err().to_string();
+        assert!(error.starts_with("somebody answers on `"), "{error}");
+        let _client = StdStream::connect(&path).unwrap();
+        drop(first);
+        Socket::bind(&path, None).await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn what_is_no_socket_stays() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("s");
+        for is_link in [false, true] {
+            if is_link {
+                fs::rename(&path, folder.path().join("other")).unwrap();
+                std::os::unix::fs::symlink("other", &path).unwrap();
+            } else {
+                fs::write(&path, "precious").unwrap();
+            }
+            let error = Socket::bind(&path, None).await.unwrap_err().to_string();
+            assert!(error.contains("is no socket; move it away"), "{error}");
+            assert_eq!(fs::read_to_string(&path).unwrap(), "precious");
+        }
+    }
+
+    #[tokio::test]
+    async fn two_that_start_at_once() {
+        let folder = tempfile::tempdir().unwrap();
+        let lock = File::open(folder.path()).unwrap();
+        flock(&lock, FlockOperation::LockExclusive).unwrap();
+        let path = folder.path().join("s");
+        let error = Socket::bind(&path, None).await.unwrap_err().to_string();
+        assert!(error.contains("does another agent start there? try again"), "{error}");
+        drop(lock);
+        let long = folder.path().join("x".repeat(120));
+        let error = format!("{:#}", Socket::bind(&long, None).await.unwrap_err());
+        assert!(error.starts_with("failed to make the socket `"), "{error}");
+    }
+}
