@@ -29,7 +29,7 @@ impl Feed {
         Self { kept: Mutex::default(), max, sender: broadcast::Sender::new(BEHIND_MAX) }
     }
 
-    /// Tells every reader of a flow.
+    /// Tells every reader of a flow. Numbers rise.
     pub fn push(&self, flow: Flow) {
         let flow = Arc::new(flow);
         let mut kept = self.lock();
@@ -45,6 +45,19 @@ impl Feed {
     pub fn follow(&self) -> (Vec<Arc<Flow>>, Flows) {
         let kept = self.lock();
         (kept.iter().cloned().collect(), self.sender.subscribe())
+    }
+
+    /// The flow of this number, while it is kept. Whoever sends many holds on to their numbers instead: what it has not
+    /// sent yet does not stay in memory for it.
+    pub fn get(&self, number: u64) -> Option<Arc<Flow>> {
+        let kept = self.lock();
+        let at = kept.binary_search_by_key(&number, |flow| flow.number).ok()?;
+        kept.get(at).cloned()
+    }
+
+    /// Flows that are kept now.
+    pub fn kept(&self) -> usize {
+        self.lock().len()
     }
 
     /// Flows kept at most.

@@ -2,9 +2,9 @@
 
 use std::net::IpAddr;
 
-use probe_model::cilium::EndpointId;
 use probe_model::cilium::drop_reason::DropReason;
 use probe_model::cilium::identity::Identity;
+use probe_model::cilium::{Direction, EndpointId};
 use probe_model::explain::Code;
 use probe_model::path::{Hop, Outcome, Path};
 use probe_model::tuple::Tuple;
@@ -12,6 +12,7 @@ use probe_model::world::kubernetes::{Service, ServicePort};
 use probe_model::world::{AddressOwner, PodName, PolicyRef, World};
 
 use super::clock::Moment;
+use crate::render::explanation::near_miss_text;
 use crate::render::gap::place_text;
 use crate::render::trace::{cause_code, cause_sentence};
 use crate::trace::judge::{FlowVerdict, Judgement, Origin};
@@ -55,6 +56,10 @@ pub struct Flow {
     pub sentence: String,
     /// Policies behind the verdict: that admit or deny it, or whose silence drops it.
     pub policies: Vec<PolicyRef>,
+    /// Whether it is judged as it comes to a pod or as it leaves one; `None` where no policy is asked.
+    pub direction: Option<Direction>,
+    /// For a default deny: the entry that came nearest to admitting it, and what it lacked.
+    pub nearest: Option<String>,
     /// Where what was observed, the maps and the policy objects contradict each other.
     pub disagreements: Vec<String>,
     /// Private Link's number of the consumer's connection, from its PROXY header.
@@ -91,6 +96,9 @@ impl Flow {
             cause: cause_code(judgement),
             sentence: cause_sentence(judgement, names),
             policies: judgement.explanation.policies.clone(),
+            direction: judgement.explanation.policy().map(|step| step.query.direction),
+            nearest: (judgement.explanation.near_miss.as_ref())
+                .map(|near_miss| near_miss_text(world, &judgement.explanation, near_miss)),
             disagreements: judgement.findings.clone(),
             link_id: judgement.consumer.and_then(|consumer| consumer.link_id),
             hops: stops(&path.hops),

@@ -6,6 +6,7 @@ pub mod clock;
 pub mod feed;
 pub mod flow;
 mod history;
+pub mod hubble;
 mod keeper;
 mod log;
 pub mod proto;

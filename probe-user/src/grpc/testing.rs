@@ -145,3 +145,185 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Raw<S> {
 pub(crate) fn framed(message: &[u8]) -> Vec<u8> {
     [&[0], (message.len() as u32).to_be_bytes().as_slice(), message].concat()
 }
+
+// Protobuf's wire format, by hand: a key is the field's number and the wire type, 0 a varint, 2 bytes with a length.
+
+fn varint(mut value: u64) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    while value >= 0x80 {
+        bytes.push(value as u8 | 0x80);
+        value >>= 7;
+    }
+    bytes.push(value as u8);
+    bytes
+}
+
+pub(crate) fn number(field: u64, value: u64) -> Vec<u8> {
+    [varint(field << 3), varint(value)].concat()
+}
+
+pub(crate) fn nested(field: u64, parts: &[Vec<u8>]) -> Vec<u8> {
+    let bytes = parts.concat();
+    [varint(field << 3 | 2), varint(bytes.len() as u64), bytes].concat()
+}
+
+pub(crate) fn text(field: u64, text: &str) -> Vec<u8> {
+    nested(field, &[text.as_bytes().to_vec()])
+}
+
+/// Numbers of a repeated field, as proto3 sends them.
+pub(crate) fn packed(field: u64, values: &[u64]) -> Vec<u8> {
+    nested(field, &values.iter().map(|value| varint(*value)).collect::<Vec<_>>())
+}
+
+/// A message by its fields' numbers, whatever they are called.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Message(Vec<(u64, Content)>);
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Content {
+    Number(u64),
+    Bytes(Vec<u8>),
+}
+
+impl Message {
+    pub(crate) fn read(mut bytes: &[u8]) -> Self {
+        let mut fields = Vec::new();
+        let varint = |bytes: &mut &[u8]| {
+            let length = bytes.iter().position(|byte| byte & 0x80 == 0).unwrap() + 1;
+            let (taken, rest) = bytes.split_at(length);
+            *bytes = rest;
+            taken.iter().rev().fold(0_u64, |value, byte| value << 7 | u64::from(byte & 0x7f))
+        };
+        while !bytes.is_empty() {
+            let key = varint(&mut bytes);
+            let content = match key & 7 {
+                0 => Content::Number(varint(&mut bytes)),
+                2 => {
+                    let length = varint(&mut bytes) as usize;
+                    let (taken, rest) = bytes.split_at(length);
+                    bytes = rest;
+                    Content::Bytes(taken.to_vec())
+                }
+                other => panic!("wire type {other}"),
+            };
+            fields.push((key >> 3, content));
+        }
+        Self(fields)
+    }
+
+    /// The numbers of the fields that there are.
+    pub(crate) fn fields(&self) -> Vec<u64> {
+        self.0.iter().map(|(field, _)| *field).collect()
+    }
+
+    /// A number, 0 if it is not there.
+    pub(crate) fn number(&self, field: u64) -> u64 {
+        let found = self.0.iter().rfind(|(own, _)| *own == field);
+        found.map_or(0, |(_, content)| match content {
+            Content::Number(number) => *number,
+            Content::Bytes(_) => panic!("field {field} is no number"),
+        })
+    }
+
+    fn all(&self, field: u64) -> impl Iterator<Item = &[u8]> {
+        self.0.iter().filter(move |(own, _)| *own == field).map(move |(_, content)| match content {
+            Content::Bytes(bytes) => bytes.as_slice(),
+            Content::Number(_) => panic!("field {field} is a number"),
+        })
+    }
+
+    /// Texts.
+    pub(crate) fn texts(&self, field: u64) -> Vec<String> {
+        self.all(field).map(|bytes| String::from_utf8(bytes.to_vec()).unwrap()).collect()
+    }
+
+    /// Text, empty if it is not there.
+    pub(crate) fn text(&self, field: u64) -> String {
+        self.texts(field).pop().unwrap_or_default()
+    }
+
+    /// Messages.
+    pub(crate) fn messages(&self, field: u64) -> Vec<Self> {
+        self.all(field).map(Self::read).collect()
+    }
+
+    /// A message, if it is there.
+    pub(crate) fn message(&self, field: u64) -> Option<Self> {
+        self.messages(field).pop()
+    }
+}
+
+/// A call of h2's own client, whose messages are read as they are.
+pub(crate) struct Call {
+    response: Option<h2::client::ResponseFuture>,
+    head: http::HeaderMap,
+    body: Option<h2::RecvStream>,
+    buffer: Vec<u8>,
+}
+
+/// `grpc-status` and `grpc-message`.
+pub(crate) type End = (String, String);
+
+impl Call {
+    /// Sends these bytes as a request's only message.
+    pub(crate) async fn new(socket: &std::path::Path, path: &str, request: &[u8]) -> Self {
+        let stream = UnixStream::connect(socket).await.unwrap();
+        let (mut client, connection) = h2::client::handshake(stream).await.unwrap();
+        tokio::spawn(connection);
+        // As grpc-go's clients do it.
+        let head = http::Request::post(format!("http://localhost{path}"))
+            .header("content-type", "application/grpc")
+            .header("user-agent", "grpc-go/1.75.0")
+            .header("grpc-accept-encoding", "gzip")
+            .header("te", "trailers");
+        let (response, mut body) = client.send_request(head.body(()).unwrap(), false).unwrap();
+        body.send_data(framed(request).into(), true).unwrap();
+        Self { response: Some(response), head: http::HeaderMap::new(), body: None, buffer: Vec::new() }
+    }
+
+    /// The next message, or how it ended.
+    pub(crate) async fn next(&mut self) -> Result<Vec<u8>, End> {
+        tokio::time::timeout(DEADLINE, self.take()).await.expect("the server answers")
+    }
+
+    async fn take(&mut self) -> Result<Vec<u8>, End> {
+        if let Some(response) = self.response.take() {
+            let (head, body) = response.await.unwrap().into_parts();
+            (self.head, self.body) = (head.headers, Some(body));
+        }
+        let body = self.body.as_mut().unwrap();
+        loop {
+            if let Some((&[0, a, b, c, d], rest)) = self.buffer.split_first_chunk() {
+                let length = u32::from_be_bytes([a, b, c, d]) as usize;
+                if rest.len() >= length {
+                    let message = rest[..length].to_vec();
+                    self.buffer.drain(..5 + length);
+                    return Ok(message);
+                }
+            }
+            let Some(chunk) = body.data().await else {
+                let trailers = body.trailers().await.unwrap();
+                return Err(end(&trailers.unwrap_or_else(|| self.head.clone())));
+            };
+            let chunk = chunk.unwrap();
+            body.flow_control().release_capacity(chunk.len()).unwrap();
+            self.buffer.extend(chunk);
+        }
+    }
+
+    /// Every message to the end, and the status.
+    pub(crate) async fn all(mut self) -> (Vec<Message>, End) {
+        let mut messages = Vec::new();
+        loop {
+            match self.next().await {
+                Ok(message) => messages.push(Message::read(&message)),
+                Err(end) => return (messages, end),
+            }
+        }
+    }
+}
+
+fn end(headers: &http::HeaderMap) -> End {
+    super::status::read(headers).expect("there is a status")
+}

@@ -5,7 +5,7 @@
 //! So it is the last choice among Cilium's own words. Unlike the monitor socket it counts what it could not deliver.
 
 mod flow;
-mod proto;
+pub(crate) mod proto;
 #[cfg(test)]
 pub(crate) mod tests;
 

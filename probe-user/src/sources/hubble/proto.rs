@@ -13,7 +13,7 @@ pub(super) struct ServerStatusRequest {}
 
 /// `observer.ServerStatusResponse`.
 #[derive(Clone, PartialEq, Eq, Message)]
-pub(super) struct ServerStatusResponse {
+pub(crate) struct ServerStatusResponse {
     /// Flows kept.
     #[prost(uint64, tag = "1")]
     pub num_flows: u64,
@@ -85,7 +85,7 @@ pub(super) enum Response {
 
 /// `flow.LostEvent`.
 #[derive(Clone, Copy, PartialEq, Eq, Message)]
-pub(super) struct LostEvent {
+pub(crate) struct LostEvent {
     /// Where: 1 the perf ring, 2 the observer's queue, 3 Hubble's own ring.
     #[prost(int32, tag = "1")]
     pub source: i32,
@@ -96,7 +96,7 @@ pub(super) struct LostEvent {
 
 /// `google.protobuf.Timestamp`.
 #[derive(Clone, Copy, PartialEq, Eq, Message)]
-pub(super) struct Timestamp {
+pub(crate) struct Timestamp {
     /// Seconds since 1970.
     #[prost(int64, tag = "1")]
     pub seconds: i64,
@@ -171,12 +171,12 @@ pub(super) struct Flow {
 }
 
 /// [`Flow::trace_observation_point`] of a packet on its way into the endpoint, which is 0 in the datapath.
-pub(super) const TO_ENDPOINT: i32 = 101;
+pub(crate) const TO_ENDPOINT: i32 = 101;
 
 /// `flow.Verdict`, as far as drop, trace and policy notifications have it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Enumeration)]
 #[repr(i32)]
-pub(super) enum Verdict {
+pub(crate) enum Verdict {
     /// Not said.
     Unknown = 0,
     /// It went on.
@@ -207,7 +207,7 @@ pub(super) struct Ip {
 
 /// `flow.Layer4`.
 #[derive(Clone, Copy, PartialEq, Eq, Message)]
-pub(super) struct Layer4 {
+pub(crate) struct Layer4 {
     /// The protocol; `None` for one that is not known here.
     #[prost(oneof = "Ports", tags = "1, 2, 3, 4, 5")]
     pub protocol: Option<Ports>,
@@ -215,7 +215,7 @@ pub(super) struct Layer4 {
 
 /// The kinds of `flow.Layer4`.
 #[derive(Clone, Copy, PartialEq, Eq, Oneof)]
-pub(super) enum Ports {
+pub(crate) enum Ports {
     /// TCP.
     #[prost(message, tag = "1")]
     Tcp(Tcp),
@@ -235,7 +235,7 @@ pub(super) enum Ports {
 
 /// `flow.TCP`.
 #[derive(Clone, Copy, PartialEq, Eq, Message)]
-pub(super) struct Tcp {
+pub(crate) struct Tcp {
     /// Source port.
     #[prost(uint32, tag = "1")]
     pub source_port: u32,
@@ -249,7 +249,7 @@ pub(super) struct Tcp {
 
 /// `flow.TCPFlags`.
 #[derive(Clone, Copy, PartialEq, Eq, Message)]
-pub(super) struct TcpFlags {
+pub(crate) struct TcpFlags {
     /// FIN.
     #[prost(bool, tag = "1")]
     pub fin: bool,
@@ -278,7 +278,7 @@ pub(super) struct TcpFlags {
 
 /// `flow.UDP` and `flow.SCTP`.
 #[derive(Clone, Copy, PartialEq, Eq, Message)]
-pub(super) struct Datagram {
+pub(crate) struct Datagram {
     /// Source port.
     #[prost(uint32, tag = "1")]
     pub source_port: u32,
@@ -289,7 +289,7 @@ pub(super) struct Datagram {
 
 /// `flow.ICMPv4` and `flow.ICMPv6`.
 #[derive(Clone, Copy, PartialEq, Eq, Message)]
-pub(super) struct Icmp {
+pub(crate) struct Icmp {
     /// Type.
     #[prost(uint32, tag = "1")]
     pub r#type: u32,
@@ -311,7 +311,7 @@ pub(super) struct Endpoint {
 
 /// `flow.CiliumEventType`.
 #[derive(Clone, Copy, PartialEq, Eq, Message)]
-pub(super) struct EventType {
+pub(crate) struct EventType {
     /// The notification's message type.
     #[prost(int32, tag = "1")]
     pub r#type: i32,
@@ -330,7 +330,7 @@ pub(super) struct NetworkInterface {
 
 /// `flow.Policy`.
 #[derive(Clone, PartialEq, Eq, Message)]
-pub(super) struct Policy {
+pub(crate) struct Policy {
     /// Name.
     #[prost(string, tag = "1")]
     pub name: String,

@@ -15,31 +15,7 @@ use probe_model::tuple::Protocol;
 use tokio::net::{UnixListener, UnixStream};
 
 use super::*;
-
-// Protobuf's wire format, by hand: a key is the field's number and the wire type, 0 a varint, 2 bytes with a length.
-
-fn varint(mut value: u64) -> Vec<u8> {
-    let mut bytes = Vec::new();
-    while value >= 0x80 {
-        bytes.push(value as u8 | 0x80);
-        value >>= 7;
-    }
-    bytes.push(value as u8);
-    bytes
-}
-
-fn number(field: u64, value: u64) -> Vec<u8> {
-    [varint(field << 3), varint(value)].concat()
-}
-
-fn nested(field: u64, parts: &[Vec<u8>]) -> Vec<u8> {
-    let bytes = parts.concat();
-    [varint(field << 3 | 2), varint(bytes.len() as u64), bytes].concat()
-}
-
-fn text(field: u64, text: &str) -> Vec<u8> {
-    nested(field, &[text.as_bytes().to_vec()])
-}
+use crate::grpc::testing::{nested, number, text};
 
 /// A flow of `event_type` from the NAT IP to the pod, with `more` of it.
 fn flow_with(event_type: u64, more: &[Vec<u8>]) -> Vec<u8> {
@@ -96,7 +72,7 @@ pub(crate) enum Answer {
 type Calls = Arc<Mutex<Vec<(String, Vec<u8>)>>>;
 
 fn framed(message: &[u8]) -> Bytes {
-    [&[0], (message.len() as u32).to_be_bytes().as_slice(), message].concat().into()
+    crate::grpc::testing::framed(message).into()
 }
 
 /// Answers one connection. Returns when it has to be cut.
