@@ -282,15 +282,15 @@ impl Call {
         Self { response: Some(response), head: http::HeaderMap::new(), body: None, buffer: Vec::new() }
     }
 
-    /// The next message, or how it ended.
+    /// The next message, or how it ended. Cancelling the future loses nothing.
     pub(crate) async fn next(&mut self) -> Result<Vec<u8>, End> {
         tokio::time::timeout(DEADLINE, self.take()).await.expect("the server answers")
     }
 
     async fn take(&mut self) -> Result<Vec<u8>, End> {
-        if let Some(response) = self.response.take() {
+        if let Some(response) = &mut self.response {
             let (head, body) = response.await.unwrap().into_parts();
-            (self.head, self.body) = (head.headers, Some(body));
+            (self.response, self.head, self.body) = (None, head.headers, Some(body));
         }
         let body = self.body.as_mut().unwrap();
         loop {
