@@ -9,6 +9,8 @@ mod history;
 pub mod hubble;
 mod keeper;
 mod log;
+pub mod metrics;
+pub mod otlp;
 pub mod proto;
 mod record;
 mod service;

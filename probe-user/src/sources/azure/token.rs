@@ -12,7 +12,7 @@ use std::{
 use anyhow::{Context as _, Result};
 use serde::Deserialize;
 
-use crate::sources::http::{self, Client, Request, escape};
+use crate::sources::http::{self, Body, Client, Request, escape};
 
 /// A token that ends so soon is not used any more.
 const MARGIN: Duration = Duration::from_mins(1);
@@ -185,7 +185,10 @@ fn exchange(assertion: &str, client_id: &str, tenant_id: &str, resource: &str) -
         ("client_assertion", assertion.trim()),
     ];
     let form = fields.map(|(name, value)| format!("{name}={}", escape(value))).join("&");
-    Request { form: Some(form), ..Request::get(format!("/{}/oauth2/v2.0/token", escape(tenant_id))) }
+    Request {
+        body: Some(Body::form(form)),
+        ..Request::get(format!("/{}/oauth2/v2.0/token", escape(tenant_id)))
+    }
 }
 
 #[cfg(test)]

@@ -12,6 +12,7 @@ pub mod tls;
 mod url;
 
 use std::{
+    borrow::Cow,
     fmt,
     io::{BufReader, Read, Write},
     net::{SocketAddr, TcpStream},
@@ -67,13 +68,31 @@ pub struct Request {
     /// Path and query, beginning with `/`.
     pub path: String,
     /// Headers beside those that every request has. Never shown: they hold tokens.
-    pub headers: Vec<(&'static str, String)>,
-    /// A body of `application/x-www-form-urlencoded`, which makes it a `POST`. Never shown.
-    pub form: Option<String>,
+    pub headers: Vec<(Cow<'static, str>, String)>,
+    /// A body, which makes it a `POST`. Never shown.
+    pub body: Option<Body>,
+}
+
+/// A request's body.
+#[derive(Clone)]
+pub struct Body {
+    /// What it is; an answer of the same kind is asked for, unless it is a form.
+    pub content_type: &'static str,
+    /// The bytes.
+    pub bytes: Vec<u8>,
+}
+
+impl Body {
+    const FORM: &'static str = "application/x-www-form-urlencoded";
+
+    /// A form, its fields escaped.
+    pub fn form(fields: String) -> Self {
+        Self { content_type: Self::FORM, bytes: fields.into_bytes() }
+    }
 }
 
 impl fmt::Debug for Request {
-    /// Without headers and form, which hold tokens.
+    /// Without headers and body, which hold tokens.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{} {}", self.method(), self.path)
     }
@@ -86,13 +105,13 @@ impl Request {
     }
 
     /// With a header.
-    pub fn with(mut self, name: &'static str, value: impl Into<String>) -> Self {
-        self.headers.push((name, value.into()));
+    pub fn with(mut self, name: impl Into<Cow<'static, str>>, value: impl Into<String>) -> Self {
+        self.headers.push((name.into(), value.into()));
         self
     }
 
     fn method(&self) -> &'static str {
-        if self.form.is_some() { "POST" } else { "GET" }
+        if self.body.is_some() { "POST" } else { "GET" }
     }
 }
 
@@ -204,6 +223,16 @@ impl Client {
         }
     }
 
+    /// As [`Self::send`], tried once: what to do about a failure is the caller's to say.
+    ///
+    /// # Errors
+    ///
+    /// [`Error`].
+    pub fn send_once(&self, request: &Request) -> Result<Vec<u8>, Error> {
+        let deadline = Instant::now() + self.patience.each;
+        self.attempt(request, deadline).map_err(|why| Error { asked: self.asked(request), why, tries: 1 })
+    }
+
     /// Whether there is anyone to connect to: nothing is said.
     ///
     /// # Errors
@@ -264,7 +293,7 @@ impl Client {
         deadline: Instant,
     ) -> Result<Vec<u8>, Why> {
         let run = || -> anyhow::Result<(Head, Vec<u8>)> {
-            let sent = stream.write_all(self.text(request).as_bytes()).and_then(|()| stream.flush());
+            let sent = stream.write_all(&self.bytes(request)).and_then(|()| stream.flush());
             let mut reader = BufReader::new(stream);
             let head = match (Head::read(&mut reader), sent) {
                 (Ok(head), _) => head,
@@ -291,25 +320,25 @@ impl Client {
         }
     }
 
-    fn text(&self, request: &Request) -> String {
+    fn bytes(&self, request: &Request) -> Vec<u8> {
         let Url { authority, path, .. } = &self.base;
         let mut text =
             format!("{} {path}{} HTTP/1.1\r\nHost: {authority}\r\n", request.method(), request.path);
-        text.push_str("Accept: application/json\r\nConnection: close\r\nUser-Agent: plsprobe\r\n");
+        let body = request.body.as_ref();
+        let accept = body.map(|body| body.content_type).filter(|kind| *kind != Body::FORM);
+        text.extend(["Accept: ", accept.unwrap_or("application/json"), "\r\n"]);
+        text.push_str("Connection: close\r\nUser-Agent: plsprobe\r\n");
         for (name, value) in &request.headers {
-            text.extend([*name, ": ", value.as_str(), "\r\n"]);
+            text.extend([name, ": ", value.as_str(), "\r\n"]);
         }
-        if let Some(form) = &request.form {
-            let length = form.len().to_string();
-            text.extend([
-                "Content-Type: application/x-www-form-urlencoded\r\nContent-Length: ",
-                &length,
-                "\r\n",
-            ]);
+        if let Some(Body { content_type, bytes }) = body {
+            let length = bytes.len().to_string();
+            text.extend(["Content-Type: ", content_type, "\r\nContent-Length: ", &length, "\r\n"]);
         }
         text.push_str("\r\n");
-        text.push_str(request.form.as_deref().unwrap_or_default());
-        text
+        let mut bytes = text.into_bytes();
+        bytes.extend(body.map(|body| body.bytes.as_slice()).unwrap_or_default());
+        bytes
     }
 }
 

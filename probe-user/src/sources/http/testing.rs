@@ -30,8 +30,10 @@ pub(crate) struct Seen {
     pub(crate) path: String,
     /// Headers, names in lower case.
     pub(crate) headers: Vec<(String, String)>,
-    /// Body.
+    /// Body, if it is text.
     pub(crate) body: String,
+    /// Body as bytes.
+    pub(crate) bytes: Vec<u8>,
 }
 
 impl Seen {
@@ -71,11 +73,16 @@ impl Reply {
 
     /// As [`Self::json`] with more headers, each with its line's end.
     pub(crate) fn with(status: &str, headers: &str, body: &str) -> Self {
+        Self::bytes(status, "application/json", headers, body.as_bytes())
+    }
+
+    /// A body of any kind.
+    pub(crate) fn bytes(status: &str, content_type: &str, headers: &str, body: &[u8]) -> Self {
         let length = body.len();
         let head = format!(
-            "HTTP/1.1 {status}\r\nContent-Type: application/json\r\nContent-Length: {length}\r\n{headers}\r\n"
+            "HTTP/1.1 {status}\r\nContent-Type: {content_type}\r\nContent-Length: {length}\r\n{headers}\r\n"
         );
-        Self::Bytes((head + body).into_bytes())
+        Self::Bytes([head.as_bytes(), body].concat())
     }
 }
 
@@ -165,7 +172,8 @@ fn converse(
     let length = seen.header("content-length").map_or(0, |length| length.parse().unwrap());
     let mut body = vec![0; length];
     reader.read_exact(&mut body)?;
-    seen.body = String::from_utf8(body)?;
+    seen.body = String::from_utf8(body.clone()).unwrap_or_default();
+    seen.bytes = body;
     all.lock().unwrap().push(seen.clone());
     let stream = reader.get_mut();
     match reply(&seen) {

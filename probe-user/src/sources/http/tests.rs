@@ -34,7 +34,7 @@ fn what_is_sent() {
     client.base = format!("{}/base/", server.url("http")).parse().unwrap();
     let request = Request::get("/a?b=c").with("Authorization", "Bearer t");
     assert_eq!(client.send(&request).unwrap(), b"\"GET /base/a?b=c\"");
-    let form = Request { form: Some("d=e".to_owned()), ..Request::get("/f") };
+    let form = Request { body: Some(Body::form("d=e".to_owned())), ..Request::get("/f") };
     assert_eq!(client.send(&form).unwrap(), b"\"POST /base/f\"");
     let [get, post] = &server.seen()[..] else { panic!("two requests") };
     assert_eq!((get.header("authorization"), get.body.as_str()), (Some("Bearer t"), ""));

@@ -281,7 +281,7 @@ mod tests {
         assert_eq!(access.client.base.to_string(), "https://10.0.0.1:6443");
         assert_eq!(access.origin, "kubeconfig `k`, context `aks`");
         let request = access.request("/version".to_owned()).unwrap();
-        assert_eq!(request.headers, [("Authorization", "Bearer t0ken".to_owned())]);
+        assert_eq!(request.headers, [("Authorization".into(), "Bearer t0ken".to_owned())]);
         assert!(!format!("{access:?}").contains("t0ken"));
     }
 
