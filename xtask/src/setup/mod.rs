@@ -10,6 +10,7 @@ mod cargo_install;
 mod kernel;
 mod packages;
 mod private_apt;
+mod promtool;
 mod std_source;
 mod toolchain;
 
@@ -83,5 +84,6 @@ fn everything(args: &Args) -> Result<Ready> {
     let sysroot = args.sysroot.as_deref().unwrap_or(&rustc.sysroot);
     std_source::ensure(&project, &rustc, sysroot, args.std_source)?;
     let bpf_linker = bpf_linker::ensure(&project)?;
+    promtool::ensure(&project);
     Ok(Ready { project, rustc, bpf_linker })
 }

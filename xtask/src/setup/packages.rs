@@ -44,7 +44,7 @@ pub(crate) fn ensure(wanted: &[&str], purpose: &str) -> Result<()> {
 /// # Errors
 ///
 /// If we are not root and may not become it, or apt fails.
-fn refresh_lists() -> Result<()> {
+pub(super) fn refresh_lists() -> Result<()> {
     sh::run(sh::as_root("apt-get", "fetch apt's package lists")?.args(["--quiet", "update"]))
 }
 

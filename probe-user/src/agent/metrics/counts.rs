@@ -13,10 +13,11 @@ use crate::agent::flow::{Flow, SourceClass};
 use crate::render::trace::verdict_word;
 use crate::trace::judge::FlowVerdict;
 
-/// Services with series of their own: with all that is counted of them, a page of 1.5 MB at the very most.
-pub(super) const SERVICES_MAX: usize = 200;
-/// Causes with verdicts that are counted apart for one service: there are some 30 root causes, of which few meet.
-pub(super) const CAUSES_MAX: usize = 24;
+/// Services with series of their own; few clusters have ten behind Private Link. With all that is counted of them a
+/// page has 1.3 MB at the very most, and 100 KB where there are ten.
+pub(super) const SERVICES_MAX: usize = 100;
+/// Causes with verdicts that are counted apart for one service, of which few meet.
+pub(super) const CAUSES_MAX: usize = 16;
 /// What is beyond is counted together. No Service is called so, as every name has its namespace before it.
 pub(super) const OTHER: &str = "other";
 /// The service of flows that came to none.

@@ -27,7 +27,7 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(200);
 /// How much one listener takes upon it.
 #[derive(Clone, Copy, Debug)]
 pub struct Limits {
-    /// Connections at once. One has a page of at most 1.5 MB.
+    /// Connections at once. One has a page of at most 1.3 MB.
     pub connections: usize,
     /// Connections at once of one address: whoever opens all it can still leaves room for the others.
     pub connections_of_one: usize,
@@ -40,8 +40,8 @@ pub struct Limits {
 impl Default for Limits {
     fn default() -> Self {
         Self {
-            connections: 32,
-            connections_of_one: 8,
+            connections: 16,
+            connections_of_one: 4,
             request: Duration::from_secs(5),
             answer: Duration::from_secs(10),
         }

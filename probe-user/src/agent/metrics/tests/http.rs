@@ -212,11 +212,11 @@ async fn refused(metrics: &Metrics, count: u64) {
 async fn one_address_cannot_have_all_connections() {
     let metrics = metrics(status(), &[]);
     let address = start(&metrics, unhurried()).await;
-    let held = occupy(address, 8).await;
-    let mut ninth = TcpStream::connect(address).await.unwrap();
+    let held = occupy(address, Limits::default().connections_of_one).await;
+    let mut one_more = TcpStream::connect(address).await.unwrap();
     let mut nothing = [0];
     // Closed without a word; unread bytes would make it a reset.
-    let read = timeout(PATIENT, ninth.read(&mut nothing)).await.expect("it is closed");
+    let read = timeout(PATIENT, one_more.read(&mut nothing)).await.expect("it is closed");
     assert!(matches!(read, Ok(0) | Err(_)));
     refused(&metrics, 1).await;
     // Another address has its own room.
@@ -252,7 +252,7 @@ async fn clients_that_vanish_leave_nothing_behind() {
     let metrics = metrics(status(), &[]);
     let address = start(&metrics, unhurried()).await;
     for _ in 0..20 {
-        drop(occupy(address, 7).await);
+        drop(occupy(address, 3).await);
         until_answered(address).await;
     }
 }
