@@ -162,8 +162,8 @@ async fn drain(stream: &mut TcpStream) -> io::Result<()> {
 }
 
 /// What is answered.
-struct Answer {
-    status: &'static str,
+pub(super) struct Answer {
+    pub(super) status: &'static str,
     content_type: &'static str,
     /// Header lines beside those that every answer has, each with its end.
     headers: &'static str,
@@ -197,7 +197,7 @@ impl Answer {
 }
 
 /// The answer to a request's head.
-fn answer(text: &[u8], metrics: &Metrics) -> Answer {
+pub(super) fn answer(text: &[u8], metrics: &Metrics) -> Answer {
     let Some(request) = Request::parse(text) else { return Answer::error("400 Bad Request") };
     let path = request.target.split('?').next().unwrap_or_default();
     if !["/metrics", "/healthz", "/readyz"].contains(&path) {

@@ -1,6 +1,7 @@
 //! Where spans go, and with which headers.
 
 use std::fmt;
+use std::net::IpAddr;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -42,6 +43,10 @@ impl Settings {
     /// If the address is none, or there are no authorities to trust.
     pub fn new(endpoint: &str, ca: Option<&Path>, headers: Headers, node: &str) -> Result<Self> {
         let mut base: Url = endpoint.parse().context("failed to read the OTLP endpoint")?;
+        let is_here = base.host == "localhost" || base.host.parse().is_ok_and(|ip: IpAddr| ip.is_loopback());
+        if !base.is_https && !is_here && !headers.0.is_empty() {
+            log::warn!("otlp: headers go to {base} unencrypted; whoever is between can read them; use https");
+        }
         let path = std::mem::take(&mut base.path);
         let path = if path.is_empty() { PATH.to_owned() } else { path };
         let tls = match (base.is_https, ca) {

@@ -7,6 +7,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::time::{sleep, timeout};
 
 use super::*;
+use crate::agent::metrics::http;
 
 /// Short times; everything else as it is.
 fn hasty() -> Limits {
@@ -116,6 +117,41 @@ async fn requests_that_are_none_of_ours() {
         status_line(&send(address, b"GET /metrics \xff\xfe HTTP/1.1\r\n\r\n").await),
         "HTTP/1.1 400 Bad Request"
     );
+}
+
+/// Garbage near the grammar is answered, whatever it is.
+#[test]
+fn nothing_that_is_sent_is_too_strange() {
+    let metrics = metrics(status(), &[]);
+    let mut random = fastrand::Rng::with_seed(7);
+    let parts: [&[u8]; 16] = [
+        b"GET",
+        b"HEAD",
+        b" ",
+        b"/metrics",
+        b"/healthz?",
+        b"HTTP/1.1",
+        b"\r\n",
+        b"\n",
+        b":",
+        b"Accept",
+        b",",
+        b";",
+        b"q=",
+        b"version=",
+        b"\xff\x00",
+        b"application/openmetrics-text",
+    ];
+    let mut seen = BTreeSet::new();
+    for _ in 0..20_000 {
+        let head: Vec<_> =
+            (0..random.usize(..24)).flat_map(|_| parts[random.usize(..parts.len())]).copied().collect();
+        let whole = [b"GET /healthz HTTP/1.1\r\n".as_slice(), &head].concat();
+        for head in [&head, &whole] {
+            seen.insert(http::answer(head, &metrics).status);
+        }
+    }
+    assert_eq!(seen, BTreeSet::from(["200 OK", "400 Bad Request", "404 Not Found"]));
 }
 
 #[tokio::test]
