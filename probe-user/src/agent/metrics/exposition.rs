@@ -14,7 +14,7 @@ pub enum Kind {
     Counter,
     /// Goes up and down.
     Gauge,
-    /// How many values were not more than each of [`Histogram::bounds`](super::histogram::Histogram).
+    /// How many values were not more than each of some bounds, with their sum.
     Histogram,
     /// Always 1: what it says is in its labels. Its name ends with `_info`.
     Info,
