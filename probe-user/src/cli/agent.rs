@@ -1,13 +1,16 @@
 //! `plsprobe agent`.
 
+use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use anyhow::Result;
 use probe_model::path::Capacity;
 
 use super::{Global, Outcome};
-use crate::agent::{self, Options, client};
+use crate::agent::otlp::{Headers, Settings};
+use crate::agent::{self, Options, client, serving};
 use crate::attach::RING_BYTES;
+use crate::grpc::tls::Files;
 use crate::trace::Setup;
 
 /// What an agent keeps of flows and packets: it runs for months, beside what the node is for.
@@ -25,6 +28,30 @@ pub(super) struct Args {
     /// A group that may use the socket, by number [default: root alone]
     #[arg(long, value_name = "GID")]
     socket_group: Option<u32>,
+    /// Serve the same by TCP too, here, to clients with certificates
+    #[arg(long, value_name = "ADDR:PORT", requires_all = ["tls_cert", "tls_key", "tls_client_ca"])]
+    listen: Option<SocketAddr>,
+    /// The certificate for `--listen`, as PEM
+    #[arg(long, value_name = "FILE", requires = "listen")]
+    tls_cert: Option<PathBuf>,
+    /// Its key
+    #[arg(long, value_name = "FILE", requires = "listen")]
+    tls_key: Option<PathBuf>,
+    /// The authorities that sign the certificates of clients
+    #[arg(long, value_name = "FILE", requires = "listen")]
+    tls_client_ca: Option<PathBuf>,
+    /// Where Prometheus and the kubelet ask: /metrics, /healthz, /readyz; or `off`
+    #[arg(long, value_name = "ADDR:PORT", default_value = "127.0.0.1:9965", value_parser = parse_metrics)]
+    metrics: Metrics,
+    /// Send the path of each flow as a trace to this OpenTelemetry collector (OTLP by HTTP)
+    #[arg(long, value_name = "URL")]
+    otlp: Option<String>,
+    /// The authorities that sign the collector's certificate [default: this machine's]
+    #[arg(long, value_name = "FILE", requires = "otlp")]
+    otlp_ca: Option<PathBuf>,
+    /// Headers for the collector, `name=value` a line [default: `OTEL_EXPORTER_OTLP_HEADERS`]
+    #[arg(long, value_name = "FILE", requires = "otlp")]
+    otlp_headers: Option<PathBuf>,
     /// The node's name, as Kubernetes has it [default: the host's]
     #[arg(long, value_name = "NAME", env = "NODE_NAME")]
     node_name: Option<String>,
@@ -51,14 +78,38 @@ pub(super) fn run(args: Args, global: &Global) -> Result<Outcome> {
         capacity: CAPACITY,
         live: global.live_options()?,
     };
-    agent::run(Options {
-        setup,
-        watch: args.watch,
+    let otlp = match &args.otlp {
+        Some(url) => {
+            let headers = Headers::find(args.otlp_headers.as_deref())?;
+            Some(Settings::new(url, args.otlp_ca.as_deref(), headers, &node)?)
+        }
+        None => None,
+    };
+    // clap has seen to it that there are all of them, or none.
+    let files = args.tls_cert.zip(args.tls_key).zip(args.tls_client_ca);
+    let files = files.map(|((certificate, key), client_ca)| Files { certificate, key, client_ca });
+    let serving = serving::Options {
         socket: args.socket,
         socket_group: args.socket_group,
+        listen: args.listen.zip(files),
+        metrics: args.metrics.0,
+        otlp,
         node,
-        history_bytes: args.history_bytes,
-    })
+    };
+    agent::run(Options { setup, watch: args.watch, history_bytes: args.history_bytes, serving })
+}
+
+/// Where metrics are served, if they are.
+#[derive(Clone, Copy, Debug)]
+struct Metrics(Option<SocketAddr>);
+
+fn parse_metrics(text: &str) -> Result<Metrics, String> {
+    match text {
+        "off" => Ok(Metrics(None)),
+        address => address.parse().map(|address| Metrics(Some(address))).map_err(|_| {
+            format!("found `{text}`, expected `off` or an address and port as in `127.0.0.1:9965`")
+        }),
+    }
 }
 
 /// The host's name, as Kubernetes takes it for the node's.

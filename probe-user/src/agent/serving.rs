@@ -1,0 +1,158 @@
+//! The thread that answers everyone: a slow client costs it time, and the engine none.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::thread;
+
+use anyhow::{Context as _, Result, anyhow};
+use tokio::net::TcpListener;
+use tokio::runtime::Runtime;
+use tokio::sync::{mpsc, oneshot, watch};
+
+use super::feed::Feed;
+use super::hubble::{self, Peer};
+use super::keeper::Command;
+use super::log::Log;
+use super::metrics::{self, Metrics};
+use super::otlp::{self, Pace, Settings};
+use super::service::{self, Agent};
+use super::status::Board;
+use crate::grpc::server::{Limits, Notice, Server};
+use crate::grpc::tls::{Files, Tls};
+use crate::grpc::unix::Socket;
+
+/// Where the agent is to be asked, and whom it tells by itself.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// Where its socket is to be.
+    pub socket: PathBuf,
+    /// A group that may use it too, by number.
+    pub socket_group: Option<u32>,
+    /// Where the same is served by TCP, to clients with certificates.
+    pub listen: Option<(SocketAddr, Files)>,
+    /// Where Prometheus and the kubelet ask.
+    pub metrics: Option<SocketAddr>,
+    /// Where traces go.
+    pub otlp: Option<Settings>,
+    /// The node's name.
+    pub node: String,
+}
+
+/// What it answers from.
+pub(super) struct Sources {
+    pub(super) commands: mpsc::Sender<Command>,
+    pub(super) feed: Arc<Feed>,
+    pub(super) board: Arc<Board>,
+    pub(super) log: Arc<Log>,
+}
+
+/// The thread.
+pub(super) struct Serving {
+    stop: oneshot::Sender<()>,
+    thread: thread::JoinHandle<()>,
+}
+
+/// What is open, before anyone is served.
+struct Open {
+    socket: Socket,
+    tls: Option<(TcpListener, Tls)>,
+    metrics: Option<TcpListener>,
+}
+
+impl Serving {
+    /// Opens what is to be open, so that what cannot be is known at once, and then serves.
+    ///
+    /// # Errors
+    ///
+    /// When a socket cannot be had, or a certificate cannot be used.
+    pub(super) fn start(options: Options, sources: Sources) -> Result<Self> {
+        let runtime = super::runtime()?;
+        let open = runtime.block_on(open(&options, &sources.log))?;
+        let (stop, stopped) = oneshot::channel();
+        let serve = move || serve(&runtime, open, &options, sources, stopped);
+        let thread = thread::Builder::new().name("serve".to_owned()).spawn(serve);
+        Ok(Self { stop, thread: thread.context("failed to start a thread")? })
+    }
+
+    /// Ends it, with every connection.
+    pub(super) fn stop(self) -> Result<()> {
+        // It has ended by itself, if it is an error: how, it says below.
+        let _ = self.stop.send(());
+        self.thread.join().map_err(|_| anyhow!("the serving thread panicked"))
+    }
+}
+
+async fn open(options: &Options, log: &Log) -> Result<Open> {
+    let tls = match &options.listen {
+        Some((address, files)) => Some((listener(*address).await?, Tls::load(files.clone())?)),
+        None => None,
+    };
+    let metrics = match options.metrics {
+        Some(address) => Some(listener(address).await?),
+        None => None,
+    };
+    // The last: whoever finds it finds the rest.
+    let socket = Socket::bind(&options.socket, options.socket_group).await?;
+    log.say(&format!("serving on `{}`", options.socket.display()));
+    if let Some((address, _)) = &options.listen {
+        log.say(&format!("serving on {address}, to clients with certificates"));
+    }
+    if let Some(address) = options.metrics {
+        log.say(&format!("metrics and health on {address}"));
+    }
+    Ok(Open { socket, tls, metrics })
+}
+
+async fn listener(address: SocketAddr) -> Result<TcpListener> {
+    TcpListener::bind(address).await.with_context(|| format!("failed to listen on {address}"))
+}
+
+fn serve(runtime: &Runtime, open: Open, options: &Options, sources: Sources, stopped: oneshot::Receiver<()>) {
+    let Sources { commands, feed, board, log } = sources;
+    let Open { socket, tls, metrics } = open;
+    runtime.block_on(async {
+        // This agent knows of itself; whoever wants all nodes asks each.
+        let address = options.listen.as_ref().map(|(address, _)| address.to_string());
+        let (_peers, known) = watch::channel(vec![own_peer(options)]);
+        let tally = Arc::new(otlp::Tally::default());
+        let counted = Arc::new(Metrics::new(Arc::clone(&board), Arc::clone(&tally)));
+        tokio::spawn({
+            let (counted, feed) = (Arc::clone(&counted), Arc::clone(&feed));
+            async move { counted.count(feed).await }
+        });
+        if let Some(listener) = metrics {
+            tokio::spawn(metrics::serve(listener, counted, metrics::Limits::default()));
+        }
+        if let Some(settings) = options.otlp.clone() {
+            tokio::spawn(otlp::export(settings, Pace::default(), Arc::clone(&feed), tally));
+        }
+        let hubble = hubble::Options { node: options.node.clone(), address, peers: known };
+        let mut services = hubble::services(hubble, feed, board);
+        services.push((service::NAME, Arc::new(Agent::new(commands, options.node.clone()))));
+        let notice: Notice = Arc::new(move |line| log.say(&line));
+        let server = Server::new(services, Limits::AGENT, notice);
+        let by_tcp = async {
+            match &tls {
+                Some((listener, tls)) => server.serve_tls(listener, tls).await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            never = server.serve_unix(&socket.listener) => match never {},
+            never = by_tcp => match never {},
+            // Whoever started us has gone, if it is an error.
+            _ = stopped => {}
+        }
+    });
+    drop(socket);
+}
+
+/// Where Relay reaches this agent.
+fn own_peer(options: &Options) -> Peer {
+    let name = options.node.clone();
+    match &options.listen {
+        Some((address, _)) => Peer { address: address.to_string(), server_name: Some(name.clone()), name },
+        None => Peer { address: format!("unix://{}", options.socket.display()), server_name: None, name },
+    }
+}
