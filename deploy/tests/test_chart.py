@@ -8,7 +8,7 @@ import helm_python
 import kubernetes_validate
 import yaml
 
-from chart import CHART, MANIFESTS, NAMESPACE, ROOT, manifests, only, render
+from chart import CHART, MANIFESTS, ROOT, manifests, only, render
 
 # AKS supports three or four at a time; every one that the schemas are had of, from the chart's `kubeVersion` on.
 VERSIONS = [v for v in {v.split("-")[0] for v in kubernetes_validate.utils.all_versions()} if v >= "1.27"]
@@ -22,6 +22,9 @@ HOST_PATHS = {
     "/var/run/cilium": "read-only",
     "/run/netns": "read-only",
     "/run/plsprobe": "writable",
+    "/usr": "read-only",
+    "/lib": "read-only",
+    "/lib64": "read-only",
     "/etc/kubernetes/azure.json": "read-only",
 }
 EVERYTHING = {
@@ -34,11 +37,12 @@ EVERYTHING = {
     "otlp": {"endpoint": "https://collector.test:4318"},
     "hostCaBundle": "/etc/ssl/certs/ca-certificates.crt",
     "kernelSymbols": True,
+    "legacyIptables": True,
     "extraArgs": ["--ring-bytes=1048576"],
     "priorityClassName": "system-node-critical",
     "maxUnavailable": 1,
 }
-BARE = {"kubernetes": False, "azureJson": False}
+BARE = {"kubernetes": False, "azureJson": False, "nodePrograms": False}
 
 
 def check_schema(objects, version):
@@ -134,7 +138,7 @@ class Rights(unittest.TestCase):
         self.assertEqual(
             forbidden(render(EVERYTHING)),
             [
-                f"capabilities {{'drop': ['ALL'], 'add': {CAPABILITIES + ['SYSLOG']}}}",
+                f"capabilities {{'drop': ['ALL'], 'add': {CAPABILITIES + ['SYSLOG', 'NET_RAW']}}}",
                 "/etc/ssl/certs/ca-certificates.crt read-only",
             ],
         )
@@ -190,7 +194,7 @@ class Rights(unittest.TestCase):
         self.assertEqual({obj["kind"] for obj in objects}, {"ServiceAccount", "PriorityClass", "DaemonSet"})
         pod = only(objects, "DaemonSet")["spec"]["template"]["spec"]
         self.assertIs(pod["automountServiceAccountToken"], False)
-        self.assertNotIn("azure-json", [volume["name"] for volume in pod["volumes"]])
+        self.assertEqual([volume["name"] for volume in pod["volumes"]], ["bpffs", "cilium-run", "netns", "run"])
 
 
 class Pod(unittest.TestCase):

@@ -44,13 +44,16 @@ enum Stage {
     Clippy,
     /// documentation builds without a warning
     Doc,
+    /// `deploy/` and `scripts/`: what the chart gives, the image, the systemd unit, `run-on-node`
+    Deploy,
     /// `cargo test` of the host crates, as root
     Cargo,
     /// the kernel tests in virtual machines of two kernels
     Vm,
 }
 
-const ALL: [Stage; 6] = [Stage::Tidy, Stage::Fmt, Stage::Clippy, Stage::Doc, Stage::Cargo, Stage::Vm];
+const ALL: [Stage; 7] =
+    [Stage::Tidy, Stage::Fmt, Stage::Clippy, Stage::Doc, Stage::Deploy, Stage::Cargo, Stage::Vm];
 
 /// Runs `cargo xtask test`.
 ///
@@ -89,6 +92,7 @@ impl Stage {
             Self::Fmt => fmt(ready),
             Self::Clippy => clippy(ready),
             Self::Doc => doc(ready),
+            Self::Deploy => deploy(ready),
             Self::Cargo => cargo_test(ready),
             Self::Vm => vm::test(ready, &vm::Args::in_ci(args.require_vm)?),
         }
@@ -113,6 +117,20 @@ fn doc(ready: &Ready) -> Result<String> {
     let mut cmd = cargo::host(ready, "doc");
     sh::run(cmd.args(["--no-deps"]).env("RUSTDOCFLAGS", "-D warnings"))?;
     Ok("no warning".to_owned())
+}
+
+fn deploy(ready: &Ready) -> Result<String> {
+    setup::ensure_packages(setup::DEPLOY, "to check `deploy`")?;
+    let mut tests = Command::new(setup::ensure_python(&ready.project)?);
+    tests.args(["-B", "-m", "unittest", "discover", "--start-directory", "deploy/tests"]);
+    let out = tests.current_dir(&ready.project.root).stdin(Stdio::null()).output()?;
+    let text = String::from_utf8_lossy(&out.stderr);
+    std::io::stderr().write_all(text.as_bytes())?;
+    ensure!(out.status.success(), "`{}`: {}", sh::line(&tests), out.status);
+    let ran =
+        text.lines().find_map(|line| line.strip_prefix("Ran ")).context("it did not say what it ran")?;
+    ensure!(!ran.starts_with("0 "), "it ran no test");
+    Ok(format!("{} passed", ran.split(" in ").next().unwrap_or(ran)))
 }
 
 fn cargo_test(ready: &Ready) -> Result<String> {

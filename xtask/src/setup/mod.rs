@@ -11,6 +11,7 @@ mod kernel;
 mod packages;
 mod private_apt;
 mod promtool;
+mod python;
 mod std_source;
 mod toolchain;
 
@@ -23,8 +24,9 @@ use crate::sh;
 
 pub(crate) use cargo_fuzz::ensure as ensure_cargo_fuzz;
 pub(crate) use kernel::missing as missing_in_kernel;
-pub(crate) use packages::{VM, ensure as ensure_packages};
+pub(crate) use packages::{DEPLOY, VM, ensure as ensure_packages};
 pub(crate) use private_apt::PrivateApt;
+pub(crate) use python::ensure as ensure_python;
 pub(crate) use toolchain::ensure_components;
 
 /// Arguments of `cargo xtask setup`.

@@ -16,6 +16,11 @@ pub(crate) const LAB: &[&str] = &["bpftool", "iproute2", "iptables", "nftables",
 /// What the virtual machine is made of. Its kernel is fetched apart from this and never installed.
 pub(crate) const VM: &[&str] = &["binutils", "busybox-static", "dash", "qemu-system-x86", "xz-utils"];
 
+/// What the tests of `deploy` and `scripts` call: systemd's own judgement, two shells, a terminal.
+pub(crate) const DEPLOY: &[&str] = &["bash", "dash", "systemd", "util-linux"];
+/// What makes the environment that these tests run in.
+pub(crate) const PYTHON: &[&str] = &["python3", "python3-venv"];
+
 /// Installs those of `wanted` that are missing.
 ///
 /// # Errors
@@ -76,8 +81,11 @@ fn without_apt(wanted: &[&str], purpose: &str) -> Result<()> {
         "iproute2" => Some("ip"),
         "nftables" => Some("nft"),
         "procps" => Some("kill"),
+        "python3-venv" => Some("python3"),
         "qemu-system-x86" => Some("qemu-system-x86_64"),
         "busybox-static" => Some("busybox"),
+        "systemd" => Some("systemd-analyze"),
+        "util-linux" => Some("setsid"),
         "xz-utils" => Some("xz"),
         "libc6-dev" | "libelf-dev" | "libpcap-dev" | "zlib1g-dev" => None,
         same => Some(same),
