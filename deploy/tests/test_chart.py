@@ -31,7 +31,7 @@ EVERYTHING = {
     "image": {"repository": "registry.test/plsprobe", "digest": f"sha256:{'0' * 64}"},
     "imagePullSecrets": ["pull"],
     "watch": ["svc/default/pls-app", "app=a b"],
-    "socket": {"group": 1001},
+    "socket": {"group": 1001001},
     "metrics": {"scrape": True, "podMonitor": {"enabled": True, "labels": {"release": "prometheus"}}},
     "listen": {"address": "$(HOST_IP):9966", "secretName": "plsprobe-tls"},
     "otlp": {"endpoint": "https://collector.test:4318"},
@@ -235,7 +235,7 @@ class Pod(unittest.TestCase):
         self.assertEqual(
             self.args(EVERYTHING)[3:],
             [
-                "--socket-group=1001",
+                "--socket-group=1001001",
                 "--metrics=$(HOST_IP):9967",
                 "--history-bytes=8388608",
                 "--watch=svc/default/pls-app",
@@ -248,6 +248,7 @@ class Pod(unittest.TestCase):
                 "--ring-bytes=1048576",
             ],
         )
+        self.assertEqual(self.pod(EVERYTHING)["securityContext"]["supplementalGroups"], [1001001], "the socket's")
         names = {env["name"] for env in self.pod()["containers"][0]["env"]}
         self.assertEqual(names, {"NODE_NAME", "HOST_IP"}, "every $(NAME) above is one of these")
 

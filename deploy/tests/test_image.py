@@ -25,7 +25,7 @@ class Image(unittest.TestCase):
         self.assertIn(["ENTRYPOINT", '["/plsprobe"]'], found)
 
     def test_the_build_that_it_names_copies_what_dist_builds(self):
-        self.assertIn("--file deploy/Dockerfile --tag REGISTRY/plsprobe:0.1.0 target/dist\n", DOCKERFILE.read_text())
+        self.assertIn("--file deploy/Dockerfile --tag REGISTRY/plsprobe:VERSION target/dist\n", DOCKERFILE.read_text())
         self.assertIn('let dist = ready.project.target.join("dist");', (ROOT / "xtask/src/dist.rs").read_text())
 
     def test_hadolint_finds_nothing_to_complain_of(self):

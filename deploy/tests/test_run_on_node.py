@@ -25,11 +25,14 @@ PATIENCE = 60
 # What no shell may touch on its way.
 AWKWARD = ["trace", "--dst", "svc/a b", "it's", '"$HOME" `id`', "", "*", "two\nlines", "-o", "\\n"]
 
-# Prints what it is told; `code N` exits so, `wait` runs until it is told to end.
+# Prints what it is told; `code N` exits so, `wait` runs until it is told to end, `hang` even then.
 PLSPROBE = """\
 #!/usr/bin/env python3
-import json, signal, sys, time
+import json, os, signal, sys, time
 def end(*_):
+    if sys.argv[1] == "hang":
+        print("does not end", flush=True)
+        return
     print("detached", flush=True)
     sys.exit(1)
 signal.signal(signal.SIGTERM, end)
@@ -37,7 +40,9 @@ print(json.dumps(sys.argv[1:]), flush=True)
 print("to stderr", file=sys.stderr)
 if sys.argv[1] == "code":
     sys.exit(int(sys.argv[2]))
-while sys.argv[1] == "wait":
+if sys.argv[1] == "hang":
+    print(os.getpid(), flush=True)
+while sys.argv[1] in ("wait", "hang"):
     time.sleep(0.05)
 """
 
@@ -176,6 +181,21 @@ class RunOnNode(unittest.TestCase):
                 self.assertEqual((process.returncode, stdout), (1, "detached\n"), stderr)
                 os.close(ours)
                 os.close(terminal)
+                self.assert_nothing_left()
+
+    def test_a_second_signal_does_not_wait(self):
+        for shell, way in WAYS:
+            with self.subTest(shell=shell, way=way):
+                process = self.start(*way, "--", "hang", shell=shell)
+                self.assertEqual(process.stdout.readline(), '["hang"]\n')
+                there = int(process.stdout.readline())
+                process.send_signal(signal.SIGINT)
+                self.assertEqual(process.stdout.readline(), "does not end\n")
+                process.send_signal(signal.SIGINT)
+                self.assertNotIn(process.wait(timeout=PATIENCE), (0, 1, 2, 3))
+                # Nobody waits for it but this machine's stand-in for a node.
+                os.kill(there, signal.SIGKILL)
+                process.communicate(timeout=PATIENCE)
                 self.assert_nothing_left()
 
     def test_whoever_vanishes_leaves_nothing_running(self):
