@@ -9,7 +9,7 @@ use anyhow::{Context, Result, ensure};
 
 use crate::cargo::EBPF_CRATES;
 use crate::setup::Ready;
-use crate::{cargo, setup, sh, tidy, vm};
+use crate::{cargo, lab, setup, sh, tidy, vm};
 
 /// Arguments of `cargo xtask test`.
 #[derive(clap::Args)]
@@ -44,16 +44,16 @@ enum Stage {
     Clippy,
     /// documentation builds without a warning
     Doc,
-    /// `deploy/` and `scripts/`: what the chart gives, the image, the systemd unit, `run-on-node`
-    Deploy,
     /// `cargo test` of the host crates, as root
     Cargo,
+    /// `deploy/` and `scripts/`: what the chart gives, and that it runs; the systemd unit, `run-on-node`
+    Deploy,
     /// the kernel tests in virtual machines of two kernels
     Vm,
 }
 
 const ALL: [Stage; 7] =
-    [Stage::Tidy, Stage::Fmt, Stage::Clippy, Stage::Doc, Stage::Deploy, Stage::Cargo, Stage::Vm];
+    [Stage::Tidy, Stage::Fmt, Stage::Clippy, Stage::Doc, Stage::Cargo, Stage::Deploy, Stage::Vm];
 
 /// Runs `cargo xtask test`.
 ///
@@ -92,8 +92,8 @@ impl Stage {
             Self::Fmt => fmt(ready),
             Self::Clippy => clippy(ready),
             Self::Doc => doc(ready),
-            Self::Deploy => deploy(ready),
             Self::Cargo => cargo_test(ready),
+            Self::Deploy => deploy(ready),
             Self::Vm => vm::test(ready, &vm::Args::in_ci(args.require_vm)?),
         }
     }
@@ -119,20 +119,6 @@ fn doc(ready: &Ready) -> Result<String> {
     Ok("no warning".to_owned())
 }
 
-fn deploy(ready: &Ready) -> Result<String> {
-    setup::ensure_packages(setup::DEPLOY, "to check `deploy`")?;
-    let mut tests = Command::new(setup::ensure_python(&ready.project)?);
-    tests.args(["-B", "-m", "unittest", "discover", "--start-directory", "deploy/tests"]);
-    let out = tests.current_dir(&ready.project.root).stdin(Stdio::null()).output()?;
-    let text = String::from_utf8_lossy(&out.stderr);
-    std::io::stderr().write_all(text.as_bytes())?;
-    ensure!(out.status.success(), "`{}`: {}", sh::line(&tests), out.status);
-    let ran =
-        text.lines().find_map(|line| line.strip_prefix("Ran ")).context("it did not say what it ran")?;
-    ensure!(!ran.starts_with("0 "), "it ran no test");
-    Ok(format!("{} passed", ran.split(" in ").next().unwrap_or(ran)))
-}
-
 fn cargo_test(ready: &Ready) -> Result<String> {
     let mut cmd = cargo::host(ready, "test");
     cargo::run_tests_as_root(ready, &mut cmd, "run the tests that make namespaces and load eBPF")?;
@@ -148,6 +134,30 @@ fn cargo_test(ready: &Ready) -> Result<String> {
     ensure!(status.success(), "{tally}; `cargo test`: {status}");
     ensure!(tally.passed > 0, "`cargo test` ran no test");
     Ok(tally.to_string())
+}
+
+/// Runs the programs that the stage before it has built; without them, what needs them is skipped.
+fn deploy(ready: &Ready) -> Result<String> {
+    setup::ensure_packages(setup::DEPLOY, "to check `deploy`")?;
+    let python = setup::ensure_python(&ready.project)?;
+    let mut tests = sh::as_root(python, "run the DaemonSet's container in the lab")?;
+    tests.args(["-B", "-m", "unittest", "discover", "--verbose", "--start-directory", "deploy/tests"]);
+    for (variable, program) in [("PLSPROBE", "plsprobe"), ("PLSPROBE_LAB", "plsprobe-lab")] {
+        tests.env(variable, lab::binary(ready, program));
+    }
+    let out = tests.current_dir(&ready.project.root).stdin(Stdio::null()).output()?;
+    let text = String::from_utf8_lossy(&out.stderr);
+    std::io::stderr().write_all(text.as_bytes())?;
+    ensure!(out.status.success(), "`{}`: {}", sh::line(&tests), out.status);
+    unittest_ran(&text).context("it did not say what it ran")
+}
+
+/// What Python's unittest says: how many tests it ran, and which it skipped and why. `None` if it ran none.
+fn unittest_ran(text: &str) -> Option<String> {
+    let ran = text.lines().find_map(|line| line.strip_prefix("Ran "))?.split(" in ").next()?;
+    let skipped = text.lines().filter(|line| line.contains(" ... skipped "));
+    let lines: Vec<&str> = std::iter::once(ran).chain(skipped).collect();
+    (!ran.starts_with("0 ")).then(|| lines.join(&format!("\n{:>18}", "")))
 }
 
 /// What the test binaries reported, added up.
@@ -223,5 +233,16 @@ mod tests {
             tally.to_string(),
             "13 tests passed, 2 skipped, 2 failed, 1 ignored\n                  skipped 2: not root"
         );
+    }
+
+    #[test]
+    fn what_unittest_says_is_understood() {
+        let skipped = "setUpClass (a.B) ... skipped 'no lab'";
+        let said = |end: &str| {
+            unittest_ran(&format!("test_c (a.B) ... ok\n{skipped}\n\nRan {end} in 36.3s\n\nOK\n"))
+        };
+        assert_eq!(said("40 tests"), Some(format!("40 tests\n                  {skipped}")));
+        assert_eq!(said("0 tests"), None);
+        assert_eq!(unittest_ran("Segmentation fault\n"), None);
     }
 }

@@ -16,8 +16,8 @@ pub(crate) const LAB: &[&str] = &["bpftool", "iproute2", "iptables", "nftables",
 /// What the virtual machine is made of. Its kernel is fetched apart from this and never installed.
 pub(crate) const VM: &[&str] = &["binutils", "busybox-static", "dash", "qemu-system-x86", "xz-utils"];
 
-/// What the tests of `deploy` and `scripts` call: systemd's own judgement, two shells, a terminal.
-pub(crate) const DEPLOY: &[&str] = &["bash", "dash", "systemd", "util-linux"];
+/// What the tests of `deploy` and `scripts` call: a container runtime, systemd's own judgement, two shells, a terminal.
+pub(crate) const DEPLOY: &[&str] = &["bash", "crun", "dash", "systemd", "util-linux"];
 /// What makes the environment that these tests run in.
 pub(crate) const PYTHON: &[&str] = &["python3", "python3-venv"];
 
