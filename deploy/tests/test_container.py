@@ -109,15 +109,22 @@ class Container(unittest.TestCase):
             },
         }
 
+    def crun(self, *args):
+        subprocess.run(["crun", "--root", self.folder / "crun", *args], capture_output=True, timeout=PATIENCE)
+
+    def name(self):
+        return f"plsprobe-{self.instance}-{self.folder.name}"
+
     def start(self, *args, values=None):
         pod = only(render(values), "DaemonSet")["spec"]["template"]["spec"]
         (self.folder / "config.json").write_text(json.dumps(self.spec(pod, args)))
         # crun knows cgroups of one version at a time, and some machines mount both.
         command = "! mountpoint -q /sys/fs/cgroup/unified || umount /sys/fs/cgroup/unified; exec \"$@\""
         crun = ["crun", "--root", self.folder / "crun", "--cgroup-manager=disabled", "run", "--bundle", self.folder]
-        name = f"plsprobe-{self.instance}-{self.folder.name}"
+        # Whatever becomes of the test; it is gone already where all went well.
+        self.addCleanup(self.crun, "delete", "--force", self.name())
         return subprocess.Popen(
-            ["unshare", "--mount", "--propagation", "slave", "sh", "-c", command, "sh", *crun, name],
+            ["unshare", "--mount", "--propagation", "slave", "sh", "-c", command, "sh", *crun, self.name()],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -140,7 +147,10 @@ class Container(unittest.TestCase):
         self.assertEqual(found["netfilter rules"]["status"], "degraded", found["netfilter rules"])
 
     def test_a_trace_in_it_says_what_kube_proxy_did(self):
-        trace = self.start("trace", "--dst", "pls-app", "--count", "1", "--duration", "60s")
+        self.check_trace(self.start("trace", "--dst", "pls-app", "--count", "1", "--duration", "60s"))
+
+    def check_trace(self, trace):
+        """Sends packets once it is attached, and looks at what it says of them."""
         said = ""
         while "verdicts come from" not in said:
             line = trace.stderr.readline()
