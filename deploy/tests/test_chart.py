@@ -8,7 +8,7 @@ import helm_python
 import kubernetes_validate
 import yaml
 
-from chart import CHART, MANIFESTS, ROOT, manifests, only, render
+from chart import CHART, DEPLOY, MANIFESTS, ROOT, manifests, only, render
 
 # AKS supports three or four at a time; every one that the schemas are had of, from the chart's `kubeVersion` on.
 VERSIONS = [v for v in {v.split("-")[0] for v in kubernetes_validate.utils.all_versions()} if v >= "1.27"]
@@ -236,6 +236,7 @@ class Pod(unittest.TestCase):
             self.args(EVERYTHING)[3:],
             [
                 "--socket-group=1001001",
+                "--metrics=127.0.0.1:9967",
                 "--metrics=$(HOST_IP):9967",
                 "--history-bytes=8388608",
                 "--watch=svc/default/pls-app",
@@ -254,10 +255,11 @@ class Pod(unittest.TestCase):
 
     def test_the_kubelet_asks_where_it_listens(self):
         probes = ("startupProbe", "livenessProbe", "readinessProbe")
-        here = [self.pod()["containers"][0][probe]["httpGet"] for probe in probes]
-        self.assertEqual([check["host"] for check in here], ["127.0.0.1"] * 3)
-        there = [self.pod(EVERYTHING)["containers"][0][probe]["httpGet"] for probe in probes]
-        self.assertFalse(any("host" in check for check in there), "the pod's address is the node's")
+        for values in ({}, EVERYTHING):
+            checks = [self.pod(values)["containers"][0][probe]["httpGet"] for probe in probes]
+            self.assertEqual([check["path"] for check in checks], ["/healthz", "/healthz", "/readyz"])
+            self.assertEqual([check["host"] for check in checks], ["127.0.0.1"] * 3)
+            self.assertIn("--metrics=127.0.0.1:9967", self.args(values))
 
     def test_certificates_are_read_by_root_alone(self):
         (tls,) = [volume for volume in self.pod(EVERYTHING)["volumes"] if volume["name"] == "tls"]
@@ -272,8 +274,12 @@ class Pod(unittest.TestCase):
             self.assertLessEqual(selector.items(), labels.items())
         self.assertEqual(service["spec"]["clusterIP"], "None")
         self.assertEqual(monitor["metadata"]["labels"]["release"], "prometheus")
+        alerts = (DEPLOY / "monitoring" / "alerts.yaml").read_text()
+        self.assertIn(f'{{job="{labels[monitor["spec"]["jobLabel"]]}"}}', alerts)
         (port,) = only(objects, "DaemonSet")["spec"]["template"]["spec"]["containers"][0]["ports"]
-        self.assertEqual(monitor["spec"]["podMetricsEndpoints"], [{"port": port["name"], "interval": "30s"}])
+        (endpoint,) = monitor["spec"]["podMetricsEndpoints"]
+        self.assertEqual((endpoint["port"], endpoint["interval"]), (port["name"], "30s"))
+        self.assertEqual(port["containerPort"], service["spec"]["ports"][0]["port"])
 
 
 class Values(unittest.TestCase):

@@ -15,12 +15,10 @@ app.kubernetes.io/name: plsprobe
 {{- end }}
 {{- end }}
 
-{{/* A health check over HTTP. On 127.0.0.1 the kubelet must be told so; else it takes the pod's address, the node's. */}}
+{{/* A health check of this path. The agent listens on 127.0.0.1, which on the node's network is the kubelet's too. */}}
 {{- define "plsprobe.check" -}}
 httpGet:
-  path: {{ .path }}
+  path: {{ . }}
   port: metrics
-  {{- if not .values.metrics.scrape }}
   host: 127.0.0.1
-  {{- end }}
 {{- end }}
