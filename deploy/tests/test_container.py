@@ -6,8 +6,10 @@ PLSPROBE and PLSPROBE_LAB name the programs; `cargo xtask test` does, once they 
 import json
 import os
 import shutil
+import stat
 import subprocess
 import tempfile
+import time
 import unittest
 from pathlib import Path
 
@@ -116,7 +118,9 @@ class Container(unittest.TestCase):
         return f"plsprobe-{self.instance}-{self.folder.name}"
 
     def start(self, *args, values=None):
+        """Starts it with these arguments, or with those that the chart gives it."""
         pod = only(render(values), "DaemonSet")["spec"]["template"]["spec"]
+        args = args or [arg.replace("$(NODE_NAME)", "node-1") for arg in pod["containers"][0]["args"]]
         (self.folder / "config.json").write_text(json.dumps(self.spec(pod, args)))
         # crun knows cgroups of one version at a time, and some machines mount both.
         command = "! mountpoint -q /sys/fs/cgroup/unified || umount /sys/fs/cgroup/unified; exec \"$@\""
@@ -145,6 +149,25 @@ class Container(unittest.TestCase):
     def test_without_the_nodes_programs_netfilter_is_not_known(self):
         found = self.doctor({"nodePrograms": False})
         self.assertEqual(found["netfilter rules"]["status"], "degraded", found["netfilter rules"])
+
+    def test_the_agent_serves_as_it_is_told(self):
+        group = 1001001
+        agent = self.start(values={"socket": {"group": group}, "watch": ["pls-app"]})
+        socket = self.run_dir / "agent.sock"
+        deadline = time.monotonic() + PATIENCE
+        while not socket.exists() or socket.stat().st_gid != group:
+            self.assertIsNone(agent.poll(), "it has ended")
+            self.assertLess(time.monotonic(), deadline)
+            time.sleep(0.05)
+        self.assertEqual((stat.S_IMODE(socket.stat().st_mode), socket.stat().st_uid), (0o660, 0))
+        trace = ["trace", "--dst", "pls-app", "--agent", socket, "--count", "1", "--duration", "60s"]
+        namespace = f"--net=/run/netns/plsprobe-{self.instance}-node"
+        command = ["nsenter", namespace, os.environ["PLSPROBE"], *trace]
+        self.check_trace(subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True))
+        self.crun("kill", self.name(), "TERM")
+        _, stderr = agent.communicate(timeout=PATIENCE)
+        self.assertEqual(agent.returncode, 0, stderr)
+        self.assertFalse(socket.exists())
 
     def test_a_trace_in_it_says_what_kube_proxy_did(self):
         self.check_trace(self.start("trace", "--dst", "pls-app", "--count", "1", "--duration", "60s"))
