@@ -32,7 +32,7 @@ pub struct Options {
     /// Where the same is served by TCP, to clients with certificates.
     pub listen: Option<(SocketAddr, Files)>,
     /// Where Prometheus and the kubelet ask.
-    pub metrics: Option<SocketAddr>,
+    pub metrics: Vec<SocketAddr>,
     /// Where traces go.
     pub otlp: Option<Settings>,
     /// The node's name.
@@ -57,7 +57,7 @@ pub(super) struct Serving {
 struct Open {
     socket: Socket,
     tls: Option<(TcpListener, Tls)>,
-    metrics: Option<TcpListener>,
+    metrics: Vec<TcpListener>,
 }
 
 impl Serving {
@@ -88,17 +88,17 @@ async fn open(options: &Options, log: &Log) -> Result<Open> {
         Some((address, files)) => Some((listener(*address).await?, Tls::load(files.clone())?)),
         None => None,
     };
-    let metrics = match options.metrics {
-        Some(address) => Some(listener(address).await?),
-        None => None,
-    };
+    let mut metrics = Vec::new();
+    for address in &options.metrics {
+        metrics.push(listener(*address).await?);
+    }
     // The last: whoever finds it finds the rest.
     let socket = Socket::bind(&options.socket, options.socket_group).await?;
     log.say(&format!("serving on `{}`", options.socket.display()));
     if let Some((address, _)) = &options.listen {
         log.say(&format!("serving on {address}, to clients with certificates"));
     }
-    if let Some(address) = options.metrics {
+    for address in &options.metrics {
         log.say(&format!("metrics and health on {address}"));
     }
     Ok(Open { socket, tls, metrics })
@@ -121,8 +121,9 @@ fn serve(runtime: &Runtime, open: Open, options: &Options, sources: Sources, sto
             let (counted, feed) = (Arc::clone(&counted), Arc::clone(&feed));
             async move { counted.count(feed).await }
         });
-        if let Some(listener) = metrics {
-            tokio::spawn(metrics::serve(listener, counted, metrics::Limits::default()));
+        for listener in metrics {
+            // Each with limits of its own: Prometheus shall not take the kubelet's place.
+            tokio::spawn(metrics::serve(listener, Arc::clone(&counted), metrics::Limits::default()));
         }
         if let Some(settings) = options.otlp.clone() {
             tokio::spawn(otlp::export(settings, Pace::default(), Arc::clone(&feed), tally));

@@ -40,9 +40,9 @@ pub(super) struct Args {
     /// The authorities that sign the certificates of clients
     #[arg(long, value_name = "FILE", requires = "listen")]
     tls_client_ca: Option<PathBuf>,
-    /// Where Prometheus and the kubelet ask: /metrics, /healthz, /readyz; or `off`
-    #[arg(long, value_name = "ADDR:PORT", default_value = "127.0.0.1:9965", value_parser = parse_metrics)]
-    metrics: Metrics,
+    /// Where Prometheus and the kubelet ask: /metrics, /healthz, /readyz; or `off`; may be repeated
+    #[arg(long, value_name = "ADDR:PORT", default_value = "127.0.0.1:9967", value_parser = parse_metrics)]
+    metrics: Vec<Metrics>,
     /// Send the path of each flow as a trace to this OpenTelemetry collector (OTLP by HTTP)
     #[arg(long, value_name = "URL")]
     otlp: Option<String>,
@@ -92,7 +92,7 @@ pub(super) fn run(args: Args, global: &Global) -> Result<Outcome> {
         socket: args.socket,
         socket_group: args.socket_group,
         listen: args.listen.zip(files),
-        metrics: args.metrics.0,
+        metrics: args.metrics.iter().filter_map(|one| one.0).collect(),
         otlp,
         node,
     };
@@ -107,7 +107,7 @@ fn parse_metrics(text: &str) -> Result<Metrics, String> {
     match text {
         "off" => Ok(Metrics(None)),
         address => address.parse().map(|address| Metrics(Some(address))).map_err(|_| {
-            format!("found `{text}`, expected `off` or an address and port as in `127.0.0.1:9965`")
+            format!("found `{text}`, expected `off` or an address and port as in `127.0.0.1:9967`")
         }),
     }
 }

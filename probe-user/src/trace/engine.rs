@@ -572,15 +572,18 @@ impl Engine {
     /// Attaches for other scopes, if they need anything else. The old attachment stays until the new one is there; a
     /// record is taken from the one or the other by its time, so that no packet is missed or seen twice.
     ///
+    /// Gives from when on, by the records' clock, all is seen that they need; 0 if it was before.
+    ///
     /// # Errors
     ///
     /// When nothing could be attached for them; all is as before then.
-    pub(super) fn cover(&mut self, coverage: Coverage) -> Result<()> {
+    pub(super) fn cover(&mut self, coverage: Coverage) -> Result<u64> {
         if coverage.is_same_as(&self.coverage) {
             self.coverage = coverage;
-            return Ok(());
+            return Ok(0);
         }
-        self.attach_anew(coverage, self.settings.config)
+        self.attach_anew(coverage, self.settings.config)?;
+        Ok(self.since_ns)
     }
 
     fn attach_anew(&mut self, coverage: Coverage, config: Config) -> Result<()> {

@@ -110,11 +110,11 @@ impl Hub {
         }
         let scope = self.scope(ask)?;
         let coverage = self.coverage_with(&[], Some(&scope));
-        self.engine.cover(coverage)?;
+        let seen_since_ns = self.engine.cover(coverage)?;
         let before = self.engine.totals()?;
         let id = self.next;
         self.next += 1;
-        self.views.insert(id, view(scope).after(before));
+        self.views.insert(id, view(scope).after(before, seen_since_ns));
         Ok(id)
     }
 
@@ -260,7 +260,7 @@ impl Hub {
         let coverage = self.coverage_with(&grown, None);
         self.engine.adopt(node, world);
         match self.engine.cover(coverage) {
-            Ok(()) => self.switched(grown),
+            Ok(_) => self.switched(grown),
             Err(error) => {
                 for (id, _) in grown {
                     let Some(view) = self.views.get_mut(&id) else { continue };

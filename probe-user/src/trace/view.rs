@@ -35,6 +35,8 @@ pub(crate) struct View {
     began_ns: u64,
     /// What had been counted when it began.
     before: Totals,
+    /// From when on all of its flows' packets were looked for.
+    seen_since_ns: u64,
     first_record: Option<Instant>,
 }
 
@@ -53,6 +55,7 @@ impl View {
             started: Instant::now(),
             began_ns: now_ns(),
             before: Totals::default(),
+            seen_since_ns: 0,
             first_record: None,
         }
     }
@@ -62,10 +65,9 @@ impl View {
         Self { started, ..self }
     }
 
-    /// Begins after these totals.
-    pub(super) fn after(mut self, before: Totals) -> Self {
-        self.before = before;
-        self
+    /// Begins after these totals; flows that began before `seen_since_ns` were not seen whole, and are not its.
+    pub(super) fn after(self, before: Totals, seen_since_ns: u64) -> Self {
+        Self { before, seen_since_ns, ..self }
     }
 
     /// Whether as many flows were told as were asked for, or nobody listens.
@@ -104,6 +106,9 @@ impl View {
         judged: &mut Option<Judgement>,
         is_late: bool,
     ) {
+        if path.first_ns < self.seen_since_ns {
+            return;
+        }
         if is_late && self.listener.may_miss() {
             if self.scope.class(path) == Class::Target {
                 self.listener.missed(path);
