@@ -23,6 +23,7 @@ use crate::render::history as render;
 use crate::trace::hub::{Hub, Node, ViewId};
 use crate::trace::judge::{EventSource, FlowVerdict};
 use crate::trace::listener::{Paper as _, Printer};
+use crate::trace::scope::Scope;
 use crate::trace::session::Stop;
 use crate::trace::summary::Summary;
 use crate::trace::view::View;
@@ -53,6 +54,18 @@ pub(super) struct Keep {
     pub(super) record: Rc<RefCell<Record>>,
     pub(super) board: Arc<Board>,
     pub(super) log: Arc<Log>,
+}
+
+impl Keep {
+    /// A view that is remembered.
+    fn recording(&self, ask: Ask, scope: Scope) -> View {
+        View::new(ask, scope, None, Box::new(Recorder(Rc::clone(&self.record))))
+    }
+}
+
+/// All that comes to a target.
+fn watching(name: &str) -> Ask {
+    Ask { dst: name.to_owned(), ..Ask::default() }
 }
 
 /// Keeps watch until it is told to stop.
@@ -120,13 +133,27 @@ struct Keeper<'k> {
 }
 
 impl<'k> Keeper<'k> {
+    /// Attaches once for all that is to be watched and is there.
     async fn start(keep: &'k Keep, before: &Status) -> Result<Self> {
         let node = Node::read(&keep.setup)?;
-        let hub = Hub::for_many(keep.setup.clone(), node).await?;
+        let (mut views, mut watched) = (Vec::new(), BTreeMap::new());
+        for name in wanted(&keep.targets, &node.world) {
+            let ask = watching(&name);
+            match node.scope(&ask, &keep.setup) {
+                Ok(scope) => {
+                    watched.insert(name, views.len() as ViewId);
+                    views.push(keep.recording(ask, scope));
+                }
+                Err(error) => keep.log.say(&format!("`{name}` is not watched: {error:#}")),
+            }
+        }
+        for name in watched.keys() {
+            keep.log.say(&format!("watching `{name}`"));
+        }
+        let hub = Hub::for_many(keep.setup.clone(), node, views).await?;
         let status = Status { trouble: None, ..before.clone() };
-        let mut keeper =
-            Self { keep, hub, watched: BTreeMap::new(), sessions: BTreeMap::new(), status, looked_up: None };
-        keeper.look_up();
+        let looked_up = Some(Instant::now());
+        let mut keeper = Self { keep, hub, watched, sessions: BTreeMap::new(), status, looked_up };
         for text in keeper.hub.engine.hooks_told("looking") {
             keep.log.say(&text);
         }
@@ -182,9 +209,8 @@ impl<'k> Keeper<'k> {
             if self.watched.contains_key(&name) {
                 continue;
             }
-            let ask = Ask { dst: name.clone(), ..Ask::default() };
-            let recorder = Box::new(Recorder(Rc::clone(&self.keep.record)));
-            match self.hub.add(&ask.clone(), |scope| View::new(ask, scope, None, recorder)) {
+            let ask = watching(&name);
+            match self.hub.add(&ask, |scope| self.keep.recording(ask.clone(), scope)) {
                 Ok(id) => {
                     self.keep.log.say(&format!("watching `{name}`"));
                     self.watched.insert(name, id);

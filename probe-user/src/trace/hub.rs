@@ -45,6 +45,15 @@ pub(crate) struct Node {
 }
 
 impl Node {
+    /// What it says a question is about.
+    ///
+    /// # Errors
+    ///
+    /// For a target that is unknown.
+    pub(crate) fn scope(&self, ask: &Ask, setup: &Setup) -> Result<Scope> {
+        Scope::new(&self.world, ask, setup)
+    }
+
     /// Reads it.
     ///
     /// # Errors
@@ -77,24 +86,20 @@ impl Hub {
         })
     }
 
-    /// Attaches at the node's own interfaces, for those who will ask.
+    /// Attaches at the node's own interfaces and for these questions, whose views are numbered from 0 on; others may come.
     ///
     /// # Errors
     ///
     /// When nothing can be attached, or no source knows the uplink.
-    pub(crate) async fn for_many(setup: Setup, node: Node) -> Result<Self> {
+    pub(crate) async fn for_many(setup: Setup, node: Node, views: Vec<View>) -> Result<Self> {
         let Node { live, world } = node;
         let base = Scope::of_the_node(&world, &setup)?;
-        let coverage = Coverage::of([&base], setup.no_tc);
+        let scopes = std::iter::once(&base).chain(views.iter().map(|view| &view.scope));
+        let coverage = Coverage::of(scopes, setup.no_tc);
         let engine = Engine::start(setup, live, world, coverage).await?;
-        Ok(Self {
-            engine,
-            views: BTreeMap::new(),
-            next: 0,
-            base: Some(base),
-            is_wide: false,
-            news: Vec::new(),
-        })
+        let views: BTreeMap<_, _> = (0..).zip(views).collect();
+        let next = views.len() as ViewId;
+        Ok(Self { engine, views, next, base: Some(base), is_wide: false, news: Vec::new() })
     }
 
     /// Takes another question.
