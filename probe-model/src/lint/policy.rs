@@ -97,7 +97,7 @@ fn shadowed(policy: &Policy, part: &Part, all: &[(&Policy, &Part)], lint: &mut L
 fn same_name(scope: &Scope<'_>, lint: &mut Lint) {
     let all = &scope.world.kubernetes.policies;
     for (at, first) in all.iter().enumerate() {
-        let other = all[at + 1..].iter().find(|other| {
+        let other = all.iter().skip(at + 1).find(|other| {
             (other.kind, &other.namespace, &other.name) == (first.kind, &first.namespace, &first.name)
         });
         let Some(other) = other.filter(|other| other.json != first.json) else { continue };

@@ -3,6 +3,9 @@
 use core::fmt;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
+use std::ops::{Index, IndexMut};
+use std::slice;
+use std::sync::Arc;
 
 use ipnet::IpNet;
 
@@ -24,25 +27,109 @@ pub struct Kubernetes {
     /// Who asked the API: ``kubeconfig `admin.conf`, context `aks` ``; `None` if nobody did, which costs all that only it knows.
     pub asked: Option<String>,
     /// Services of all namespaces.
-    pub services: Option<Vec<Service>>,
+    pub services: Option<List<Service>>,
     /// Where their backends are.
-    pub endpoint_slices: Option<Vec<EndpointSlice>>,
+    pub endpoint_slices: Option<List<EndpointSlice>>,
     /// Pods of all namespaces.
-    pub pods: Option<Vec<Pod>>,
+    pub pods: Option<List<Pod>>,
     /// Namespaces.
-    pub namespaces: Option<Vec<Namespace>>,
+    pub namespaces: Option<List<Namespace>>,
     /// Nodes.
-    pub nodes: Option<Vec<Node>>,
+    pub nodes: Option<List<Node>>,
     /// Policy objects, from the API and from files alike.
-    pub policies: Vec<PolicyObject>,
+    pub policies: List<PolicyObject>,
     /// Kinds of which the API gave every object; of any other kind [`Self::policies`] may lack some.
     pub complete: BTreeSet<PolicyKind>,
     /// `CiliumCIDRGroup` objects by name, that policies refer to.
     pub cidr_groups: Option<BTreeMap<String, Vec<IpNet>>>,
     /// What the service controller said of services.
-    pub events: Option<Vec<ServiceEvent>>,
+    pub events: Option<List<ServiceEvent>>,
     /// `kube-system/cilium-config`, the options that Cilium was given.
     pub cilium_config: Option<BTreeMap<String, String>>,
+}
+
+/// Objects that several Worlds share: a clone costs nothing, however many they are.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct List<T>(Arc<[Arc<T>]>);
+
+/// The objects of a [`List`].
+pub type Iter<'a, T> = std::iter::Map<slice::Iter<'a, Arc<T>>, fn(&'a Arc<T>) -> &'a T>;
+
+impl<T> List<T> {
+    /// Its objects.
+    pub fn iter(&self) -> Iter<'_, T> {
+        self.0.iter().map(Arc::as_ref)
+    }
+
+    /// Its objects as they are shared.
+    pub fn shared(&self) -> &[Arc<T>] {
+        &self.0
+    }
+
+    /// How many there are.
+    pub fn len(&self) -> usize {
+        self.0.len()
+    }
+
+    /// Whether there is none.
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+}
+
+impl<T: Clone> List<T> {
+    /// Adds an object, to this list alone.
+    pub fn push(&mut self, object: T) {
+        *self = self.0.iter().cloned().chain([Arc::new(object)]).collect();
+    }
+}
+
+impl<T> Index<usize> for List<T> {
+    type Output = T;
+
+    fn index(&self, at: usize) -> &T {
+        &self.0[at]
+    }
+}
+
+impl<T: Clone> IndexMut<usize> for List<T> {
+    /// For a change in this list alone.
+    fn index_mut(&mut self, at: usize) -> &mut T {
+        Arc::make_mut(&mut Arc::make_mut(&mut self.0)[at])
+    }
+}
+
+impl<T> Default for List<T> {
+    fn default() -> Self {
+        Self(Arc::default())
+    }
+}
+
+impl<T> FromIterator<T> for List<T> {
+    fn from_iter<I: IntoIterator<Item = T>>(objects: I) -> Self {
+        objects.into_iter().map(Arc::new).collect()
+    }
+}
+
+impl<T> FromIterator<Arc<T>> for List<T> {
+    fn from_iter<I: IntoIterator<Item = Arc<T>>>(objects: I) -> Self {
+        Self(objects.into_iter().collect())
+    }
+}
+
+impl<T> From<Vec<T>> for List<T> {
+    fn from(objects: Vec<T>) -> Self {
+        objects.into_iter().collect()
+    }
+}
+
+impl<'a, T> IntoIterator for &'a List<T> {
+    type Item = &'a T;
+    type IntoIter = Iter<'a, T>;
+
+    fn into_iter(self) -> Self::IntoIter {
+        self.iter()
+    }
 }
 
 impl Kubernetes {

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use probe_model::world::{
     Missing, World,
-    kubernetes::{Kubernetes, PolicyKind, PolicyObject, PolicyOrigin},
+    kubernetes::{Kubernetes, List, PolicyKind, PolicyObject, PolicyOrigin},
     nat::{Claim, Disagreement},
 };
 use serde_json::Value;
@@ -35,23 +35,25 @@ fn read_kubernetes(node: &RawNode, world: &mut World) {
     let mut lists = Lists { lists: &node.kubernetes, missing: &mut world.missing };
     let mut found = Kubernetes {
         asked: asked(&node.kubernetes),
-        services: lists.read("services", decode::services),
-        endpoint_slices: lists.read("endpointslices", decode::endpoint_slices),
-        pods: lists.read("pods", decode::pods),
-        namespaces: lists.read("namespaces", decode::namespaces),
-        nodes: lists.read("nodes", decode::nodes),
+        services: lists.read("services", decode::services).map(List::from),
+        endpoint_slices: lists.read("endpointslices", decode::endpoint_slices).map(List::from),
+        pods: lists.read("pods", decode::pods).map(List::from),
+        namespaces: lists.read("namespaces", decode::namespaces).map(List::from),
+        nodes: lists.read("nodes", decode::nodes).map(List::from),
         cidr_groups: lists.read("ciliumcidrgroups", decode::cidr_groups),
-        events: lists.read("events", decode::events),
+        events: lists.read("events", decode::events).map(List::from),
         cilium_config: lists.read("cilium-config", decode::cilium_config),
         ..Kubernetes::default()
     };
+    let mut policies = Vec::new();
     for kind in PolicyKind::ALL {
-        if let Some(policies) = lists.read(list_name(kind), |text| decode::policies(kind, text)) {
-            found.policies.extend(policies);
+        if let Some(known) = lists.read(list_name(kind), |text| decode::policies(kind, text)) {
+            policies.extend(known);
             found.complete.insert(kind);
         }
     }
-    found.policies.extend(lists.read(cluster::FILES, decode::file_policies).unwrap_or_default());
+    policies.extend(lists.read(cluster::FILES, decode::file_policies).unwrap_or_default());
+    found.policies = policies.into();
     world.disagreements.extend(disagreements(&found.policies));
     world.kubernetes = found;
 }
@@ -79,13 +81,13 @@ fn asked(parts: &BTreeMap<String, String>) -> Option<String> {
 }
 
 /// Objects of one name that differ: of a file and the cluster, or of two files.
-fn disagreements(policies: &[PolicyObject]) -> Vec<Disagreement> {
+pub(super) fn disagreements(policies: &List<PolicyObject>) -> Vec<Disagreement> {
     let mut all = Vec::new();
     for (idx, policy) in policies.iter().enumerate() {
         let is_same = |other: &&PolicyObject| {
             (other.kind, &other.namespace, &other.name) == (policy.kind, &policy.namespace, &policy.name)
         };
-        let Some(earlier) = policies[..idx].iter().find(is_same) else { continue };
+        let Some(earlier) = policies.iter().take(idx).find(is_same) else { continue };
         if meaning(earlier) == meaning(policy) {
             continue;
         }
@@ -199,7 +201,7 @@ mod tests {
     fn what_the_api_server_adds_is_no_difference() {
         let applied = json!({"podSelector": {}, "policyTypes": ["Ingress"], "ingress": [{"ports": [{"port": 80, "protocol": "TCP"}]}]});
         let written = json!({"podSelector": {}, "egress": null, "ingress": [{"ports": [{"port": 80}]}]});
-        let both = [policy(PolicyOrigin::Kubernetes, &applied), policy(file(), &written)];
+        let both = vec![policy(PolicyOrigin::Kubernetes, &applied), policy(file(), &written)].into();
         assert_eq!(disagreements(&both), []);
     }
 
@@ -207,21 +209,21 @@ mod tests {
     fn a_file_that_says_something_else() {
         let (one, other) =
             (json!({"podSelector": {}, "ingress": []}), json!({"podSelector": {}, "ingress": [{}]}));
-        let both = [policy(PolicyOrigin::Kubernetes, &one), policy(file(), &other)];
+        let both = vec![policy(PolicyOrigin::Kubernetes, &one), policy(file(), &other)].into();
         assert_eq!(
             disagreements(&both).iter().map(ToString::to_string).collect::<Vec<_>>(),
             [
                 r#"NetworkPolicy n/a: kubernetes says {"ingress":[],"podSelector":{}}, a.yaml:1 says {"ingress":[{}],"podSelector":{}}; the cluster goes by its own until the file is applied, which replaces it"#
             ]
         );
-        let both = [policy(file(), &one), policy(file(), &other)];
+        let both = vec![policy(file(), &one), policy(file(), &other)].into();
         assert!(
             disagreements(&both)[0]
                 .to_string()
                 .ends_with("one replaces the other when it is applied: the last one stays")
         );
         let another = PolicyObject { name: "b".to_owned(), ..policy(file(), &other) };
-        assert_eq!(disagreements(&[policy(file(), &one), another]), []);
+        assert_eq!(disagreements(&vec![policy(file(), &one), another].into()), []);
     }
 
     #[test]
@@ -241,7 +243,7 @@ mod tests {
         read(&node, &mut world);
         let names: Vec<_> = world.missing.iter().map(|own| own.what.as_str()).collect();
         assert_eq!(names, ["kubernetes/services", "azure/load-balancers"]);
-        assert_eq!((world.kubernetes.services, world.kubernetes.pods), (None, Some(Vec::new())));
+        assert_eq!((world.kubernetes.services, world.kubernetes.pods), (None, Some(List::default())));
         assert_eq!(world.kubernetes.complete, [PolicyKind::NetworkPolicy].into());
         assert_eq!((world.kubernetes.asked.as_deref(), world.private_link.asked), (Some("who"), None));
     }

@@ -45,15 +45,18 @@ pub(crate) fn recorded(recording: &str, scenario: &str) -> World {
 pub(crate) fn working(recording: &str, scenario: &str, nat_ips: &[Ipv4Addr]) -> World {
     let mut world = recorded(recording, scenario);
     let known = &mut world.kubernetes;
-    known.services = Some(vec![service()]);
-    known.endpoint_slices = Some(vec![slice(&[(APP, true, POD)])]);
-    known.pods = Some(vec![pod()]);
-    known.nodes = Some(vec![Node {
-        name: "aks-nodepool1-0".to_owned(),
-        addresses: vec![NODE.into()],
-        is_ready: true,
-        ..Node::default()
-    }]);
+    known.services = Some(vec![service()].into());
+    known.endpoint_slices = Some(vec![slice(&[(APP, true, POD)])].into());
+    known.pods = Some(vec![pod()].into());
+    known.nodes = Some(
+        vec![Node {
+            name: "aks-nodepool1-0".to_owned(),
+            addresses: vec![NODE.into()],
+            is_ready: true,
+            ..Node::default()
+        }]
+        .into(),
+    );
     let azure = &mut world.private_link;
     azure.services = Some(vec![private_link("pls-app", FRONTEND_ID, nat_ips)]);
     azure.load_balancers = Some(vec![load_balancer()]);

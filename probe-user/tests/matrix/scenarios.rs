@@ -307,12 +307,12 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
             with(|world| {
                 target_port(world, 8080);
                 world.version = Some("1.14.9".to_owned());
-                world.kubernetes.policies = vec![ports("79,\"endPort\":8080")];
+                world.kubernetes.policies = vec![ports("79,\"endPort\":8080")].into();
                 rule_port(world, "79");
             })
         },
         neighbour: ("the rule names the one port", || {
-            with(|world| world.kubernetes.policies = vec![ports("80")])
+            with(|world| world.kubernetes.policies = vec![ports("80")].into())
         }),
     },
     Scenario {
@@ -474,18 +474,18 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
         shows: "the ready pod is on another node",
         spoilt: || {
             with(|world| {
-                world.kubernetes.endpoint_slices = Some(vec![slice(&[
-                    (APP, false, POD),
-                    (Ipv4Addr::new(10, 0, 2, 9), true, "pls-app-other"),
-                ])]);
+                world.kubernetes.endpoint_slices = Some(
+                    vec![slice(&[(APP, false, POD), (Ipv4Addr::new(10, 0, 2, 9), true, "pls-app-other")])]
+                        .into(),
+                );
             })
         },
         neighbour: ("one is ready here", || {
             with(|world| {
-                world.kubernetes.endpoint_slices = Some(vec![slice(&[
-                    (APP, true, POD),
-                    (Ipv4Addr::new(10, 0, 2, 9), false, "pls-app-other"),
-                ])]);
+                world.kubernetes.endpoint_slices = Some(
+                    vec![slice(&[(APP, true, POD), (Ipv4Addr::new(10, 0, 2, 9), false, "pls-app-other")])]
+                        .into(),
+                );
             })
         }),
     },
@@ -551,13 +551,16 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
             with(|world| {
                 world.private_link.services = Some(Vec::new());
                 world.private_link.declared.nat_ips = vec![net("10.224.0.8/32")];
-                world.kubernetes.events = Some(vec![ServiceEvent {
-                    namespace: "default".to_owned(),
-                    service: "pls-app".to_owned(),
-                    reason: "SyncLoadBalancerFailed".to_owned(),
-                    message: "disablePLSNetworkPolicy: failed to get subnet".to_owned(),
-                    ..ServiceEvent::default()
-                }]);
+                world.kubernetes.events = Some(
+                    vec![ServiceEvent {
+                        namespace: "default".to_owned(),
+                        service: "pls-app".to_owned(),
+                        reason: "SyncLoadBalancerFailed".to_owned(),
+                        message: "disablePLSNetworkPolicy: failed to get subnet".to_owned(),
+                        ..ServiceEvent::default()
+                    }]
+                    .into(),
+                );
             })
         },
         neighbour: ("Azure was not asked", || {
@@ -613,14 +616,16 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
             with(|world| {
                 let mut file = policy("allow-pls-nat", r#"{"podSelector":{},"policyTypes":["Ingress"]}"#);
                 file.origin = PolicyOrigin::File { path: "deny.yaml".to_owned(), line: 1 };
-                world.kubernetes.policies = vec![policy("allow-pls-nat", r#"{"podSelector":{}}"#), file];
+                world.kubernetes.policies =
+                    vec![policy("allow-pls-nat", r#"{"podSelector":{}}"#), file].into();
             })
         },
         neighbour: ("the file has the same object", || {
             with(|world| {
                 let mut file = policy("allow-pls-nat", r#"{"podSelector":{}}"#);
                 file.origin = PolicyOrigin::File { path: "allow.yaml".to_owned(), line: 1 };
-                world.kubernetes.policies = vec![policy("allow-pls-nat", r#"{"podSelector":{}}"#), file];
+                world.kubernetes.policies =
+                    vec![policy("allow-pls-nat", r#"{"podSelector":{}}"#), file].into();
             })
         }),
     },
@@ -637,7 +642,7 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
             with(|world| {
                 let mut own = pod();
                 own.host_network = true;
-                world.kubernetes.pods = Some(vec![own]);
+                world.kubernetes.pods = Some(vec![own].into());
             })
         },
         neighbour: ("another pod is", || {
@@ -727,12 +732,12 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
         shows: "the agent lacks a policy that Kubernetes has",
         spoilt: || {
             with(|world| {
-                world.kubernetes.policies = vec![policy("newer", r#"{"podSelector":{}}"#)];
+                world.kubernetes.policies = vec![policy("newer", r#"{"podSelector":{}}"#)].into();
             })
         },
         neighbour: ("the agent has it", || {
             with(|world| {
-                world.kubernetes.policies = vec![policy("allow-pls-nat", r#"{"podSelector":{}}"#)];
+                world.kubernetes.policies = vec![policy("allow-pls-nat", r#"{"podSelector":{}}"#)].into();
             })
         }),
     },

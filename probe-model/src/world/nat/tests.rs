@@ -51,7 +51,7 @@ fn private_link(configured: &[&str], on_interface: Option<&[&str]>) -> PrivateLi
 
 fn world(service: Option<Service>, private_link: Option<PrivateLinkService>) -> World {
     World {
-        kubernetes: Kubernetes { services: service.map(|own| vec![own]), ..Kubernetes::default() },
+        kubernetes: Kubernetes { services: service.map(|own| vec![own].into()), ..Kubernetes::default() },
         private_link: PrivateLink { services: private_link.map(|own| vec![own]), ..PrivateLink::default() },
         ..World::default()
     }
@@ -173,10 +173,11 @@ fn the_subnet_that_the_service_names() {
         &by_interface,
         &["range 10.224.0.0/16: subnet of the nodes, from which Service default/pls-app takes its NAT IPs"],
     );
-    by_interface.kubernetes.services = Some(vec![service(&[("azure-pls-ip-configuration-subnet", "pls")])]);
+    by_interface.kubernetes.services =
+        Some(vec![service(&[("azure-pls-ip-configuration-subnet", "pls")])].into());
     check(&by_interface, &[]);
     // No Private Link is asked for.
-    unnamed.kubernetes.services.as_mut().unwrap()[0].annotations.clear();
+    unnamed.kubernetes.services = Some(vec![Service::default()].into());
     check(&unnamed, &[]);
 }
 
@@ -208,7 +209,8 @@ fn many_ports_of_few_sources_are_suspected() {
     check(&with_connections(&["10.224.0.8"], ports - 1), &[]);
     check(&with_connections(&["168.63.129.16"], ports), &[]);
     let mut node = with_connections(&["10.224.0.4"], ports);
-    node.kubernetes.nodes = Some(vec![Node { addresses: vec![address("10.224.0.4")], ..Node::default() }]);
+    node.kubernetes.nodes =
+        Some(vec![Node { addresses: vec![address("10.224.0.4")], ..Node::default() }].into());
     check(&node, &[]);
     let mut outside = with_connections(&["10.224.0.8"], ports);
     outside.private_link.place.network_prefixes = vec![prefix("10.225.0.0/16")];
