@@ -1,6 +1,6 @@
 //! The answer to a request of HTTP/1.1, read by hand: nothing here needs more of the protocol than a length or chunks.
 
-use std::io::{BufRead, Read as _};
+use std::io::{self, BufRead, Read};
 
 use anyhow::{Context as _, Result, anyhow, ensure};
 
@@ -84,40 +84,93 @@ impl Head {
     ///
     /// If it is longer, or ends before it should.
     pub fn body(&self, reader: &mut impl BufRead, limit: u64) -> Result<Vec<u8>> {
-        let mut body = Vec::new();
-        match self.length {
-            Length::Known(length) => read_exactly(reader, length, limit, &mut body)?,
-            Length::Chunked => loop {
-                let size = line(reader).context("the answer ends inside its chunks")?;
-                let size = size.split(';').next().unwrap_or_default().trim();
-                let size = u64::from_str_radix(size, 16)
-                    .map_err(|_| anyhow!("expected a chunk's size, found `{}`", shown(size)))?;
-                read_exactly(reader, size, limit, &mut body)?;
-                if size == 0 {
-                    break;
-                }
-                let end = line(reader).context("the answer ends inside its chunks")?;
-                ensure!(end.is_empty(), "expected a chunk's end, found `{}`", shown(&end));
-            },
-            Length::ToTheEnd => {
-                reader.take(limit + 1).read_to_end(&mut body)?;
-                ensure!(body.len() as u64 <= limit, too_long(limit));
-            }
+        let too_long = || format!("the answer is longer than {limit} bytes");
+        if let Length::Known(length) = self.length {
+            ensure!(length <= limit, too_long());
         }
+        let mut body = Vec::new();
+        self.follow(reader).take(limit + 1).read_to_end(&mut body)?;
+        ensure!(body.len() as u64 <= limit, too_long());
         Ok(body)
+    }
+
+    /// The body that follows, as it comes.
+    pub fn follow<R: BufRead>(&self, reader: R) -> BodyReader<R> {
+        let size = match self.length {
+            Length::Known(length) => length,
+            Length::Chunked => 0,
+            Length::ToTheEnd => u64::MAX,
+        };
+        BodyReader { reader, length: self.length, size, left: size, begun: false, ended: false }
     }
 }
 
-/// Appends `length` bytes, or says how many there were.
-fn read_exactly(reader: &mut impl BufRead, length: u64, limit: u64, body: &mut Vec<u8>) -> Result<()> {
-    ensure!(length <= limit.saturating_sub(body.len() as u64), too_long(limit));
-    let read = reader.take(length).read_to_end(body)? as u64;
-    ensure!(read == length, "the answer ends after {read} bytes, expected {length}");
-    Ok(())
+/// A body as it comes: an end that comes too early is an error.
+#[derive(Debug)]
+pub struct BodyReader<R> {
+    reader: R,
+    length: Length,
+    /// Bytes of it, or of the chunk that is read.
+    size: u64,
+    /// How many of them are still to come.
+    left: u64,
+    /// Whether a chunk was read.
+    begun: bool,
+    ended: bool,
 }
 
-fn too_long(limit: u64) -> String {
-    format!("the answer is longer than {limit} bytes")
+impl<R: BufRead> BodyReader<R> {
+    fn next_chunk(&mut self) -> Result<()> {
+        let mut next = || line(&mut self.reader).context("the answer ends inside its chunks");
+        if self.begun {
+            let end = next()?;
+            ensure!(end.is_empty(), "expected a chunk's end, found `{}`", shown(&end));
+        }
+        let size = next()?;
+        let size = size.split(';').next().unwrap_or_default().trim();
+        self.size = u64::from_str_radix(size, 16)
+            .map_err(|_| anyhow!("expected a chunk's size, found `{}`", shown(size)))?;
+        (self.left, self.begun, self.ended) = (self.size, true, self.size == 0);
+        Ok(())
+    }
+}
+
+impl<R: BufRead> BufRead for BodyReader<R> {
+    fn fill_buf(&mut self) -> io::Result<&[u8]> {
+        if self.left == 0 && self.length == Length::Chunked && !self.ended {
+            self.next_chunk().map_err(broken)?;
+        }
+        if self.left == 0 {
+            return Ok(&[]);
+        }
+        let found = self.reader.fill_buf()?;
+        if found.is_empty() && self.length != Length::ToTheEnd {
+            let (size, read) = (self.size, self.size - self.left);
+            return Err(broken(anyhow!("the answer ends after {read} bytes, expected {size}")));
+        }
+        Ok(&found[..found.len().min(usize::try_from(self.left).unwrap_or(usize::MAX))])
+    }
+
+    fn consume(&mut self, count: usize) {
+        self.reader.consume(count);
+        self.left -= count as u64;
+    }
+}
+
+impl<R: BufRead> Read for BodyReader<R> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let count = self.fill_buf()?.read(buffer)?;
+        self.consume(count);
+        Ok(count)
+    }
+}
+
+/// What is wrong with an answer, unless it is the stream that failed.
+fn broken(error: anyhow::Error) -> io::Error {
+    match error.downcast::<io::Error>() {
+        Ok(error) => error,
+        Err(error) => io::Error::new(io::ErrorKind::InvalidData, format!("{error:#}")),
+    }
 }
 
 /// One line without its end. A stream that ends before the line does is an error.

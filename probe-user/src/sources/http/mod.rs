@@ -1,10 +1,11 @@
 //! HTTP/1.1 for a few requests: to the agent's socket, the Kubernetes API and Azure.
 //!
-//! One blocking request per connection. Every wait is bounded, as is the length of an answer; what the other side asks to
+//! One blocking request per connection; its answer is read as a whole, or as it comes ([`Client::follow`]). Every wait is bounded, as is the length of an answer; what the other side asks to
 //! be tried again is tried again while there is time. Redirects are not followed: they would carry a token elsewhere.
 
 mod answer;
 mod resolve;
+mod stop;
 #[cfg(test)]
 pub(crate) mod testing;
 mod timed;
@@ -26,8 +27,9 @@ use rustls::{ClientConfig, ClientConnection, StreamOwned, pki_types::ServerName}
 
 #[cfg(test)]
 pub(crate) use answer::line;
-pub use answer::{Head, shown};
+pub use answer::{BodyReader, Head, shown};
 pub use resolve::Resolver;
+pub use stop::Stopper;
 pub use timed::{Timed, timed_out};
 pub use url::{Url, escape};
 
@@ -60,6 +62,27 @@ pub struct Client {
     pub max_body: u64,
     /// How names become addresses.
     pub resolver: Resolver,
+}
+
+/// A body that is read as it comes.
+pub type Stream = BodyReader<BufReader<Box<dyn Connection>>>;
+
+/// A stream to a server, which gives up at a point in time.
+pub trait Connection: Read + Write + Send {
+    /// Gives up then.
+    fn give_until(&mut self, deadline: Instant);
+}
+
+impl Connection for Timed<TcpStream> {
+    fn give_until(&mut self, deadline: Instant) {
+        self.deadline = deadline;
+    }
+}
+
+impl Connection for StreamOwned<ClientConnection, Timed<TcpStream>> {
+    fn give_until(&mut self, deadline: Instant) {
+        self.sock.deadline = deadline;
+    }
 }
 
 /// A request.
@@ -251,7 +274,40 @@ impl Client {
         format!("{} {}{path}", request.method(), self.base)
     }
 
+    /// An answer to read as it comes: its head within [`Patience::each`], its body until `deadline`. Tried once.
+    ///
+    /// # Errors
+    ///
+    /// [`Error`]; also when `stopper` ends it.
+    pub fn follow(&self, request: &Request, deadline: Instant, stopper: &Stopper) -> Result<Stream, Error> {
+        let until_head = deadline.min(Instant::now() + self.patience.each);
+        let opened = self.open(request, until_head, Some(stopper)).and_then(|(head, mut reader)| {
+            if !(200..=299).contains(&head.status) {
+                let body = head.body(&mut reader, self.max_body);
+                return Err(status(&head, &body.map_err(|error| self.why(&error, until_head))?));
+            }
+            reader.get_mut().give_until(deadline);
+            Ok(head.follow(reader))
+        });
+        opened.map_err(|why| Error { asked: self.asked(request), why, tries: 1 })
+    }
+
     fn attempt(&self, request: &Request, deadline: Instant) -> Result<Vec<u8>, Why> {
+        let (head, mut reader) = self.open(request, deadline, None)?;
+        let body = head.body(&mut reader, self.max_body).map_err(|error| self.why(&error, deadline))?;
+        match head.status {
+            200..=299 => Ok(body),
+            _ => Err(status(&head, &body)),
+        }
+    }
+
+    /// Connects, asks, and reads the answer's head.
+    fn open(
+        &self,
+        request: &Request,
+        deadline: Instant,
+        stopper: Option<&Stopper>,
+    ) -> Result<(Head, BufReader<Box<dyn Connection>>), Why> {
         // Parts of it were said by others, who must not add headers of theirs.
         let is_path = request.path.starts_with('/') && request.path.bytes().all(|b| b.is_ascii_graphic());
         if !is_path {
@@ -260,15 +316,21 @@ impl Client {
         let addresses = self.resolver.resolve(&self.base.host, deadline);
         let addresses = addresses.map_err(|error| Why::Unreachable(format!("{error:#}")))?;
         let tcp = self.connect(&addresses, deadline)?;
+        if let Some(stopper) = stopper {
+            stopper.hold(&tcp).map_err(|error| Why::Unreachable(error.to_string()))?;
+        }
         let stream = Timed { stream: tcp, deadline };
-        let Some(config) = self.tls.as_ref().filter(|_| self.base.is_https) else {
-            return self.exchange(stream, request, deadline);
+        let stream: Box<dyn Connection> = match self.tls.as_ref().filter(|_| self.base.is_https) {
+            None => Box::new(stream),
+            Some(config) => {
+                let name = ServerName::try_from(self.base.host.clone())
+                    .map_err(|_| Why::Untrusted(format!("`{}` cannot be a server's name", self.base.host)))?;
+                let session = ClientConnection::new(config.clone(), name);
+                let session = session.map_err(|error| Why::Untrusted(tls::explained(&error)))?;
+                Box::new(StreamOwned::new(session, stream))
+            }
         };
-        let name = ServerName::try_from(self.base.host.clone())
-            .map_err(|_| Why::Untrusted(format!("`{}` cannot be a server's name", self.base.host)))?;
-        let session = ClientConnection::new(config.clone(), name);
-        let session = session.map_err(|error| Why::Untrusted(tls::explained(&error)))?;
-        self.exchange(StreamOwned::new(session, stream), request, deadline)
+        self.ask(stream, request).map_err(|error| self.why(&error, deadline))
     }
 
     fn connect(&self, addresses: &[std::net::IpAddr], deadline: Instant) -> Result<TcpStream, Why> {
@@ -286,38 +348,30 @@ impl Client {
         Err(Why::Unreachable(last.unwrap_or_else(|| "no time was left to connect".to_owned())))
     }
 
-    fn exchange(
+    fn ask(
         &self,
-        mut stream: impl Read + Write,
+        mut stream: Box<dyn Connection>,
         request: &Request,
-        deadline: Instant,
-    ) -> Result<Vec<u8>, Why> {
-        let run = || -> anyhow::Result<(Head, Vec<u8>)> {
-            let sent = stream.write_all(&self.bytes(request)).and_then(|()| stream.flush());
-            let mut reader = BufReader::new(stream);
-            let head = match (Head::read(&mut reader), sent) {
-                (Ok(head), _) => head,
-                // Who refuses a request may say why, and close before all of it is sent.
-                (Err(said), _) if tls::cause(&said).is_some() => return Err(said),
-                (Err(_), Err(error)) => return Err(error).context("failed to send the request"),
-                (Err(error), Ok(())) => return Err(error),
-            };
-            let body = head.body(&mut reader, self.max_body)?;
-            Ok((head, body))
-        };
-        let (head, body) = run().map_err(|error| {
-            if let Some(tls) = tls::cause(&error) {
-                return Why::Untrusted(tls::explained(tls));
-            }
-            if timed_out(&error) || Instant::now() >= deadline {
-                return Why::TimedOut(self.patience.each.min(self.patience.total));
-            }
-            Why::Answer(format!("{error:#}"))
-        })?;
-        match head.status {
-            200..=299 => Ok(body),
-            _ => Err(status(&head, &body)),
+    ) -> anyhow::Result<(Head, BufReader<Box<dyn Connection>>)> {
+        let sent = stream.write_all(&self.bytes(request)).and_then(|()| stream.flush());
+        let mut reader = BufReader::new(stream);
+        match (Head::read(&mut reader), sent) {
+            (Ok(head), _) => Ok((head, reader)),
+            // Who refuses a request may say why, and close before all of it is sent.
+            (Err(said), _) if tls::cause(&said).is_some() => Err(said),
+            (Err(_), Err(error)) => Err(error).context("failed to send the request"),
+            (Err(error), Ok(())) => Err(error),
         }
+    }
+
+    fn why(&self, error: &anyhow::Error, deadline: Instant) -> Why {
+        if let Some(tls) = tls::cause(error) {
+            return Why::Untrusted(tls::explained(tls));
+        }
+        if timed_out(error) || Instant::now() >= deadline {
+            return Why::TimedOut(self.patience.each.min(self.patience.total));
+        }
+        Why::Answer(format!("{error:#}"))
     }
 
     fn bytes(&self, request: &Request) -> Vec<u8> {
