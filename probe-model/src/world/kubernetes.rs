@@ -49,7 +49,7 @@ pub struct Kubernetes {
 }
 
 /// Objects that several Worlds share: a clone costs nothing, however many they are.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Debug, PartialEq, Eq)]
 pub struct List<T>(Arc<[Arc<T>]>);
 
 /// The objects of a [`List`].
@@ -96,6 +96,12 @@ impl<T: Clone> IndexMut<usize> for List<T> {
     /// For a change in this list alone.
     fn index_mut(&mut self, at: usize) -> &mut T {
         Arc::make_mut(&mut Arc::make_mut(&mut self.0)[at])
+    }
+}
+
+impl<T> Clone for List<T> {
+    fn clone(&self) -> Self {
+        Self(Arc::clone(&self.0))
     }
 }
 

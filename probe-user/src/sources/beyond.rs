@@ -18,7 +18,7 @@ pub(super) fn read(node: &RawNode, world: &mut World) {
 }
 
 /// The list in which the API has the objects of a kind.
-fn list_name(kind: PolicyKind) -> &'static str {
+pub(super) fn list_name(kind: PolicyKind) -> &'static str {
     match kind {
         PolicyKind::NetworkPolicy => "networkpolicies",
         PolicyKind::CiliumNetworkPolicy => "ciliumnetworkpolicies",

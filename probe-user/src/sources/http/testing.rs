@@ -58,6 +58,8 @@ pub(crate) enum Reply {
     Bytes(Vec<u8>),
     /// Sends these bytes and then nothing, until the client goes.
     Hang(Vec<u8>),
+    /// Sends what this writes, as it comes.
+    Stream(Box<dyn FnOnce(&mut dyn Write) -> std::io::Result<()> + Send>),
 }
 
 impl Reply {
@@ -178,6 +180,7 @@ fn converse(
     let stream = reader.get_mut();
     match reply(&seen) {
         Reply::Bytes(bytes) => stream.write_all(&bytes)?,
+        Reply::Stream(write) => write(stream)?,
         Reply::Hang(bytes) => {
             stream.write_all(&bytes)?;
             stream.flush()?;

@@ -46,16 +46,14 @@ struct Object<S, T> {
 }
 
 /// Every object of a list, or the first that is none, by its place.
-fn each<T: DeserializeOwned, U>(text: &str, read: impl Fn(T) -> Result<U>) -> Result<Vec<U>> {
+fn each<U>(text: &str, read: impl Fn(Value) -> Result<U>) -> Result<Vec<U>> {
     let items: Vec<Value> = serde_json::from_str(text).context("it is no list")?;
-    let decode = |(idx, item)| {
-        let object = serde_json::from_value(item);
-        object
-            .map_err(anyhow::Error::from)
-            .and_then(&read)
-            .with_context(|| format!("failed to read object {idx}"))
-    };
+    let decode = |(idx, item)| read(item).with_context(|| format!("failed to read object {idx}"));
     items.into_iter().enumerate().map(decode).collect()
+}
+
+fn one<T: DeserializeOwned>(object: Value) -> Result<T> {
+    Ok(serde_json::from_value(object)?)
 }
 
 fn addresses<'a>(texts: impl IntoIterator<Item = &'a String>) -> Result<Vec<IpAddr>> {
@@ -167,27 +165,35 @@ fn service_port(port: Port) -> Result<ServicePort> {
 ///
 /// If one is none.
 pub fn services(text: &str) -> Result<Vec<Service>> {
-    each(text, |Object { metadata, spec, status }: Object<ServiceSpec, ServiceStatus>| {
-        Ok(Service {
-            namespace: metadata.namespace,
-            name: metadata.name,
-            uid: metadata.uid,
-            annotations: metadata.annotations,
-            kind: spec.kind,
-            cluster_ips: addresses(&spec.cluster_ips)?,
-            external_traffic_policy: traffic_policy(&spec.external_traffic_policy),
-            internal_traffic_policy: traffic_policy(&spec.internal_traffic_policy),
-            ports: spec.ports.into_iter().map(service_port).collect::<Result<_>>()?,
-            selector: spec.selector,
-            source_ranges: spec.load_balancer_source_ranges.iter().map(prefix).collect::<Result<_>>()?,
-            health_check_node_port: Some(spec.health_check_node_port).filter(|port| *port != 0),
-            allocates_node_ports: spec.allocate_load_balancer_node_ports.unwrap_or(true),
-            client_ip_affinity: spec.session_affinity == "ClientIP",
-            ip_families: spec.ip_families,
-            load_balancer_class: spec.load_balancer_class,
-            owners: metadata.owners.iter().map(|owner| format!("{} {}", owner.kind, owner.name)).collect(),
-            ingress: addresses(status.load_balancer.ingress.iter().map(|ingress| &ingress.ip))?,
-        })
+    each(text, service)
+}
+
+/// A service.
+///
+/// # Errors
+///
+/// If it is none.
+pub fn service(object: Value) -> Result<Service> {
+    let Object { metadata, spec, status } = one::<Object<ServiceSpec, ServiceStatus>>(object)?;
+    Ok(Service {
+        namespace: metadata.namespace,
+        name: metadata.name,
+        uid: metadata.uid,
+        annotations: metadata.annotations,
+        kind: spec.kind,
+        cluster_ips: addresses(&spec.cluster_ips)?,
+        external_traffic_policy: traffic_policy(&spec.external_traffic_policy),
+        internal_traffic_policy: traffic_policy(&spec.internal_traffic_policy),
+        ports: spec.ports.into_iter().map(service_port).collect::<Result<_>>()?,
+        selector: spec.selector,
+        source_ranges: spec.load_balancer_source_ranges.iter().map(prefix).collect::<Result<_>>()?,
+        health_check_node_port: Some(spec.health_check_node_port).filter(|port| *port != 0),
+        allocates_node_ports: spec.allocate_load_balancer_node_ports.unwrap_or(true),
+        client_ip_affinity: spec.session_affinity == "ClientIP",
+        ip_families: spec.ip_families,
+        load_balancer_class: spec.load_balancer_class,
+        owners: metadata.owners.iter().map(|owner| format!("{} {}", owner.kind, owner.name)).collect(),
+        ingress: addresses(status.load_balancer.ingress.iter().map(|ingress| &ingress.ip))?,
     })
 }
 
@@ -231,35 +237,42 @@ struct SlicePort {
 ///
 /// If one is none.
 pub fn endpoint_slices(text: &str) -> Result<Vec<EndpointSlice>> {
-    let slices = each(text, |slice: SliceObject| {
-        if slice.address_type == "FQDN" {
-            return Ok(None);
-        }
-        let backend = |endpoint: SliceEndpoint| {
-            // Unknown is ready, as the API's documentation says.
-            let is_ready = endpoint.conditions.ready.unwrap_or(true);
-            Ok(Backend {
-                addresses: addresses(&endpoint.addresses)?,
-                is_ready,
-                is_serving: endpoint.conditions.serving.unwrap_or(is_ready),
-                is_terminating: endpoint.conditions.terminating.unwrap_or(false),
-                node: endpoint.node_name,
-                pod: endpoint.target_ref.filter(|target| target.kind == "Pod").map(|target| target.name),
-            })
-        };
-        let port = |port: SlicePort| {
-            let protocol = protocol(port.protocol.as_deref().unwrap_or_default())?;
-            Ok((port.name.unwrap_or_default(), protocol, port.port.unwrap_or(0)))
-        };
-        Ok(Some(EndpointSlice {
-            service: slice.metadata.labels.get("kubernetes.io/service-name").cloned().unwrap_or_default(),
-            namespace: slice.metadata.namespace,
-            name: slice.metadata.name,
-            endpoints: slice.endpoints.into_iter().flatten().map(backend).collect::<Result<_>>()?,
-            ports: slice.ports.into_iter().flatten().map(port).collect::<Result<_>>()?,
-        }))
-    });
-    Ok(slices?.into_iter().flatten().collect())
+    Ok(each(text, endpoint_slice)?.into_iter().flatten().collect())
+}
+
+/// An `EndpointSlice`; `None` if it is one of names.
+///
+/// # Errors
+///
+/// If it is none.
+pub fn endpoint_slice(object: Value) -> Result<Option<EndpointSlice>> {
+    let slice: SliceObject = one(object)?;
+    if slice.address_type == "FQDN" {
+        return Ok(None);
+    }
+    let backend = |endpoint: SliceEndpoint| {
+        // Unknown is ready, as the API's documentation says.
+        let is_ready = endpoint.conditions.ready.unwrap_or(true);
+        Ok(Backend {
+            addresses: addresses(&endpoint.addresses)?,
+            is_ready,
+            is_serving: endpoint.conditions.serving.unwrap_or(is_ready),
+            is_terminating: endpoint.conditions.terminating.unwrap_or(false),
+            node: endpoint.node_name,
+            pod: endpoint.target_ref.filter(|target| target.kind == "Pod").map(|target| target.name),
+        })
+    };
+    let port = |port: SlicePort| {
+        let protocol = protocol(port.protocol.as_deref().unwrap_or_default())?;
+        Ok((port.name.unwrap_or_default(), protocol, port.port.unwrap_or(0)))
+    };
+    Ok(Some(EndpointSlice {
+        service: slice.metadata.labels.get("kubernetes.io/service-name").cloned().unwrap_or_default(),
+        namespace: slice.metadata.namespace,
+        name: slice.metadata.name,
+        endpoints: slice.endpoints.into_iter().flatten().map(backend).collect::<Result<_>>()?,
+        ports: slice.ports.into_iter().flatten().map(port).collect::<Result<_>>()?,
+    }))
 }
 
 #[derive(Deserialize, Default)]
@@ -300,38 +313,41 @@ fn is_ready(conditions: &[Condition]) -> bool {
     conditions.iter().any(|condition| condition.kind == "Ready" && condition.status == "True")
 }
 
-/// Pods. One that has ended has no address any more: the API still says the last.
+/// Pods, as [`pod`] reads one.
 ///
 /// # Errors
 ///
 /// If one is none.
 pub fn pods(text: &str) -> Result<Vec<Pod>> {
-    each(text, |Object { metadata, spec, status }: Object<PodSpec, PodStatus>| {
-        let port = |port: Port| {
-            Ok(ContainerPort {
-                name: port.name,
-                protocol: protocol(&port.protocol)?,
-                port: port.container_port,
-            })
-        };
-        // Of those that run before the others only sidecars still run.
-        let sidecars =
-            spec.init_containers.into_iter().filter(|container| container.restart_policy == "Always");
-        let ports = spec.containers.into_iter().chain(sidecars).flat_map(|container| container.ports);
-        let has_ended = matches!(status.phase.as_str(), "Succeeded" | "Failed");
-        let own = status.addresses.iter().map(|own| &own.ip).filter(|_| !has_ended);
-        Ok(Pod {
-            namespace: metadata.namespace,
-            name: metadata.name,
-            labels: metadata.labels,
-            node: spec.node_name,
-            host_network: spec.host_network,
-            addresses: addresses(own)?,
-            ports: ports.map(port).collect::<Result<_>>()?,
-            is_ready: is_ready(&status.conditions),
-            phase: status.phase,
-            service_account: spec.service_account_name,
-        })
+    each(text, pod)
+}
+
+/// A pod. One that has ended has no address any more: the API still says the last.
+///
+/// # Errors
+///
+/// If it is none.
+pub fn pod(object: Value) -> Result<Pod> {
+    let Object { metadata, spec, status } = one::<Object<PodSpec, PodStatus>>(object)?;
+    let port = |port: Port| {
+        Ok(ContainerPort { name: port.name, protocol: protocol(&port.protocol)?, port: port.container_port })
+    };
+    // Of those that run before the others only sidecars still run.
+    let sidecars = spec.init_containers.into_iter().filter(|container| container.restart_policy == "Always");
+    let ports = spec.containers.into_iter().chain(sidecars).flat_map(|container| container.ports);
+    let has_ended = matches!(status.phase.as_str(), "Succeeded" | "Failed");
+    let own = status.addresses.iter().map(|own| &own.ip).filter(|_| !has_ended);
+    Ok(Pod {
+        namespace: metadata.namespace,
+        name: metadata.name,
+        labels: metadata.labels,
+        node: spec.node_name,
+        host_network: spec.host_network,
+        addresses: addresses(own)?,
+        ports: ports.map(port).collect::<Result<_>>()?,
+        is_ready: is_ready(&status.conditions),
+        phase: status.phase,
+        service_account: spec.service_account_name,
     })
 }
 
@@ -345,9 +361,17 @@ struct Nothing {}
 ///
 /// If one is none.
 pub fn namespaces(text: &str) -> Result<Vec<Namespace>> {
-    each(text, |Object { metadata, .. }: Object<Nothing, Nothing>| {
-        Ok(Namespace { name: metadata.name, labels: metadata.labels })
-    })
+    each(text, namespace)
+}
+
+/// A namespace.
+///
+/// # Errors
+///
+/// If it is none.
+pub fn namespace(object: Value) -> Result<Namespace> {
+    let Object { metadata, .. } = one::<Object<Nothing, Nothing>>(object)?;
+    Ok(Namespace { name: metadata.name, labels: metadata.labels })
 }
 
 #[derive(Deserialize, Default)]
@@ -374,19 +398,27 @@ struct NodeStatus {
 ///
 /// If one is none.
 pub fn nodes(text: &str) -> Result<Vec<Node>> {
-    each(text, |Object { metadata, mut spec, status }: Object<NodeSpec, NodeStatus>| {
-        if spec.pod_cidrs.is_empty() && !spec.pod_cidr.is_empty() {
-            spec.pod_cidrs.push(spec.pod_cidr);
-        }
-        let is_address = |own: &&Address| matches!(own.kind.as_str(), "InternalIP" | "ExternalIP");
-        Ok(Node {
-            name: metadata.name,
-            labels: metadata.labels,
-            addresses: addresses(status.addresses.iter().filter(is_address).map(|own| &own.address))?,
-            pod_cidrs: spec.pod_cidrs.iter().map(prefix).collect::<Result<_>>()?,
-            provider_id: spec.provider_id,
-            is_ready: is_ready(&status.conditions),
-        })
+    each(text, node)
+}
+
+/// A node.
+///
+/// # Errors
+///
+/// If it is none.
+pub fn node(object: Value) -> Result<Node> {
+    let Object { metadata, mut spec, status } = one::<Object<NodeSpec, NodeStatus>>(object)?;
+    if spec.pod_cidrs.is_empty() && !spec.pod_cidr.is_empty() {
+        spec.pod_cidrs.push(spec.pod_cidr);
+    }
+    let is_address = |own: &&Address| matches!(own.kind.as_str(), "InternalIP" | "ExternalIP");
+    Ok(Node {
+        name: metadata.name,
+        labels: metadata.labels,
+        addresses: addresses(status.addresses.iter().filter(is_address).map(|own| &own.address))?,
+        pod_cidrs: spec.pod_cidrs.iter().map(prefix).collect::<Result<_>>()?,
+        provider_id: spec.provider_id,
+        is_ready: is_ready(&status.conditions),
     })
 }
 
@@ -396,7 +428,12 @@ pub fn nodes(text: &str) -> Result<Vec<Node>> {
 ///
 /// If one is none.
 pub fn policies(kind: PolicyKind, text: &str) -> Result<Vec<PolicyObject>> {
-    each(text, |object: Value| Ok(policy(kind, PolicyOrigin::Kubernetes, object)))
+    each(text, |object| Ok(policy(kind, PolicyOrigin::Kubernetes, object)))
+}
+
+/// A policy object of the API.
+pub fn policy_object(kind: PolicyKind, object: Value) -> PolicyObject {
+    policy(kind, PolicyOrigin::Kubernetes, object)
 }
 
 fn policy(kind: PolicyKind, origin: PolicyOrigin, mut object: Value) -> PolicyObject {
@@ -414,7 +451,8 @@ fn policy(kind: PolicyKind, origin: PolicyOrigin, mut object: Value) -> PolicyOb
 ///
 /// If one is none.
 pub fn file_policies(text: &str) -> Result<Vec<PolicyObject>> {
-    each(text, |FilePolicy { path, line, object }: FilePolicy| {
+    each(text, |object| {
+        let FilePolicy { path, line, object } = one(object)?;
         let word = object["kind"].as_str().unwrap_or_default().to_owned();
         let kind = PolicyKind::ALL.into_iter().find(|kind| kind.name() == word);
         let kind = kind.with_context(|| format!("found kind `{word}`, expected a policy's"))?;
@@ -435,12 +473,19 @@ struct CidrGroup {
 ///
 /// If one is none.
 pub fn cidr_groups(text: &str) -> Result<BTreeMap<String, Vec<IpNet>>> {
-    let groups = each(text, |Object { metadata, spec, .. }: Object<CidrGroup, Nothing>| {
-        // Cilium takes an address alone too.
-        let net = |text: &String| text.parse::<IpAddr>().map(IpNet::from).or_else(|_| prefix(text));
-        Ok((metadata.name, spec.prefixes.iter().map(net).collect::<Result<_>>()?))
-    });
-    Ok(groups?.into_iter().collect())
+    Ok(each(text, cidr_group)?.into_iter().collect())
+}
+
+/// The name and the prefixes of a `CiliumCIDRGroup`.
+///
+/// # Errors
+///
+/// If it is none.
+pub fn cidr_group(object: Value) -> Result<(String, Vec<IpNet>)> {
+    let Object { metadata, spec, .. } = one::<Object<CidrGroup, Nothing>>(object)?;
+    // Cilium takes an address alone too.
+    let net = |text: &String| text.parse::<IpAddr>().map(IpNet::from).or_else(|_| prefix(text));
+    Ok((metadata.name, spec.prefixes.iter().map(net).collect::<Result<_>>()?))
 }
 
 #[derive(Deserialize, Default)]
@@ -477,23 +522,34 @@ struct Series {
 ///
 /// If one is none.
 pub fn events(text: &str) -> Result<Vec<ServiceEvent>> {
-    let events = each(text, |event: Event| {
-        let series = event.series.unwrap_or_default();
-        let last = series.last_observed_time.or(event.last_timestamp).or(event.event_time);
-        let is_of_service = event.involved_object.kind == "Service";
-        Ok(is_of_service.then(|| ServiceEvent {
-            namespace: event.involved_object.namespace,
-            service: event.involved_object.name,
-            reason: event.reason,
-            message: event.message,
-            last: last.unwrap_or_default(),
-            count: event.count.unwrap_or(series.count).max(1),
-        }))
-    });
-    let mut events: Vec<_> = events?.into_iter().flatten().collect();
-    // RFC 3339 in UTC sorts as text.
-    events.sort_by(|one, other| other.last.cmp(&one.last));
+    let mut events: Vec<_> = each(text, event)?.into_iter().flatten().collect();
+    latest_first(&mut events);
     Ok(events)
+}
+
+/// Puts the latest first: RFC 3339 in UTC sorts as text.
+pub fn latest_first(events: &mut [ServiceEvent]) {
+    events.sort_by(|one, other| other.last.cmp(&one.last));
+}
+
+/// An event; `None` if it is not a Service's.
+///
+/// # Errors
+///
+/// If it is none.
+pub fn event(object: Value) -> Result<Option<ServiceEvent>> {
+    let event: Event = one(object)?;
+    let series = event.series.unwrap_or_default();
+    let last = series.last_observed_time.or(event.last_timestamp).or(event.event_time);
+    let is_of_service = event.involved_object.kind == "Service";
+    Ok(is_of_service.then(|| ServiceEvent {
+        namespace: event.involved_object.namespace,
+        service: event.involved_object.name,
+        reason: event.reason,
+        message: event.message,
+        last: last.unwrap_or_default(),
+        count: event.count.unwrap_or(series.count).max(1),
+    }))
 }
 
 #[derive(Deserialize, Default)]
@@ -508,8 +564,16 @@ struct ConfigMap {
 ///
 /// If it is none.
 pub fn cilium_config(text: &str) -> Result<BTreeMap<String, String>> {
-    let mut maps = each(text, |map: ConfigMap| Ok(map.data))?;
-    maps.pop().context("it is empty")
+    each(text, config_map)?.pop().context("it is empty")
+}
+
+/// What is in a `ConfigMap`.
+///
+/// # Errors
+///
+/// If it is none.
+pub fn config_map(object: Value) -> Result<BTreeMap<String, String>> {
+    Ok(one::<ConfigMap>(object)?.data)
 }
 
 #[cfg(test)]

@@ -1,12 +1,13 @@
 //! The Kubernetes API: what it says of services, pods, policies and nodes.
 //!
-//! Only lists are asked for, page by page, and of each object only what an answer needs is kept. Nothing is watched and
-//! nothing written. What may not be read costs a part of the answer, and the answer says which.
+//! A command asks for lists, page by page ([`read`]); an agent watches them ([`watch`]). Of each object only what an answer
+//! needs is kept. Nothing is written. What may not be read costs a part of the answer, and the answer says which.
 
 pub mod access;
 pub mod decode;
 mod list;
 mod resources;
+pub mod watch;
 
 use std::{
     collections::BTreeMap,

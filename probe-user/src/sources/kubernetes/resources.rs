@@ -14,6 +14,8 @@ pub(super) struct Resource {
     pub(super) is_optional: bool,
     /// Whether it is one object, not a list.
     pub(super) is_single: bool,
+    /// Whether an agent watches it; else it is read anew from time to time, which is enough.
+    pub(super) is_watched: bool,
     /// What whoever asks must be allowed, as RBAC says it.
     pub(super) right: &'static str,
     /// What an answer lacks without it.
@@ -30,6 +32,7 @@ const LIST: Resource = Resource {
     keep: "",
     is_optional: false,
     is_single: false,
+    is_watched: true,
     right: "",
     cost: "",
 };
@@ -124,6 +127,7 @@ pub(super) const RESOURCES: [Resource; 11] = [
         paths: &["/api/v1/events"],
         query: "fieldSelector=involvedObject.kind%3DService",
         keep: "involvedObject{kind namespace name} reason message lastTimestamp eventTime count series{count lastObservedTime}",
+        is_watched: false,
         right: "list events",
         cost: "what the cloud provider said of a load balancer that could not be made is not known",
         ..LIST
@@ -137,6 +141,7 @@ pub(super) const RESOURCES: [Resource; 11] = [
                enable-host-firewall enable-tcx enable-health-check-nodeport kube-proxy-replacement-healthz-bind-address \
                cluster-pool-ipv4-cidr cluster-name enable-ip-masq-agent monitor-aggregation}",
         is_single: true,
+        is_watched: false,
         right: "get configmaps/cilium-config in kube-system",
         cost: "Cilium's options are known from the agent and the maps alone",
         ..LIST

@@ -204,7 +204,9 @@ fn a_server_that_is_not_well() {
         SERVICES,
         "kubernetes/services",
         |_| Reply::ok(r#"{"kind":"Status"}"#),
-        &format!("`/api/v1/services`: found an object without items, expected a list; {SERVICES_COST}"),
+        &format!(
+            "`/api/v1/services`: found an object without items at line 1 column 17, expected a list; {SERVICES_COST}"
+        ),
     );
     let tries = AtomicU32::new(0);
     let (answers, _) = answers(SERVICES, move |_| match tries.fetch_add(1, Ordering::SeqCst) {
