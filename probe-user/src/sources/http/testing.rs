@@ -111,7 +111,15 @@ impl Server {
     }
 
     fn serve(tls: Option<Arc<ServerConfig>>, reply: impl Fn(&Seen) -> Reply + Send + Sync + 'static) -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        Self::serve_at(TcpListener::bind("127.0.0.1:0").unwrap(), tls, reply)
+    }
+
+    /// As [`Self::start`], at a listener of the test's own.
+    pub(crate) fn serve_at(
+        listener: TcpListener,
+        tls: Option<Arc<ServerConfig>>,
+        reply: impl Fn(&Seen) -> Reply + Send + Sync + 'static,
+    ) -> Self {
         let address = listener.local_addr().unwrap();
         let seen = Arc::new(Mutex::new(Vec::new()));
         let (all, reply) = (seen.clone(), Arc::new(reply));

@@ -33,8 +33,6 @@ pub(super) enum Fault {
     Gone,
     /// Says that something is wrong with the server.
     Error,
-    /// Says nothing any more.
-    Silent,
 }
 
 /// The server's state.
@@ -45,7 +43,7 @@ pub(super) struct Api {
 }
 
 /// What is done with a request before all else, if it is not answered as it should.
-type Refuse = Box<dyn FnMut(&Seen) -> Option<Reply> + Send>;
+type Refuse = Arc<dyn Fn(&Seen) -> Option<Reply> + Send + Sync>;
 /// What a stream does in the place of the next event.
 type Spoil = Box<dyn FnMut() -> Option<Fault> + Send>;
 
@@ -122,8 +120,8 @@ impl Api {
     }
 
     /// What is asked from now on is answered so, unless this says `None`.
-    pub(super) fn refuse(&self, refuse: impl FnMut(&Seen) -> Option<Reply> + Send + 'static) {
-        self.lock().refuse = Some(Box::new(refuse));
+    pub(super) fn refuse(&self, refuse: impl Fn(&Seen) -> Option<Reply> + Send + Sync + 'static) {
+        self.lock().refuse = Some(Arc::new(refuse));
     }
 
     /// Events are spoilt so from now on, unless this says `None`.
@@ -147,15 +145,8 @@ impl Api {
 
     /// Answers a request.
     pub(super) fn reply(self: &Arc<Self>, seen: &Seen) -> Reply {
-        let refused = {
-            // What refuses may take its time: others are answered meanwhile.
-            let refuse = self.lock().refuse.take();
-            refuse.and_then(|mut refuse| {
-                let reply = refuse(seen);
-                self.lock().refuse.get_or_insert(refuse);
-                reply
-            })
-        };
+        let refuse = self.lock().refuse.clone();
+        let refused = refuse.and_then(|refuse| refuse(seen));
         if let Some(reply) = refused {
             return reply;
         }
@@ -263,7 +254,6 @@ fn spoil(out: &mut dyn Write, fault: Fault, event: &str) -> io::Result<bool> {
         }
         Fault::Gone => chunk(out, b"{\"type\":\"ERROR\",\"object\":{\"kind\":\"Status\",\"code\":410,\"message\":\"too old resource version\",\"reason\":\"Expired\"}}\n")?,
         Fault::Error => chunk(out, b"{\"type\":\"ERROR\",\"object\":{\"kind\":\"Status\",\"code\":500,\"message\":\"etcd event received with PrevKv=nil\"}}\n")?,
-        Fault::Silent => std::thread::sleep(Duration::from_secs(30)),
     }
     out.flush()?;
     Ok(false)
