@@ -56,6 +56,8 @@ struct State {
     oldest: u64,
     refuse: Option<Refuse>,
     spoil: Option<Spoil>,
+    /// The last version that was sent to who watches a list.
+    sent: BTreeMap<String, u64>,
     /// Streams that began before this end at once, so.
     cut: (u64, Option<Fault>),
 }
@@ -101,6 +103,11 @@ impl Api {
     /// The version of now.
     pub(super) fn version(&self) -> u64 {
         self.lock().version
+    }
+
+    /// The last version that was sent to who watches a list.
+    pub(super) fn sent(&self, path: &str) -> Option<u64> {
+        self.lock().sent.get(path).copied()
     }
 
     /// Moves the version on, as objects of other lists do, and tells every watch.
@@ -206,7 +213,7 @@ impl Api {
                 drop(state);
                 return spoil(out, fault, "{}").map(drop);
             }
-            let Some((_, of, kind, object)) = state.log.get(at).cloned() else {
+            let Some((version, of, kind, object)) = state.log.get(at).cloned() else {
                 let left = end.saturating_duration_since(Instant::now());
                 if left.is_zero() {
                     drop(state);
@@ -235,6 +242,7 @@ impl Api {
             }
             out.flush()?;
             state = self.lock();
+            state.sent.insert(path.to_owned(), version);
         }
     }
 }

@@ -1,15 +1,26 @@
-//! TARGET and SRC as operators write them, resolved against a [`World`].
+//! TARGET and SRC as operators write them, resolved against a [`World`]: by the Kubernetes API as far as it is known, else
+//! by Cilium's agent, else by the maps alone.
+
+mod places;
+mod selector;
 
 use std::fmt::Write as _;
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::IpAddr;
 
 use anyhow::{Result, bail};
 use ipnet::IpNet;
 use probe_model::cilium::EndpointId;
 use probe_model::explain::AZURE_PROBE;
 use probe_model::tuple::Protocol;
+use probe_model::world::World;
+use probe_model::world::kubernetes::Service;
 use probe_model::world::nat::{Confidence, nat_sources};
-use probe_model::world::{Endpoint, World};
+
+pub use places::{Place, place_of};
+use selector::Selector;
+
+/// How many candidates an error names.
+const CANDIDATES: usize = 10;
 
 /// What a TARGET stands for.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -76,9 +87,11 @@ fn parse_protocol(text: &str) -> Result<Protocol> {
     }
 }
 
-/// Resolves a TARGET: pod name, `namespace/pod`, `svc/NAME`, `svc/NAMESPACE/NAME`, `key=value`, an address, or `ep/ID`.
+/// Resolves a TARGET: pod name, `namespace/pod`, `svc/NAME`, `svc/NAMESPACE/NAME`, a label selector such as
+/// `app=pls-app,tier!=db`, an address, or `ep/ID`.
 ///
-/// A pod name may be its workload's (`pls-app` for `pls-app-7d9c5bd5f4-x2v8q`) where that is one pod.
+/// A pod name may be its workload's (`pls-app` for `pls-app-7d9c5bd5f4-x2v8q`) where that is one pod. Pods of this node
+/// come before those of others, which are an address here: [`place_of`] says whose, and on which node.
 ///
 /// # Errors
 ///
@@ -97,19 +110,53 @@ pub fn resolve(world: &World, name: &str) -> Result<Target> {
     if let Some(service) = name.strip_prefix("svc/") {
         return resolve_service(world, service);
     }
-    let found: Vec<_> = match name.split_once('=') {
-        Some(_) => pods(world).filter(|endpoint| has_label(endpoint, name)).collect(),
-        None => named(world, name),
-    };
-    match found.as_slice() {
-        [endpoint] => Ok(Target::Endpoint(endpoint.id)),
+    let found = pods(world, name)?;
+    let is_here = found.iter().any(|place| place.endpoint.is_some());
+    let nearest: Vec<_> = found.iter().filter(|place| place.endpoint.is_some() == is_here).collect();
+    match nearest.as_slice() {
         [] => bail!("unknown target `{name}`; {}", candidates(world, name)),
-        several => {
-            let names: Vec<_> =
-                several.iter().map(|endpoint| format!("{} (ep/{})", endpoint.name(), endpoint.id)).collect();
-            bail!("`{name}` is ambiguous: {}; give one of them", names.join(", "))
-        }
+        [place] => match (place.endpoint, place.address()) {
+            (Some(id), _) => Ok(Target::Endpoint(id)),
+            (None, Some(address)) => Ok(Target::Address(address)),
+            (None, None) => bail!("`{name}` has no address: it has not begun to run, or has ended"),
+        },
+        several => bail!("`{name}` is ambiguous: {}; give one of them", listed(several.iter().copied())),
     }
+}
+
+/// Every pod that a TARGET stands for, on whatever node: by its name, by labels, or as a backend of a service.
+///
+/// # Errors
+///
+/// If the name is unknown, or no pod's; the message lists the candidates.
+pub fn places<'w>(world: &'w World, name: &str) -> Result<Vec<Place<'w>>> {
+    if let Some(service) = name.strip_prefix("svc/") {
+        let service = service_named(world, service)?;
+        let Some(service) = service else {
+            bail!("the Kubernetes API does not know `{name}`, or was not asked")
+        };
+        return Ok(places::backends(world, &service.namespace, &service.name));
+    }
+    let found = match (resolve(world, name), name.parse::<IpAddr>()) {
+        (_, Ok(address)) => place_of(world, address).into_iter().collect(),
+        (Ok(Target::Endpoint(id)), _) if name.starts_with("ep/") => {
+            places::known(world).into_iter().filter(|place| place.endpoint == Some(id)).collect()
+        }
+        _ => pods(world, name)?,
+    };
+    if found.is_empty() {
+        bail!("unknown target `{name}`; {}", candidates(world, name));
+    }
+    Ok(found)
+}
+
+/// TARGETs for every Service that asks for a Private Link service, as `svc/NAMESPACE/NAME`.
+pub fn private_link_targets(world: &World) -> Vec<String> {
+    let services = world.kubernetes.services.iter().flatten();
+    let mut all: Vec<_> =
+        services.filter(|own| own.wants_private_link()).map(|own| format!("svc/{own}")).collect();
+    all.sort();
+    all
 }
 
 /// Resolves a SRC for a single question: what [`resolve`] takes, `probe` (Azure's health probe), or `host`.
@@ -195,23 +242,26 @@ fn of_address(world: &World, address: IpAddr) -> Target {
     endpoint.map_or(Target::Address(address), |endpoint| Target::Endpoint(endpoint.id))
 }
 
-fn pods(world: &World) -> impl Iterator<Item = &Endpoint> {
-    world.endpoints.values().filter(|endpoint| !endpoint.is_host())
-}
-
-/// Pods of this very name, else of a workload of this name; `namespace/` before it narrows.
-fn named<'w>(world: &'w World, name: &str) -> Vec<&'w Endpoint> {
+/// Pods of this very name, else of a workload of this name, `namespace/` before it narrows; or with these labels.
+fn pods<'w>(world: &'w World, name: &str) -> Result<Vec<Place<'w>>> {
+    let known = places::known(world);
+    if Selector::is_meant(name) {
+        let selector = Selector::parse(name)?;
+        let is_there = |place: &Place<'_>| place.endpoint.is_some() || !place.addresses.is_empty();
+        let selected = |place: &Place<'_>| is_there(place) && selector.selects(|key| place.values(key));
+        return Ok(known.into_iter().filter(selected).collect());
+    }
     let (namespace, name) =
         name.split_once('/').map_or((None, name), |(namespace, name)| (Some(namespace), name));
-    let with = |fits: &dyn Fn(&str) -> bool| -> Vec<_> {
-        let fitting = |endpoint: &&Endpoint| {
-            let pod = endpoint.pod.as_ref();
+    let with = |fits: &dyn Fn(&str) -> bool| -> Vec<Place<'w>> {
+        let fitting = |place: &&Place<'_>| {
+            let pod = place.pod.as_ref();
             pod.is_some_and(|pod| fits(&pod.name) && namespace.is_none_or(|wanted| wanted == pod.namespace))
         };
-        pods(world).filter(fitting).collect()
+        known.iter().filter(fitting).cloned().collect()
     };
     let exact = with(&|pod| pod == name);
-    if exact.is_empty() { with(&|pod| is_of_workload(pod, name)) } else { exact }
+    Ok(if exact.is_empty() { with(&|pod| is_of_workload(pod, name)) } else { exact })
 }
 
 /// `pls-app-7d9c5bd5f4-x2v8q`, `pls-app-x2v8q` or `pls-app-0` are of the workload `pls-app`; `pls-app-canary-…` and
@@ -236,26 +286,53 @@ fn is_generated(text: &str) -> bool {
     !text.is_empty() && text.chars().all(|c| "bcdfghjklmnpqrstvwxz2456789".contains(c))
 }
 
-/// Whether the endpoint has the label `key=value`, with or without its source before it.
-fn has_label(endpoint: &Endpoint, wanted: &str) -> bool {
-    endpoint
-        .labels
-        .iter()
-        .any(|label| label == wanted || label.split_once(':').is_some_and(|(_, label)| label == wanted))
+/// The Service of this name by the Kubernetes API; `None` if it knows none.
+fn service_named<'w>(world: &'w World, name: &str) -> Result<Option<&'w Service>> {
+    let (namespace, service) =
+        name.split_once('/').map_or((None, name), |(namespace, name)| (Some(namespace), name));
+    let fits = |own: &&Service| own.name == service && namespace.is_none_or(|wanted| wanted == own.namespace);
+    let found: Vec<_> = world.kubernetes.services.iter().flatten().filter(fits).collect();
+    match found.as_slice() {
+        [] => Ok(None),
+        [service] => Ok(Some(service)),
+        several => {
+            let names: Vec<_> = several.iter().map(|own| format!("svc/{own}")).collect();
+            bail!("`svc/{name}` is ambiguous: {}; give one of them", names.join(", "))
+        }
+    }
 }
 
 fn resolve_service(world: &World, name: &str) -> Result<Target> {
+    if let Some(service) = service_named(world, name)? {
+        let frontends = frontends(world, service);
+        if !frontends.is_empty() {
+            return Ok(Target::Service(frontends));
+        }
+        let backends = places::backends(world, &service.namespace, &service.name);
+        if backends.is_empty() {
+            bail!("`svc/{name}` has no address and no backend");
+        }
+        bail!("`svc/{name}` has no address of its own; give one of its backends: {}", listed(&backends));
+    }
     let (namespace, service) =
         name.split_once('/').map_or((None, name), |(namespace, name)| (Some(namespace), name));
     let named = world.service_names.iter().filter(|known| !known.name.is_empty());
     let fits = |known: &&probe_model::world::ServiceName| {
         known.name == service && namespace.is_none_or(|wanted| wanted == known.namespace)
     };
-    let frontends: Vec<_> = named.clone().filter(fits).map(|known| (known.address, known.port)).collect();
-    if !frontends.is_empty() {
-        return Ok(Target::Service(frontends));
+    let fitting: Vec<_> = named.clone().filter(fits).collect();
+    let mut names: Vec<_> = fitting.iter().map(|own| format!("svc/{}/{}", own.namespace, own.name)).collect();
+    names.sort();
+    names.dedup();
+    if names.len() > 1 {
+        bail!("`svc/{name}` is ambiguous: {}; give one of them", names.join(", "));
     }
-    let mut known: Vec<_> = named.map(|known| format!("svc/{}/{}", known.namespace, known.name)).collect();
+    if !fitting.is_empty() {
+        return Ok(Target::Service(fitting.iter().map(|known| (known.address, known.port)).collect()));
+    }
+    let by_agent = named.map(|known| format!("svc/{}/{}", known.namespace, known.name));
+    let by_api = world.kubernetes.services.iter().flatten().map(|own| format!("svc/{own}"));
+    let mut known: Vec<_> = by_agent.chain(by_api).collect();
     known.sort();
     known.dedup();
     if known.is_empty() {
@@ -263,33 +340,62 @@ fn resolve_service(world: &World, name: &str) -> Result<Target> {
             "unknown service `svc/{name}`: the agent names no services here; give the frontend's address instead"
         )
     }
-    bail!("unknown service `svc/{name}`; known are {}", known.join(", "))
+    known.sort_by_cached_key(|own| distance(service, own.rsplit('/').next().unwrap_or_default()));
+    let more = known.len().saturating_sub(CANDIDATES);
+    known.truncate(CANDIDATES);
+    let more = if more == 0 { String::new() } else { format!(" and {more} more") };
+    bail!("unknown service `svc/{name}`; known are {}{more}", known.join(", "))
+}
+
+/// Where a service can be reached: at its load balancer, in the cluster, and at this node's own ports.
+fn frontends(world: &World, service: &Service) -> Vec<(IpAddr, u16)> {
+    let addresses = service.ingress.iter().chain(&service.cluster_ips);
+    let mut all: Vec<_> =
+        addresses.flat_map(|ip| service.ports.iter().map(|port| (*ip, port.port))).collect();
+    let node = world.uplink().and_then(|uplink| world.primary_address(uplink)).map(IpAddr::from);
+    let node_ports = service.ports.iter().filter_map(|port| port.node_port);
+    all.extend(node_ports.flat_map(|port| node.map(|node| (node, port))));
+    // A port of several protocols is one here.
+    let mut seen = std::collections::BTreeSet::new();
+    all.retain(|frontend| seen.insert(*frontend));
+    all
+}
+
+fn listed<'p, 'w: 'p>(places: impl IntoIterator<Item = &'p Place<'w>>) -> String {
+    let mut text = String::new();
+    let mut places = places.into_iter();
+    for (idx, place) in places.by_ref().take(CANDIDATES).enumerate() {
+        let comma = if idx == 0 { "" } else { ", " };
+        // Writing to a string cannot fail.
+        let _ = write!(text, "{comma}{place}");
+    }
+    let more = places.count();
+    if more > 0 {
+        let _ = write!(text, " and {more} more");
+    }
+    text
 }
 
 /// Near names first, then how else a target can be given.
 fn candidates(world: &World, wanted: &str) -> String {
     let short = wanted.rsplit('/').next().unwrap_or(wanted);
-    let mut known: Vec<_> = pods(world)
-        .map(|endpoint| {
-            let name = endpoint.pod.as_ref().map_or("", |pod| &pod.name);
-            (distance(short, name), endpoint)
-        })
-        .collect();
-    known.sort_by_key(|(distance, endpoint)| (*distance, endpoint.id));
-    if known.is_empty() {
-        return "no pod of this node is known; give an address".to_owned();
+    let mut known = places::known(world);
+    // Those of one distance stay in the order that they have: by endpoint, by name.
+    known.sort_by_cached_key(|place| distance(short, place.pod.as_ref().map_or("", |pod| &pod.name)));
+    let (here, elsewhere): (Vec<_>, Vec<_>) = known.into_iter().partition(|place| place.endpoint.is_some());
+    let mut text = Vec::new();
+    if !here.is_empty() {
+        text.push(format!("pods on this node: {}", listed(&here)));
     }
-    let mut text = "pods on this node: ".to_owned();
-    for (idx, (_, endpoint)) in known.iter().take(10).enumerate() {
-        let comma = if idx == 0 { "" } else { ", " };
-        let address = endpoint.addresses.first().copied().unwrap_or(Ipv4Addr::UNSPECIFIED.into());
-        // Writing to a string cannot fail.
-        let _ = write!(text, "{comma}{} (ep/{}, {address})", endpoint.name(), endpoint.id);
+    if !elsewhere.is_empty() {
+        text.push(format!("other pods: {}", listed(&elsewhere)));
     }
-    if known.len() > 10 {
-        let _ = write!(text, " and {} more", known.len() - 10);
+    let services = world.kubernetes.services.iter().flatten().filter(|own| own.name == short);
+    let services: Vec<_> = services.map(|own| format!("svc/{own}")).collect();
+    if !services.is_empty() {
+        text.push(format!("or the service {}", services.join(", ")));
     }
-    text
+    if text.is_empty() { "no pod of this node is known; give an address".to_owned() } else { text.join("; ") }
 }
 
 /// Edits between `wanted` and the beginning of `name`: how far a typing mistake is.

@@ -1,0 +1,175 @@
+//! Pods, wherever they are: who knows which, and on which node.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt,
+    net::IpAddr,
+};
+
+use probe_model::{
+    cilium::EndpointId,
+    world::{
+        Endpoint, PodName, World,
+        kubernetes::{EndpointSlice, Labels, Pod},
+    },
+};
+
+/// A pod, and where it is.
+#[derive(Clone, Debug)]
+pub struct Place<'w> {
+    /// Its name; `None` if nobody says it.
+    pub pod: Option<PodName>,
+    /// Its node, if the Kubernetes API says it.
+    pub node: Option<&'w str>,
+    /// Its addresses; on its node's network they are the node's.
+    pub addresses: Vec<IpAddr>,
+    /// Its endpoint, if it is one of this node.
+    pub endpoint: Option<EndpointId>,
+    /// Its labels by the API; `None` if the API does not say them.
+    labels: Option<&'w Labels>,
+    /// Its labels by Cilium's agent, each with its source.
+    agent_labels: &'w [String],
+}
+
+impl Place<'_> {
+    /// The values that its label of a key has, with or without Cilium's source before the key.
+    pub(super) fn values(&self, key: &str) -> Vec<&str> {
+        let by_api = self.labels.and_then(|labels| labels.get(key.strip_prefix("k8s:").unwrap_or(key)));
+        let by_agent = self.agent_labels.iter().filter_map(|label| {
+            let (name, value) = label.split_once('=').unwrap_or((label, ""));
+            let is_it = name == key || name.split_once(':').is_some_and(|(_, name)| name == key);
+            is_it.then_some(value)
+        });
+        by_api.map(String::as_str).into_iter().chain(by_agent).collect()
+    }
+
+    /// The address to ask for it by, IPv4 first.
+    pub fn address(&self) -> Option<IpAddr> {
+        self.addresses.iter().copied().min_by_key(IpAddr::is_ipv6)
+    }
+}
+
+impl fmt::Display for Place<'_> {
+    /// `default/pls-app-0 (ep/1157, 10.0.0.143)`, `default/pls-app-1 (10.0.2.9 on aks-2)`.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.pod {
+            Some(pod) => write!(f, "{pod} (")?,
+            None => f.write_str("a pod without a name (")?,
+        }
+        match (self.endpoint, self.address()) {
+            (Some(id), Some(address)) => write!(f, "ep/{id}, {address})"),
+            (Some(id), None) => write!(f, "ep/{id})"),
+            (None, Some(address)) => {
+                write!(f, "{address} on {})", self.node.unwrap_or("a node that nobody names"))
+            }
+            (None, None) => f.write_str("without an address)"),
+        }
+    }
+}
+
+/// Every pod that is known, those of this node first: by the Kubernetes API, else by Cilium's agent, else by its maps.
+pub(super) fn known(world: &World) -> Vec<Place<'_>> {
+    let api = &world.kubernetes;
+    let by_name: BTreeMap<(&str, &str), &Pod> =
+        api.pods.iter().flatten().map(|pod| ((pod.namespace.as_str(), pod.name.as_str()), pod)).collect();
+    let own = world.endpoints.values().filter(|endpoint| !endpoint.is_host());
+    let mut all: Vec<_> = own.map(|endpoint| of_endpoint(world, &by_name, endpoint)).collect();
+    let mut seen: BTreeSet<(String, String)> = BTreeSet::new();
+    seen.extend(all.iter().flat_map(|place| &place.pod).map(|pod| (pod.namespace.clone(), pod.name.clone())));
+    let mut is_new = |namespace: &str, name: &str| seen.insert((namespace.to_owned(), name.to_owned()));
+    for pod in api.pods.iter().flatten() {
+        if is_new(&pod.namespace, &pod.name) {
+            all.push(of_pod(pod));
+        }
+    }
+    for slice in api.endpoint_slices.iter().flatten() {
+        for place in of_slice(slice) {
+            if place.pod.as_ref().is_some_and(|pod| is_new(&pod.namespace, &pod.name)) {
+                all.push(place);
+            }
+        }
+    }
+    all
+}
+
+fn of_endpoint<'w>(
+    world: &'w World,
+    by_name: &BTreeMap<(&str, &str), &'w Pod>,
+    endpoint: &'w Endpoint,
+) -> Place<'w> {
+    let by_agent = endpoint.pod.as_ref();
+    let pod = match by_agent {
+        Some(pod) => by_name.get(&(pod.namespace.as_str(), pod.name.as_str())).copied(),
+        None => endpoint.addresses.iter().find_map(|address| world.kubernetes.pod_at(*address)),
+    };
+    let name = |pod: &Pod| PodName { namespace: pod.namespace.clone(), name: pod.name.clone() };
+    Place {
+        pod: by_agent.cloned().or_else(|| pod.map(name)),
+        node: pod.map(|pod| pod.node.as_str()),
+        addresses: endpoint.addresses.clone(),
+        endpoint: Some(endpoint.id),
+        labels: pod.map(|pod| &pod.labels),
+        agent_labels: &endpoint.labels,
+    }
+}
+
+fn of_pod(pod: &Pod) -> Place<'_> {
+    Place {
+        pod: Some(PodName { namespace: pod.namespace.clone(), name: pod.name.clone() }),
+        node: Some(pod.node.as_str()).filter(|node| !node.is_empty()),
+        addresses: pod.addresses.clone(),
+        endpoint: None,
+        labels: Some(&pod.labels),
+        agent_labels: &[],
+    }
+}
+
+fn of_slice(slice: &EndpointSlice) -> impl Iterator<Item = Place<'_>> {
+    slice.endpoints.iter().map(|backend| {
+        let name = backend.pod.as_ref();
+        Place {
+            pod: name.map(|name| PodName { namespace: slice.namespace.clone(), name: name.clone() }),
+            node: backend.node.as_deref(),
+            addresses: backend.addresses.clone(),
+            endpoint: None,
+            labels: None,
+            agent_labels: &[],
+        }
+    })
+}
+
+/// The backends of a service by the Kubernetes API, those without a pod too.
+pub(super) fn backends<'w>(world: &'w World, namespace: &str, name: &str) -> Vec<Place<'w>> {
+    let slices = world.kubernetes.endpoint_slices.iter().flatten();
+    let slices = slices.filter(|slice| slice.namespace == namespace && slice.service == name);
+    let known = known(world);
+    let mut all: Vec<Place<'w>> = Vec::new();
+    for place in slices.flat_map(of_slice) {
+        // A slice of each address family, and of each port that some pods have alone.
+        if all
+            .iter()
+            .any(|own| own.addresses == place.addresses || (own.pod.is_some() && own.pod == place.pod))
+        {
+            continue;
+        }
+        let same = known.iter().find(|own| match (&own.pod, &place.pod) {
+            (Some(own), Some(pod)) => own == pod,
+            _ => own.addresses.iter().any(|address| place.addresses.contains(address)),
+        });
+        let node = place.node;
+        all.push(match same {
+            Some(same) => Place { node: same.node.or(node), ..same.clone() },
+            None => place,
+        });
+    }
+    all
+}
+
+/// The pod with this address, by whoever knows one.
+pub fn place_of(world: &World, address: IpAddr) -> Option<Place<'_>> {
+    let is_on_its_own = |place: &Place<'_>| {
+        // One on its node's network shares the node's address, and is none of those that have it.
+        place.endpoint.is_some() || world.kubernetes.node_at(address).is_none()
+    };
+    known(world).into_iter().find(|place| place.addresses.contains(&address) && is_on_its_own(place))
+}
