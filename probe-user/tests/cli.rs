@@ -363,7 +363,7 @@ fn unknown_names_list_candidates() {
         "explain --src 10.224.0.8 --dst io.kubernetes.pod.namespace=default:80",
         2,
         &expect![[r#"
-        plsprobe: `io.kubernetes.pod.namespace=default` is ambiguous: default/my-nginx-684dd4dcd4-9p6rw (ep/340), default/pls-app-7d9c5bd5f4-x2v8q (ep/2686); give one of them
+        plsprobe: `io.kubernetes.pod.namespace=default` is ambiguous: default/my-nginx-684dd4dcd4-9p6rw (ep/340, 10.0.1.124), default/pls-app-7d9c5bd5f4-x2v8q (ep/2686, 10.0.0.143); give one of them
     "#]],
     );
     check(

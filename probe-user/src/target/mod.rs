@@ -139,9 +139,10 @@ pub fn places<'w>(world: &'w World, name: &str) -> Result<Vec<Place<'w>>> {
     }
     let found = match (resolve(world, name), name.parse::<IpAddr>()) {
         (_, Ok(address)) => place_of(world, address).into_iter().collect(),
-        (Ok(Target::Endpoint(id)), _) if name.starts_with("ep/") => {
-            places::known(world).into_iter().filter(|place| place.endpoint == Some(id)).collect()
-        }
+        (Ok(Target::Endpoint(id)), _) if name.starts_with("ep/") => places::known(world, &|_, _| false)
+            .into_iter()
+            .filter(|place| place.endpoint == Some(id))
+            .collect(),
         _ => pods(world, name)?,
     };
     if found.is_empty() {
@@ -244,15 +245,18 @@ fn of_address(world: &World, address: IpAddr) -> Target {
 
 /// Pods of this very name, else of a workload of this name, `namespace/` before it narrows; or with these labels.
 fn pods<'w>(world: &'w World, name: &str) -> Result<Vec<Place<'w>>> {
-    let known = places::known(world);
     if Selector::is_meant(name) {
         let selector = Selector::parse(name)?;
-        let is_there = |place: &Place<'_>| place.endpoint.is_some() || !place.addresses.is_empty();
-        let selected = |place: &Place<'_>| is_there(place) && selector.selects(|key| place.values(key));
-        return Ok(known.into_iter().filter(selected).collect());
+        let selected = |place: &Place<'_>| {
+            place.address().is_some() && place.has_labels() && selector.selects(|key| place.values(key))
+        };
+        return Ok(places::known(world, &|_, _| true).into_iter().filter(selected).collect());
     }
     let (namespace, name) =
         name.split_once('/').map_or((None, name), |(namespace, name)| (Some(namespace), name));
+    let known = places::known(world, &|of, pod| {
+        namespace.is_none_or(|wanted| wanted == of) && (pod == name || is_of_workload(pod, name))
+    });
     let with = |fits: &dyn Fn(&str) -> bool| -> Vec<Place<'w>> {
         let fitting = |place: &&Place<'_>| {
             let pod = place.pod.as_ref();
@@ -379,7 +383,7 @@ fn listed<'p, 'w: 'p>(places: impl IntoIterator<Item = &'p Place<'w>>) -> String
 /// Near names first, then how else a target can be given.
 fn candidates(world: &World, wanted: &str) -> String {
     let short = wanted.rsplit('/').next().unwrap_or(wanted);
-    let mut known = places::known(world);
+    let mut known = places::known(world, &|_, _| true);
     // Those of one distance stay in the order that they have: by endpoint, by name.
     known.sort_by_cached_key(|place| distance(short, place.pod.as_ref().map_or("", |pod| &pod.name)));
     let (here, elsewhere): (Vec<_>, Vec<_>) = known.into_iter().partition(|place| place.endpoint.is_some());
@@ -417,7 +421,289 @@ fn distance(wanted: &str, name: &str) -> usize {
 
 #[cfg(test)]
 mod tests {
+    use probe_model::cilium::identity::Identity;
+    use probe_model::tuple::Protocol;
+    use probe_model::world::kubernetes::{
+        Backend, EndpointSlice, Kubernetes, Pod, PortRef, Service, ServicePort,
+    };
+    use probe_model::world::{Endpoint, PodName, ServiceName};
+
     use super::*;
+
+    const HERE: &str = "pls-app-7d9c5bd5f4-x2v8q";
+    const ELSEWHERE: &str = "pls-app-7d9c5bd5f4-bbbbb";
+
+    fn address(text: &str) -> IpAddr {
+        text.parse().unwrap()
+    }
+
+    fn endpoint(id: u16, pod: Option<&str>, own: &str, labels: &[&str]) -> (EndpointId, Endpoint) {
+        let id = EndpointId(id);
+        let endpoint = Endpoint {
+            id,
+            identity: Identity(10_000),
+            pod: pod.map(|name| PodName { namespace: "default".to_owned(), name: name.to_owned() }),
+            labels: labels.iter().map(|label| (*label).to_owned()).collect(),
+            addresses: vec![address(own)],
+            interface: None,
+            policy: None,
+        };
+        (id, endpoint)
+    }
+
+    fn pod(namespace: &str, name: &str, node: &str, own: &[&str], labels: &[(&str, &str)]) -> Pod {
+        Pod {
+            namespace: namespace.to_owned(),
+            name: name.to_owned(),
+            node: node.to_owned(),
+            addresses: own.iter().map(|own| address(own)).collect(),
+            labels: labels.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect(),
+            ..Pod::default()
+        }
+    }
+
+    fn service(namespace: &str, name: &str, cluster_ip: &str, ingress: &[&str]) -> Service {
+        let port = |port| ServicePort {
+            name: String::new(),
+            protocol: Protocol::TCP,
+            port,
+            target_port: PortRef::Number(port),
+            node_port: None,
+            app_protocol: None,
+        };
+        Service {
+            namespace: namespace.to_owned(),
+            name: name.to_owned(),
+            cluster_ips: cluster_ip.parse().into_iter().collect(),
+            ingress: ingress.iter().map(|own| address(own)).collect(),
+            ports: vec![port(80), port(443), port(80)],
+            ..Service::default()
+        }
+    }
+
+    fn backend(pod: &str, node: &str, own: &str) -> Backend {
+        Backend {
+            addresses: vec![address(own)],
+            pod: Some(pod.to_owned()),
+            node: Some(node.to_owned()),
+            ..Backend::default()
+        }
+    }
+
+    fn slice(service: &str, endpoints: Vec<Backend>) -> EndpointSlice {
+        EndpointSlice {
+            namespace: "default".to_owned(),
+            name: format!("{service}-1"),
+            service: service.to_owned(),
+            endpoints,
+            ports: Vec::new(),
+        }
+    }
+
+    /// A node with a pod that the agent names and one that it does not, in a cluster that has more.
+    fn world() -> World {
+        let endpoints = [
+            endpoint(
+                1157,
+                Some(HERE),
+                "10.0.0.143",
+                &["k8s:app=pls-app", "k8s:io.cilium.k8s.policy.cluster=c"],
+            ),
+            endpoint(340, None, "10.0.0.7", &[]),
+        ];
+        let pods = vec![
+            pod("default", HERE, "aks-1", &["10.0.0.143"], &[("app", "pls-app"), ("tier", "web")]),
+            pod("other", "my-nginx-0", "aks-1", &["10.0.0.7", "fd00::7"], &[("app", "nginx")]),
+            pod("default", ELSEWHERE, "aks-2", &["10.0.2.9"], &[("app", "pls-app"), ("tier", "db")]),
+            pod("default", "alone-0", "aks-2", &["fd00::9", "10.0.2.10"], &[("tier", "db")]),
+            pod("default", "pending-0", "", &[], &[("app", "pending")]),
+        ];
+        let slices = vec![slice(
+            "pls-app",
+            vec![
+                backend(HERE, "aks-1", "10.0.0.143"),
+                backend(ELSEWHERE, "aks-2", "10.0.2.9"),
+                backend("unlisted-0", "aks-3", "10.0.3.9"),
+            ],
+        )];
+        let headless = service("default", "headless", "None", &[]);
+        let services = vec![
+            service("default", "pls-app", "10.0.167.20", &["10.224.0.7"]),
+            service("a", "twice", "10.0.167.21", &[]),
+            service("b", "twice", "10.0.167.22", &[]),
+            headless,
+        ];
+        let kubernetes = Kubernetes {
+            services: Some(services.into()),
+            pods: Some(pods.into()),
+            endpoint_slices: Some(slices.into()),
+            ..Kubernetes::default()
+        };
+        World { endpoints: endpoints.into(), kubernetes, ..World::default() }
+    }
+
+    #[track_caller]
+    fn check(world: &World, name: &str, expected: &Target) {
+        assert_eq!(&resolve(world, name).unwrap(), expected, "{name}");
+    }
+
+    #[track_caller]
+    fn check_error(world: &World, name: &str, expected: &str) {
+        assert_eq!(resolve(world, name).unwrap_err().to_string(), expected, "{name}");
+    }
+
+    #[test]
+    fn pods_by_the_api() {
+        let world = world();
+        let here = Target::Endpoint(EndpointId(1157));
+        // The workload has pods of other nodes too: the one here is meant.
+        for name in [HERE, "pls-app", "default/pls-app", "10.0.0.143", "ep/1157", "app=pls-app"] {
+            check(&world, name, &here);
+        }
+        // The agent does not name it; the API does, by its address.
+        for name in ["my-nginx-0", "my-nginx", "other/my-nginx", "app=nginx", "tier!=web,app=nginx"] {
+            check(&world, name, &Target::Endpoint(EndpointId(340)));
+        }
+        // By labels that Cilium's agent adds, and with its source.
+        for name in ["io.cilium.k8s.policy.cluster=c", "k8s:app=pls-app", "k8s:tier=web"] {
+            check(&world, name, &here);
+        }
+        let elsewhere = Target::Address(address("10.0.2.9"));
+        for name in [ELSEWHERE, "tier=db,app=pls-app", "app in (pls-app),tier notin (web)"] {
+            check(&world, name, &elsewhere);
+        }
+        // Of a pod that the slices alone know nobody says the labels: it may have them or not.
+        check(&world, "!tier", &Target::Endpoint(EndpointId(340)));
+        assert_eq!(places(&world, "!tier").unwrap().len(), 1);
+        check(&world, "alone", &Target::Address(address("10.0.2.10")));
+        check(&world, "unlisted-0", &Target::Address(address("10.0.3.9")));
+    }
+
+    #[test]
+    fn without_the_api() {
+        let world = World { kubernetes: Kubernetes::default(), ..world() };
+        for name in ["pls-app", HERE, "app=pls-app", "k8s:app=pls-app"] {
+            check(&world, name, &Target::Endpoint(EndpointId(1157)));
+        }
+        check_error(
+            &world,
+            "my-nginx",
+            "unknown target `my-nginx`; pods on this node: endpoint 340 (ep/340, 10.0.0.7), \
+             default/pls-app-7d9c5bd5f4-x2v8q (ep/1157, 10.0.0.143)",
+        );
+        check_error(
+            &World::default(),
+            "x",
+            "unknown target `x`; no pod of this node is known; give an address",
+        );
+    }
+
+    #[test]
+    fn names_that_nobody_or_more_than_one_has() {
+        let world = world();
+        check_error(
+            &world,
+            "pls-ap",
+            "unknown target `pls-ap`; pods on this node: default/pls-app-7d9c5bd5f4-x2v8q (ep/1157, 10.0.0.143), \
+             other/my-nginx-0 (ep/340, 10.0.0.7); other pods: default/pls-app-7d9c5bd5f4-bbbbb (10.0.2.9 on aks-2), \
+             default/alone-0 (10.0.2.10 on aks-2), default/pending-0 (without an address), default/unlisted-0 (10.0.3.9 on aks-3)",
+        );
+        check_error(
+            &world,
+            "tier=db",
+            "`tier=db` is ambiguous: default/pls-app-7d9c5bd5f4-bbbbb (10.0.2.9 on aks-2), default/alone-0 (10.0.2.10 on aks-2); \
+             give one of them",
+        );
+        check_error(&world, "pending", "`pending` has no address: it has not begun to run, or has ended");
+        let told = resolve(&world, "twice").unwrap_err().to_string();
+        assert!(told.ends_with("; or the service svc/a/twice, svc/b/twice"), "{told}");
+        let told = resolve(&world, "app=").unwrap_err().to_string();
+        assert!(told.starts_with("unknown target `app=`; pods on this node: "), "{told}");
+        assert!(
+            resolve(&world, "app in (x").unwrap_err().to_string().starts_with("found `app in (x`, expected")
+        );
+    }
+
+    #[test]
+    fn services_by_the_api() {
+        let world = world();
+        let frontends = |texts: &[(&str, u16)]| {
+            Target::Service(texts.iter().map(|(text, port)| (address(text), *port)).collect())
+        };
+        let expected =
+            frontends(&[("10.224.0.7", 80), ("10.224.0.7", 443), ("10.0.167.20", 80), ("10.0.167.20", 443)]);
+        for name in ["svc/pls-app", "svc/default/pls-app"] {
+            check(&world, name, &expected);
+        }
+        check(&world, "svc/b/twice", &frontends(&[("10.0.167.22", 80), ("10.0.167.22", 443)]));
+        check_error(
+            &world,
+            "svc/twice",
+            "`svc/twice` is ambiguous: svc/a/twice, svc/b/twice; give one of them",
+        );
+        check_error(
+            &world,
+            "svc/pls-ap",
+            "unknown service `svc/pls-ap`; known are svc/default/pls-app, svc/default/headless, svc/a/twice, svc/b/twice",
+        );
+        check_error(&world, "svc/headless", "`svc/headless` has no address and no backend");
+        // What the API does not know the agent may.
+        let name = ServiceName {
+            namespace: "default".to_owned(),
+            name: "by-agent".to_owned(),
+            address: address("10.0.167.30"),
+            port: 53,
+            kind: "ClusterIP".to_owned(),
+        };
+        let world = World { service_names: vec![name], ..world };
+        check(&world, "svc/by-agent", &frontends(&[("10.0.167.30", 53)]));
+    }
+
+    #[test]
+    fn a_service_without_an_address() {
+        let mut world = world();
+        world.kubernetes.endpoint_slices.as_mut().unwrap()[0].service = "headless".to_owned();
+        check_error(
+            &world,
+            "svc/headless",
+            "`svc/headless` has no address of its own; give one of its backends: default/pls-app-7d9c5bd5f4-x2v8q (ep/1157, 10.0.0.143), \
+             default/pls-app-7d9c5bd5f4-bbbbb (10.0.2.9 on aks-2), default/unlisted-0 (10.0.3.9 on aks-3)",
+        );
+    }
+
+    #[test]
+    fn where_pods_are() {
+        let world = world();
+        let text = |name: &str| {
+            let found: Vec<_> = places(&world, name).unwrap().iter().map(ToString::to_string).collect();
+            found.join("; ")
+        };
+        let both = "default/pls-app-7d9c5bd5f4-x2v8q (ep/1157, 10.0.0.143); default/pls-app-7d9c5bd5f4-bbbbb (10.0.2.9 on aks-2)";
+        assert_eq!(text("pls-app"), both);
+        assert_eq!(text("app=pls-app"), both);
+        assert_eq!(text("svc/pls-app"), format!("{both}; default/unlisted-0 (10.0.3.9 on aks-3)"));
+        let nodes: Vec<_> = places(&world, "svc/pls-app").unwrap().iter().map(|place| place.node).collect();
+        assert_eq!(nodes, [Some("aks-1"), Some("aks-2"), Some("aks-3")]);
+        assert_eq!(text("10.0.2.9"), "default/pls-app-7d9c5bd5f4-bbbbb (10.0.2.9 on aks-2)");
+        assert_eq!(text("ep/340"), "other/my-nginx-0 (ep/340, 10.0.0.7)");
+        for unknown in ["nothing", "192.0.2.1", "svc/nothing", "ep/1"] {
+            assert!(places(&world, unknown).is_err(), "{unknown}");
+        }
+        assert_eq!(place_of(&world, address("10.0.2.10")).unwrap().node, Some("aks-2"));
+        assert!(place_of(&world, address("192.0.2.1")).is_none());
+    }
+
+    #[test]
+    fn services_that_ask_for_private_link() {
+        let mut world = world();
+        assert_eq!(private_link_targets(&world), [""; 0]);
+        let services = world.kubernetes.services.as_mut().unwrap();
+        for (at, value) in [(2, "true"), (0, "True"), (1, "false")] {
+            let key = "service.beta.kubernetes.io/azure-pls-create".to_owned();
+            services[at].annotations.insert(key, value.to_owned());
+        }
+        assert_eq!(private_link_targets(&world), ["svc/b/twice", "svc/default/pls-app"]);
+    }
 
     #[test]
     fn specs() {

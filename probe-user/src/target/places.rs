@@ -10,7 +10,7 @@ use probe_model::{
     cilium::EndpointId,
     world::{
         Endpoint, PodName, World,
-        kubernetes::{EndpointSlice, Labels, Pod},
+        kubernetes::{Backend, EndpointSlice, Labels, Pod},
     },
 };
 
@@ -32,6 +32,11 @@ pub struct Place<'w> {
 }
 
 impl Place<'_> {
+    /// Whether anybody says its labels.
+    pub(super) fn has_labels(&self) -> bool {
+        self.labels.is_some() || !self.agent_labels.is_empty()
+    }
+
     /// The values that its label of a key has, with or without Cilium's source before the key.
     pub(super) fn values(&self, key: &str) -> Vec<&str> {
         let by_api = self.labels.and_then(|labels| labels.get(key.strip_prefix("k8s:").unwrap_or(key)));
@@ -52,9 +57,10 @@ impl Place<'_> {
 impl fmt::Display for Place<'_> {
     /// `default/pls-app-0 (ep/1157, 10.0.0.143)`, `default/pls-app-1 (10.0.2.9 on aks-2)`.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match &self.pod {
-            Some(pod) => write!(f, "{pod} (")?,
-            None => f.write_str("a pod without a name (")?,
+        match (&self.pod, self.endpoint) {
+            (Some(pod), _) => write!(f, "{pod} (")?,
+            (None, Some(id)) => write!(f, "endpoint {id} (")?,
+            (None, None) => f.write_str("no pod (")?,
         }
         match (self.endpoint, self.address()) {
             (Some(id), Some(address)) => write!(f, "ep/{id}, {address})"),
@@ -67,8 +73,9 @@ impl fmt::Display for Place<'_> {
     }
 }
 
-/// Every pod that is known, those of this node first: by the Kubernetes API, else by Cilium's agent, else by its maps.
-pub(super) fn known(world: &World) -> Vec<Place<'_>> {
+/// Every pod that is known, those of this node first: by the Kubernetes API, else by Cilium's agent, else by its maps. Of
+/// the API's only those whose namespace and name are wanted: there may be very many.
+pub(super) fn known<'w>(world: &'w World, is_wanted: &dyn Fn(&str, &str) -> bool) -> Vec<Place<'w>> {
     let api = &world.kubernetes;
     let by_name: BTreeMap<(&str, &str), &Pod> =
         api.pods.iter().flatten().map(|pod| ((pod.namespace.as_str(), pod.name.as_str()), pod)).collect();
@@ -76,16 +83,18 @@ pub(super) fn known(world: &World) -> Vec<Place<'_>> {
     let mut all: Vec<_> = own.map(|endpoint| of_endpoint(world, &by_name, endpoint)).collect();
     let mut seen: BTreeSet<(String, String)> = BTreeSet::new();
     seen.extend(all.iter().flat_map(|place| &place.pod).map(|pod| (pod.namespace.clone(), pod.name.clone())));
-    let mut is_new = |namespace: &str, name: &str| seen.insert((namespace.to_owned(), name.to_owned()));
+    let mut is_new = |namespace: &str, name: &str| {
+        is_wanted(namespace, name) && seen.insert((namespace.to_owned(), name.to_owned()))
+    };
     for pod in api.pods.iter().flatten() {
         if is_new(&pod.namespace, &pod.name) {
             all.push(of_pod(pod));
         }
     }
     for slice in api.endpoint_slices.iter().flatten() {
-        for place in of_slice(slice) {
-            if place.pod.as_ref().is_some_and(|pod| is_new(&pod.namespace, &pod.name)) {
-                all.push(place);
+        for backend in &slice.endpoints {
+            if backend.pod.as_ref().is_some_and(|name| is_new(&slice.namespace, name)) {
+                all.push(of_backend(slice, backend));
             }
         }
     }
@@ -124,27 +133,29 @@ fn of_pod(pod: &Pod) -> Place<'_> {
     }
 }
 
-fn of_slice(slice: &EndpointSlice) -> impl Iterator<Item = Place<'_>> {
-    slice.endpoints.iter().map(|backend| {
-        let name = backend.pod.as_ref();
-        Place {
-            pod: name.map(|name| PodName { namespace: slice.namespace.clone(), name: name.clone() }),
-            node: backend.node.as_deref(),
-            addresses: backend.addresses.clone(),
-            endpoint: None,
-            labels: None,
-            agent_labels: &[],
-        }
-    })
+fn of_backend<'w>(slice: &EndpointSlice, backend: &'w Backend) -> Place<'w> {
+    let name = backend.pod.as_ref();
+    Place {
+        pod: name.map(|name| PodName { namespace: slice.namespace.clone(), name: name.clone() }),
+        node: backend.node.as_deref(),
+        addresses: backend.addresses.clone(),
+        endpoint: None,
+        labels: None,
+        agent_labels: &[],
+    }
 }
 
 /// The backends of a service by the Kubernetes API, those without a pod too.
 pub(super) fn backends<'w>(world: &'w World, namespace: &str, name: &str) -> Vec<Place<'w>> {
     let slices = world.kubernetes.endpoint_slices.iter().flatten();
     let slices = slices.filter(|slice| slice.namespace == namespace && slice.service == name);
-    let known = known(world);
+    let found: Vec<_> = slices
+        .flat_map(|slice| slice.endpoints.iter().map(move |backend| of_backend(slice, backend)))
+        .collect();
+    let names: BTreeSet<_> = found.iter().flat_map(|place| &place.pod).map(|pod| pod.name.as_str()).collect();
+    let known = known(world, &|of, pod| of == namespace && names.contains(pod));
     let mut all: Vec<Place<'w>> = Vec::new();
-    for place in slices.flat_map(of_slice) {
+    for place in &found {
         // A slice of each address family, and of each port that some pods have alone.
         if all
             .iter()
@@ -159,7 +170,7 @@ pub(super) fn backends<'w>(world: &'w World, namespace: &str, name: &str) -> Vec
         let node = place.node;
         all.push(match same {
             Some(same) => Place { node: same.node.or(node), ..same.clone() },
-            None => place,
+            None => place.clone(),
         });
     }
     all
@@ -171,5 +182,14 @@ pub fn place_of(world: &World, address: IpAddr) -> Option<Place<'_>> {
         // One on its node's network shares the node's address, and is none of those that have it.
         place.endpoint.is_some() || world.kubernetes.node_at(address).is_none()
     };
-    known(world).into_iter().find(|place| place.addresses.contains(&address) && is_on_its_own(place))
+    let by_pod = world.kubernetes.pods.iter().flatten().filter(|pod| pod.addresses.contains(&address));
+    let by_slice = world.kubernetes.endpoint_slices.iter().flatten().flat_map(|slice| {
+        let has_it = |backend: &&Backend| backend.addresses.contains(&address);
+        let names = slice.endpoints.iter().filter(has_it).filter_map(|backend| backend.pod.as_deref());
+        names.map(|name| (slice.namespace.as_str(), name))
+    });
+    let by_pod = by_pod.map(|pod| (pod.namespace.as_str(), pod.name.as_str()));
+    let names: BTreeSet<_> = by_pod.chain(by_slice).collect();
+    let known = known(world, &|namespace, name| names.contains(&(namespace, name)));
+    known.into_iter().find(|place| place.addresses.contains(&address) && is_on_its_own(place))
 }
