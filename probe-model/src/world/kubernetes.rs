@@ -372,8 +372,6 @@ pub struct Namespace {
 pub struct Node {
     /// Name.
     pub name: String,
-    /// Labels.
-    pub labels: Labels,
     /// Its addresses.
     pub addresses: Vec<IpAddr>,
     /// `spec.podCIDRs`.

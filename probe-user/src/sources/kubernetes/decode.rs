@@ -58,7 +58,14 @@ fn one<T: DeserializeOwned>(object: Value) -> Result<T> {
 
 fn addresses<'a>(texts: impl IntoIterator<Item = &'a String>) -> Result<Vec<IpAddr>> {
     let parse = |text: &String| text.parse().map_err(|_| anyhow!("found `{text}`, expected an address"));
-    texts.into_iter().filter(|text| !text.is_empty() && *text != "None").map(parse).collect()
+    all(texts.into_iter().filter(|text| !text.is_empty() && *text != "None").map(parse))
+}
+
+/// As many as there are, without room for more: an agent keeps them by the ten thousand.
+fn all<T>(items: impl Iterator<Item = Result<T>>) -> Result<Vec<T>> {
+    let mut all = items.collect::<Result<Vec<_>>>()?;
+    all.shrink_to_fit();
+    Ok(all)
 }
 
 fn prefix(text: &String) -> Result<IpNet> {
@@ -184,9 +191,9 @@ pub fn service(object: Value) -> Result<Service> {
         cluster_ips: addresses(&spec.cluster_ips)?,
         external_traffic_policy: traffic_policy(&spec.external_traffic_policy),
         internal_traffic_policy: traffic_policy(&spec.internal_traffic_policy),
-        ports: spec.ports.into_iter().map(service_port).collect::<Result<_>>()?,
+        ports: all(spec.ports.into_iter().map(service_port))?,
         selector: spec.selector,
-        source_ranges: spec.load_balancer_source_ranges.iter().map(prefix).collect::<Result<_>>()?,
+        source_ranges: all(spec.load_balancer_source_ranges.iter().map(prefix))?,
         health_check_node_port: Some(spec.health_check_node_port).filter(|port| *port != 0),
         allocates_node_ports: spec.allocate_load_balancer_node_ports.unwrap_or(true),
         client_ip_affinity: spec.session_affinity == "ClientIP",
@@ -270,8 +277,8 @@ pub fn endpoint_slice(object: Value) -> Result<Option<EndpointSlice>> {
         service: slice.metadata.labels.get("kubernetes.io/service-name").cloned().unwrap_or_default(),
         namespace: slice.metadata.namespace,
         name: slice.metadata.name,
-        endpoints: slice.endpoints.into_iter().flatten().map(backend).collect::<Result<_>>()?,
-        ports: slice.ports.into_iter().flatten().map(port).collect::<Result<_>>()?,
+        endpoints: all(slice.endpoints.into_iter().flatten().map(backend))?,
+        ports: all(slice.ports.into_iter().flatten().map(port))?,
     }))
 }
 
@@ -344,7 +351,7 @@ pub fn pod(object: Value) -> Result<Pod> {
         node: spec.node_name,
         host_network: spec.host_network,
         addresses: addresses(own)?,
-        ports: ports.map(port).collect::<Result<_>>()?,
+        ports: all(ports.map(port))?,
         is_ready: is_ready(&status.conditions),
         phase: status.phase,
         service_account: spec.service_account_name,
@@ -414,9 +421,8 @@ pub fn node(object: Value) -> Result<Node> {
     let is_address = |own: &&Address| matches!(own.kind.as_str(), "InternalIP" | "ExternalIP");
     Ok(Node {
         name: metadata.name,
-        labels: metadata.labels,
         addresses: addresses(status.addresses.iter().filter(is_address).map(|own| &own.address))?,
-        pod_cidrs: spec.pod_cidrs.iter().map(prefix).collect::<Result<_>>()?,
+        pod_cidrs: all(spec.pod_cidrs.iter().map(prefix))?,
         provider_id: spec.provider_id,
         is_ready: is_ready(&status.conditions),
     })
@@ -485,7 +491,7 @@ pub fn cidr_group(object: Value) -> Result<(String, Vec<IpNet>)> {
     let Object { metadata, spec, .. } = one::<Object<CidrGroup, Nothing>>(object)?;
     // Cilium takes an address alone too.
     let net = |text: &String| text.parse::<IpAddr>().map(IpNet::from).or_else(|_| prefix(text));
-    Ok((metadata.name, spec.prefixes.iter().map(net).collect::<Result<_>>()?))
+    Ok((metadata.name, all(spec.prefixes.iter().map(net))?))
 }
 
 #[derive(Deserialize, Default)]

@@ -18,7 +18,7 @@ use serde_json::Value;
 pub struct Limits {
     /// Objects.
     pub objects: usize,
-    /// Bytes of their JSON, as far as it is kept. In memory they take [once to twice](super) as much.
+    /// Bytes of their JSON, as far as it is kept. In memory they take once (slices) to three times as much.
     pub bytes: usize,
 }
 

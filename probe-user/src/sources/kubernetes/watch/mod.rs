@@ -3,7 +3,9 @@
 //! A thread per list reads it and then watches it ([`follow`]); of each object what an answer needs is decoded once, when
 //! it comes ([`kept`]), and shared by every World from then on. So nothing is asked, copied or decoded for an answer.
 //!
-//! What it takes in memory, per object (measured by `what_objects_take`): see `docs/permissions.md`.
+//! What that takes in memory (measured, 100,000 pods and so on; in bytes): a pod with four labels 1,450, a backend in a slice
+//! 220, a service 1,350, a node 1,000, a small policy 810. So pods are watched of this node alone; others are known by the
+//! slices of the Services that they are behind.
 
 mod follow;
 mod kept;
@@ -96,7 +98,7 @@ pub struct Options {
 }
 
 impl Options {
-    /// Of so many objects no cluster has more; and all lists together stay within what an agent may take.
+    /// Slices of 80,000 backends, nodes or services by the ten thousand: each list within some 20 MB, two dozen of policies.
     pub const LIMITS: Limits = Limits { objects: 100_000, bytes: 16 << 20 };
 
     /// Pods of one node, and all else.
