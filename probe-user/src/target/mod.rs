@@ -358,7 +358,7 @@ fn frontends(world: &World, service: &Service) -> Vec<(IpAddr, u16)> {
         addresses.flat_map(|ip| service.ports.iter().map(|port| (*ip, port.port))).collect();
     let node = world.uplink().and_then(|uplink| world.primary_address(uplink)).map(IpAddr::from);
     let node_ports = service.ports.iter().filter_map(|port| port.node_port);
-    all.extend(node_ports.flat_map(|port| node.map(|node| (node, port))));
+    all.extend(node_ports.filter_map(|port| Some((node?, port))));
     // A port of several protocols is one here.
     let mut seen = std::collections::BTreeSet::new();
     all.retain(|frontend| seen.insert(*frontend));

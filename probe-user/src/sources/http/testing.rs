@@ -59,8 +59,11 @@ pub(crate) enum Reply {
     /// Sends these bytes and then nothing, until the client goes.
     Hang(Vec<u8>),
     /// Sends what this writes, as it comes.
-    Stream(Box<dyn FnOnce(&mut dyn Write) -> std::io::Result<()> + Send>),
+    Stream(Box<Streamed>),
 }
+
+/// Writes an answer, head and all.
+pub(crate) type Streamed = dyn FnOnce(&mut dyn Write) -> std::io::Result<()> + Send;
 
 impl Reply {
     /// JSON with this status.

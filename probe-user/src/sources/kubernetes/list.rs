@@ -114,9 +114,12 @@ pub(super) struct Reader<'a> {
     pub(super) query: &'a str,
     /// What is kept of each object.
     pub(super) keep: &'a Pick,
-    /// Sends a request: the body of its answer.
-    pub(super) fetch: &'a dyn Fn(&Request) -> Result<Box<dyn Read>, http::Error>,
+    /// Sends its requests.
+    pub(super) fetch: &'a Fetch<'a>,
 }
+
+/// Sends a request, for the body of its answer.
+pub(super) type Fetch<'a> = dyn Fn(&Request) -> Result<Box<dyn Read>, http::Error> + 'a;
 
 /// A list that was read.
 #[derive(Clone, Debug, PartialEq, Eq)]

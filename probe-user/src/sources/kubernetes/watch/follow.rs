@@ -13,7 +13,7 @@ use serde::de::DeserializeSeed as _;
 use serde_json::Value;
 
 use super::{
-    Pace, Shared, Watched,
+    Pace, Shared, Trouble, Watched,
     kept::{Refusal, Table},
 };
 use crate::sources::{
@@ -129,7 +129,7 @@ impl<'a> Follower<'a> {
             }
             End::InOrder => self.backoff(failures),
             End::Again { why, retry_after, is_refused } => {
-                self.watched.fail(why, false);
+                self.fail(why, false);
                 if is_refused && *failures >= REFUSALS {
                     *found = None;
                 }
@@ -137,7 +137,7 @@ impl<'a> Follower<'a> {
                 self.backoff(failures).max(asked.unwrap_or_default())
             }
             End::Anew(why) => {
-                self.watched.fail(why, false);
+                self.fail(why, false);
                 *found = None;
                 if *failures == 0 {
                     *failures = 1;
@@ -146,7 +146,7 @@ impl<'a> Follower<'a> {
                 self.backoff(failures)
             }
             End::Lasting { why, pause } => {
-                self.watched.fail(why, true);
+                self.fail(why, true);
                 *found = None;
                 jittered(pause)
             }
@@ -158,6 +158,18 @@ impl<'a> Follower<'a> {
         let wait = self.pace.first.saturating_mul(2_u32.saturating_pow((*failures).min(16)));
         *failures += 1;
         jittered(wait.min(self.pace.longest))
+    }
+
+    fn fail(&self, why: String, is_lasting: bool) {
+        if self.watched.set_trouble(Some(Trouble { why, is_lasting })) {
+            self.shared.change();
+        }
+    }
+
+    fn recover(&self) {
+        if self.watched.set_trouble(None) {
+            self.shared.change();
+        }
     }
 
     fn list(&self, found: &mut Option<Found>) -> End {
@@ -172,16 +184,16 @@ impl<'a> Follower<'a> {
             Ok(read) => read,
             Err(Failure::Http(error)) => return self.by_error(error, resource.right),
             Err(Failure::Answer(why)) => return End::again(why),
-            Err(Failure::TooMuch(why)) => return self.give_up(why),
+            Err(Failure::TooMuch(why)) => return self.give_up(&why),
         };
         self.watched.hear();
         if self.table.end() {
             self.shared.change();
         }
         match read {
-            _ if !resource.is_watched => self.watched.recover(),
+            _ if !resource.is_watched => self.recover(),
             // It may be installed some day.
-            None => self.watched.recover(),
+            None => self.recover(),
             Some(read) if read.version.is_empty() => {
                 let why = format!(
                     "`{}`: found no `resourceVersion` in the list, from which to watch it",
@@ -218,7 +230,7 @@ impl<'a> Follower<'a> {
             }
         };
         self.watched.hear();
-        self.watched.recover();
+        self.recover();
         let (mut line, mut has_come) = (Vec::new(), false);
         loop {
             let event = match read_line(&mut stream, &mut line) {
@@ -249,7 +261,7 @@ impl<'a> Follower<'a> {
         let version = version.and_then(|metadata| metadata.remove("resourceVersion"));
         let refused = |refusal| match refusal {
             Refusal::Nameless => anew("an event's object has no name".to_owned()),
-            Refusal::TooMuch(why) => self.give_up(format!("`{path}`: {why}")),
+            Refusal::TooMuch(why) => self.give_up(&format!("`{path}`: {why}")),
         };
         let is_other = match event.get("type").and_then(Value::as_str) {
             Some("ADDED" | "MODIFIED") => self.table.put(object).map_err(refused)?,
@@ -271,7 +283,7 @@ impl<'a> Follower<'a> {
     }
 
     /// Nothing is known of what is known in part.
-    fn give_up(&self, why: String) -> End {
+    fn give_up(&self, why: &str) -> End {
         self.table.forget();
         self.shared.change();
         End::Lasting { why: format!("{why}: too much to keep"), pause: self.pace.given_up }
@@ -279,19 +291,22 @@ impl<'a> Follower<'a> {
 
     fn by_error(&self, mut error: http::Error, right: &str) -> End {
         let status = error.status();
-        let retry_after = match &mut error.why {
-            Why::Status { retry_after, .. } => retry_after.take(),
+        let mut asked_to_wait = None;
+        if let Why::Status { retry_after, .. } = &mut error.why {
+            asked_to_wait = retry_after.take();
+        } else {
             // Nothing of the list is to blame.
-            _ => {
-                error.asked = self.shared.access.client.base.to_string();
-                None
-            }
-        };
+            error.asked = self.shared.access.client.base.to_string();
+        }
         let why = format!("{error}{}", list::advice(status, self.resource, right));
         match status {
             Some(403 | 404) => End::Lasting { why, pause: self.pace.denied },
             Some(410) => End::Anew(why),
-            _ => End::Again { why, retry_after, is_refused: status.is_some_and(|status| status != 401) },
+            _ => End::Again {
+                why,
+                retry_after: asked_to_wait,
+                is_refused: status.is_some_and(|status| status != 401),
+            },
         }
     }
 }
@@ -368,6 +383,6 @@ fn read_line(stream: &mut impl BufRead, line: &mut Vec<u8>) -> Result<bool, NoLi
 
 /// Somewhere from half of it to all: so that not all nodes of a cluster come back at once.
 fn jittered(time: Duration) -> Duration {
-    let random = RandomState::new().hash_one(0) >> 32;
-    time / 2 + time.mul_f64(random as f64 / f64::from(u32::MAX) / 2.0)
+    let random = RandomState::new().hash_one(0) as u32;
+    time / 2 + time.mul_f64(f64::from(random) / f64::from(u32::MAX) / 2.0)
 }

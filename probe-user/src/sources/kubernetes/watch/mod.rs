@@ -48,6 +48,8 @@ use kept::{CidrGroup, Kept, NamedEvent, OneMap, Table};
 const PODS: &str = "pods";
 /// Address space for a thread's stack, of which it touches a few pages; JSON may be 128 levels deep.
 const STACK: usize = 1 << 20;
+/// For a connection, at least.
+const CONNECT: Duration = Duration::from_secs(3);
 /// What of pods is not known where only those of this node are watched.
 const OTHERS: &str = "pods of other nodes";
 
@@ -237,12 +239,12 @@ impl Watched {
         self.lock().heard = Some((Instant::now(), SystemTime::now()));
     }
 
-    fn recover(&self) {
-        self.lock().trouble = None;
-    }
-
-    fn fail(&self, why: String, is_lasting: bool) {
-        self.lock().trouble = Some(Trouble { why, is_lasting });
+    /// Whether there was none before, or is none now.
+    fn set_trouble(&self, trouble: Option<Trouble>) -> bool {
+        let state = &mut *self.lock();
+        let is_other = state.trouble.is_some() != trouble.is_some();
+        state.trouble = trouble;
+        is_other
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -282,7 +284,14 @@ impl Watcher {
     /// # Errors
     ///
     /// If no thread can be started. Whoever does not answer is a missing fact, for as long as it does not.
-    pub fn start(access: Access, options: Options, tell: impl Fn() + Send + Sync + 'static) -> Result<Self> {
+    pub fn start(
+        mut access: Access,
+        options: Options,
+        tell: impl Fn() + Send + Sync + 'static,
+    ) -> Result<Self> {
+        // Nobody waits for these threads.
+        let connect = &mut access.client.patience.connect;
+        *connect = CONNECT.max(*connect);
         let store = Store::new(options.limits);
         let shared = Shared {
             access,
@@ -306,7 +315,7 @@ impl Watcher {
         Ok(watcher)
     }
 
-    /// A number that grows when something changes.
+    /// A number that grows when something changes: what is known, or what is wrong.
     pub fn changed(&self) -> u64 {
         self.shared.changes.load(Ordering::Acquire)
     }

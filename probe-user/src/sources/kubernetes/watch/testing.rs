@@ -229,16 +229,13 @@ impl Api {
             let fault = state.spoil.as_mut().and_then(|spoil| spoil());
             drop(state);
             let event = json!({"type": kind, "object": object}).to_string() + "\n";
-            match fault {
-                Some(fault) => {
-                    if !spoil(out, fault, &event)? {
-                        return Ok(());
-                    }
+            if let Some(fault) = fault {
+                if !spoil(out, fault, &event)? {
+                    return Ok(());
                 }
-                None => {
-                    chunk(out, event.as_bytes())?;
-                    at += 1;
-                }
+            } else {
+                chunk(out, event.as_bytes())?;
+                at += 1;
             }
             out.flush()?;
             state = self.lock();
