@@ -20,6 +20,7 @@ use super::status::{Board, HookStatus, Status};
 use crate::attach::{Hook, HookState};
 use crate::cli::{Outcome, Output};
 use crate::render::history as render;
+use crate::target::private_link_targets;
 use crate::trace::hub::{Hub, Node, ViewId};
 use crate::trace::judge::{EventSource, FlowVerdict};
 use crate::trace::listener::{Paper as _, Printer};
@@ -33,7 +34,8 @@ use crate::trace::{Ask, Setup};
 pub(super) const SESSIONS_MAX: usize = 64;
 /// How often things are said and looked at.
 const SECOND: Duration = Duration::from_secs(1);
-/// How often targets that are not there are looked up, and Services that ask for Private Link.
+/// How often targets that are not there are looked up, and Services that ask for Private Link. Pods of what is watched
+/// are followed at once.
 const LOOK_UP: Duration = Duration::from_secs(5);
 /// How long to wait before the node is looked at again where nothing can be seen.
 const RETRY: Duration = Duration::from_secs(2);
@@ -346,9 +348,7 @@ impl<'k> Keeper<'k> {
 
 /// What is to be watched: what was named, and every Service that asks for Private Link.
 fn wanted(targets: &[String], world: &World) -> BTreeSet<String> {
-    let services = world.kubernetes.services.iter().flatten();
-    let private_link = services.filter(|service| service.wants_private_link());
-    targets.iter().cloned().chain(private_link.map(|service| format!("svc/{service}"))).collect()
+    targets.iter().cloned().chain(private_link_targets(world)).collect()
 }
 
 fn hook_status(hook: &Hook) -> HookStatus {

@@ -27,6 +27,7 @@ use tokio::runtime::{Builder, Runtime};
 use tokio::sync::mpsc;
 
 use crate::cli::Outcome;
+use crate::sources::kubernetes::watch::{self, Watcher};
 use crate::sys;
 use crate::trace::Setup;
 use crate::trace::session::Stop;
@@ -60,8 +61,9 @@ pub struct Options {
 /// # Errors
 ///
 /// When it cannot serve. Where nothing can be seen for now it says so, and looks again.
-pub fn run(options: Options) -> Result<Outcome> {
+pub fn run(mut options: Options) -> Result<Outcome> {
     sys::give_memory_back();
+    watch_cluster(&mut options)?;
     let engine = runtime()?;
     let log = Arc::new(Log::default());
     log::catch(&log);
@@ -82,6 +84,17 @@ pub fn run(options: Options) -> Result<Outcome> {
     let kept = engine.block_on(async { Box::pin(keeper::run(keep, orders, Stop::new()?)).await });
     serving.stop()?;
     kept.map(|()| Outcome::Allowed)
+}
+
+/// Has the Kubernetes API watched, where it would be asked once.
+fn watch_cluster(options: &mut Options) -> Result<()> {
+    let asked = std::mem::take(&mut options.setup.live.cluster.kubernetes);
+    let Some(access) = asked.access()? else { return Ok(()) };
+    let of_node = watch::Options::of_node(options.serving.node.clone());
+    // Who keeps the engine looks once a second whether there is anything new.
+    let watcher = Watcher::start(access, of_node, || ())?;
+    options.setup.cluster = Some(Arc::new(watcher));
+    Ok(())
 }
 
 /// One thread: network namespaces belong to threads, and everything must happen in the caller's.

@@ -77,6 +77,7 @@ pub(super) fn run(args: Args, global: &Global) -> Result<Outcome> {
         ring_bytes: args.ring_bytes,
         capacity: CAPACITY,
         live: global.live_options()?,
+        cluster: None,
     };
     let otlp = match &args.otlp {
         Some(url) => {

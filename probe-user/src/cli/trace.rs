@@ -72,6 +72,7 @@ pub(super) fn run(args: Args, global: &Global) -> Result<Outcome> {
         ring_bytes: args.ring_bytes,
         capacity: Capacity::default(),
         live: global.live_options()?,
+        cluster: None,
     };
     let ask = Ask { dst: args.dst, src: args.src, ports, expression: args.filter };
     let Args { duration, count, .. } = args;

@@ -47,6 +47,8 @@ const POLL: Duration = Duration::from_millis(50);
 const HOUSEKEEPING: Duration = Duration::from_secs(1);
 /// How old the maps may be when a flow is judged by them.
 const WORLD_AGE: Duration = Duration::from_millis(500);
+/// How old the maps may be when only the cluster's objects have changed.
+const CLUSTER_AGE: Duration = Duration::from_secs(5);
 /// How long after the last change of an interface a target may turn out to be another one: a pod's interface is there
 /// before Cilium knows the pod.
 const UNSETTLED: Duration = Duration::from_secs(20);
@@ -82,6 +84,8 @@ pub(crate) struct Engine {
     since_ns: u64,
     /// Until when targets are looked up each second.
     unsettled_until: Instant,
+    /// Changes of the cluster's objects that were looked at.
+    cluster_changes: u64,
     verdicts: Verdicts,
     tracker: Tracker,
     batch: Vec<Record>,
@@ -179,6 +183,7 @@ impl Engine {
             observed: BTreeSet::new(),
             since_ns: 0,
             unsettled_until: Instant::now(),
+            cluster_changes: 0,
             verdicts,
             tracker,
             batch: Vec::new(),
@@ -234,7 +239,7 @@ impl Engine {
             Woken::Change(changed) => self.hear(changed)?,
             Woken::Housekeeping => {
                 self.keep_house()?;
-                turn.is_unsettled = Instant::now() < self.unsettled_until;
+                turn.is_unsettled = Instant::now() < self.unsettled_until || self.has_cluster_changed();
             }
             Woken::Poll => {
                 if self.is_stale {
@@ -247,6 +252,17 @@ impl Engine {
             }
         }
         Ok(turn)
+    }
+
+    /// Whether the cluster's objects are others than at the last look, which was a while ago: in a large cluster something
+    /// changes all the time, and pods of this node come with an interface.
+    fn has_cluster_changed(&mut self) -> bool {
+        if self.world_read.elapsed() < CLUSTER_AGE {
+            return false;
+        }
+        let changes = self.setup.cluster.as_ref().map_or(0, |cluster| cluster.changed());
+        let before = std::mem::replace(&mut self.cluster_changes, changes);
+        changes != before
     }
 
     /// Paths that are the node's, with the maps read anew if there are any.
@@ -556,10 +572,15 @@ impl Engine {
 
     /// Reads the maps to look targets up again; `None` where they cannot be read, which is said when a flow is judged.
     pub(super) fn look_again(&mut self) -> Option<(LiveNode, World)> {
-        let node = live::refresh(&self.setup.live, &self.node).ok()?;
+        self.read_again().ok()
+    }
+
+    fn read_again(&self) -> Result<(LiveNode, World)> {
+        let node = live::refresh(&self.setup.live, &self.node)?;
         let mut world = assemble(&node.node);
         world.inherit(&self.world);
-        Some((node, world))
+        self.setup.put_cluster_into(&mut world);
+        Ok((node, world))
     }
 
     /// Goes on with these maps: every traced pod is in them.
@@ -701,27 +722,29 @@ impl Engine {
         if self.world_read.elapsed() < WORLD_AGE {
             return;
         }
-        match live::refresh(&self.setup.live, &self.node) {
-            Ok(node) => {
-                self.node = node;
-                let mut world = assemble(&self.node.node);
-                world.inherit(&self.world);
-                self.nat = None;
-                let before = std::mem::replace(&mut self.world, world);
-                self.advice.forget();
-                let is_there = |id| self.world.endpoints.contains_key(id);
-                if self.coverage.endpoints.iter().all(is_there) {
-                    self.complete = None;
-                } else if self.complete.is_none() {
-                    self.notice(
-                        "a traced pod has gone from Cilium's maps; its flows are judged by the last ones that had it",
-                    );
-                    self.complete = Some((before, Instant::now()));
-                }
+        match self.read_again() {
+            Ok((node, world)) => self.take(node, world),
+            Err(error) => {
+                self.world_read = Instant::now();
+                self.notice(format!("flows are judged by older maps: {error:#}"));
             }
-            Err(error) => self.notice(format!("flows are judged by older maps: {error:#}")),
         }
-        self.world_read = Instant::now();
+    }
+
+    /// Goes on with these maps, and keeps the last ones that had every traced pod if these do not.
+    pub(super) fn take(&mut self, node: LiveNode, world: World) {
+        (self.node, self.world_read, self.nat) = (node, Instant::now(), None);
+        let before = std::mem::replace(&mut self.world, world);
+        self.advice.forget();
+        let is_there = |id| self.world.endpoints.contains_key(id);
+        if self.coverage.endpoints.iter().all(is_there) {
+            self.complete = None;
+        } else if self.complete.is_none() {
+            self.notice(
+                "a traced pod has gone from Cilium's maps; its flows are judged by the last ones that had it",
+            );
+            self.complete = Some((before, Instant::now()));
+        }
     }
 
     /// The maps to judge a flow by: while a traced pod is gone from them, its flows by the last ones that had it.

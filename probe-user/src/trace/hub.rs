@@ -61,7 +61,8 @@ impl Node {
     /// As [`live::read`].
     pub(crate) fn read(setup: &Setup) -> Result<Self> {
         let live = live::read(&setup.live)?;
-        let world = assemble(&live.node);
+        let mut world = assemble(&live.node);
+        setup.put_cluster_into(&mut world);
         Ok(Self { live, world })
     }
 }
@@ -260,6 +261,7 @@ impl Hub {
             }
         }
         if grown.is_empty() {
+            self.engine.take(node, world);
             return;
         }
         let coverage = self.coverage_with(&grown, None);

@@ -18,14 +18,17 @@ pub(crate) mod view;
 pub mod watch;
 pub mod watched;
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 use probe_model::path::Capacity;
+use probe_model::world::World;
 
 use crate::attach::{Expression, PortRange};
 use crate::cli::{Outcome, Output};
 use crate::sources::LiveOptions;
+use crate::sources::kubernetes::watch::Watcher;
 use crate::sys;
 
 pub use summary::Summary;
@@ -56,6 +59,17 @@ pub struct Setup {
     pub capacity: Capacity,
     /// Where Cilium is.
     pub live: LiveOptions,
+    /// What keeps the cluster's objects up to date, if anything does; else they are asked for once.
+    pub cluster: Option<Arc<Watcher>>,
+}
+
+impl Setup {
+    /// Puts what is known of the cluster now in the place of what was known before.
+    fn put_cluster_into(&self, world: &mut World) {
+        if let Some(cluster) = &self.cluster {
+            cluster.put_into(world);
+        }
+    }
 }
 
 /// What the operator asked for.
