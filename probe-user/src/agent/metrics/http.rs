@@ -16,6 +16,7 @@ use tokio::time::{sleep, timeout};
 
 use super::exposition::Format;
 use super::{Metrics, health, lock};
+use crate::grpc::server::Notice;
 
 /// A request that is longer is refused: Prometheus' has some 300 bytes, the kubelet's fewer.
 const REQUEST_MAX: usize = 8 << 10;
@@ -49,13 +50,13 @@ impl Default for Limits {
 }
 
 /// Answers whoever connects, for ever.
-pub async fn serve(listener: TcpListener, metrics: Arc<Metrics>, limits: Limits) {
+pub async fn serve(listener: TcpListener, metrics: Arc<Metrics>, limits: Limits, notice: Notice) {
     let guests = Guests::default();
     loop {
         let (stream, address) = match listener.accept().await {
             Ok((stream, peer)) => (stream, peer.ip().to_canonical()),
             Err(error) => {
-                log::warn!("metrics: failed to take a connection: {error}");
+                notice(format!("metrics: failed to take a connection: {error}"));
                 sleep(ACCEPT_PAUSE).await;
                 continue;
             }

@@ -25,6 +25,7 @@ use self::proto::{Scope, ScopeSpans, Span, Value};
 pub use self::settings::{HEADERS_VARIABLE, Headers, Settings};
 use super::feed::{Feed, Flows};
 use super::flow::Flow;
+use crate::grpc::server::Notice;
 use crate::sources::http::{Body, Client, Error, Patience, Request, Why, shown};
 
 /// Flows of a batch: some 10 spans of some 500 bytes each, far below the 20 MiB that a collector takes at most.
@@ -88,14 +89,20 @@ fn count(counter: &AtomicU64, more: u64) {
 ///
 /// Requests block a thread of the runtime's blocking pool, for [`Pace::answer`] at most: whoever ends the runtime should
 /// not wait for it longer than it wants to.
-pub async fn export(settings: Settings, pace: Pace, feed: Arc<Feed>, tally: Arc<Tally>) {
+pub async fn export(settings: Settings, pace: Pace, feed: Arc<Feed>, tally: Arc<Tally>, notice: Notice) {
     // Without those that are kept: an agent that was started anew would export them twice.
     let (_, flows) = feed.follow();
     drop(feed);
+    if settings.tells_headers() {
+        notice(format!(
+            "otlp: headers go to {} unencrypted: whoever is between can read them",
+            settings.base
+        ));
+    }
     let patience = Patience { connect: pace.answer, each: pace.answer, total: pace.answer };
     let Settings { base, path, tls, headers, resolver, node } = settings;
     let client = Client { base, tls, patience, max_body: ANSWER_MAX, resolver };
-    let mut exporter = Exporter { client, path, headers, node, pace, tally, is_failing: false };
+    let mut exporter = Exporter { client, path, headers, node, pace, tally, notice, is_failing: false };
     exporter.run(flows).await;
 }
 
@@ -106,6 +113,7 @@ struct Exporter {
     node: String,
     pace: Pace,
     tally: Arc<Tally>,
+    notice: Notice,
     /// Whether it was said that nothing gets through.
     is_failing: bool,
 }
@@ -216,7 +224,7 @@ impl Exporter {
 
     fn taken(&mut self, spans: u64, answer: &[u8]) {
         if std::mem::take(&mut self.is_failing) {
-            log::info!("otlp: {} takes spans again", self.client.base);
+            (self.notice)(format!("otlp: {} takes spans again", self.client.base));
         }
         // An answer that is none of the protocol's is one without complaint: its status was.
         let said = ExportResponse::decode(answer).ok().and_then(|answer| answer.partial_success);
@@ -226,14 +234,15 @@ impl Exporter {
         count(&self.tally.spans_rejected, rejected);
         if rejected > 0 || !said.error_message.is_empty() {
             let message = shown(&said.error_message);
-            log::warn!("otlp: {} rejects {rejected} of {spans} spans: {message}", self.client.base);
+            let base = &self.client.base;
+            (self.notice)(format!("otlp: {base} rejects {rejected} of {spans} spans: {message}"));
         }
     }
 
     /// Once, until something gets through again.
     fn say(&mut self, error: &Error) {
         if !std::mem::replace(&mut self.is_failing, true) {
-            log::warn!("otlp: spans are not taken, and lost if that lasts: {error}");
+            (self.notice)(format!("otlp: spans are not taken, and lost if that lasts: {error}"));
         }
     }
 }

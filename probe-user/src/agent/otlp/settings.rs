@@ -43,10 +43,6 @@ impl Settings {
     /// If the address is none, or there are no authorities to trust.
     pub fn new(endpoint: &str, ca: Option<&Path>, headers: Headers, node: &str) -> Result<Self> {
         let mut base: Url = endpoint.parse().context("failed to read the OTLP endpoint")?;
-        let is_here = base.host == "localhost" || base.host.parse().is_ok_and(|ip: IpAddr| ip.is_loopback());
-        if !base.is_https && !is_here && !headers.0.is_empty() {
-            log::warn!("otlp: headers go to {base} unencrypted; whoever is between can read them; use https");
-        }
         let path = std::mem::take(&mut base.path);
         let path = if path.is_empty() { PATH.to_owned() } else { path };
         let tls = match (base.is_https, ca) {
@@ -59,6 +55,13 @@ impl Settings {
             }
         };
         Ok(Self { base, path, tls, headers, resolver: Resolver::default(), node: node.to_owned() })
+    }
+
+    /// Whether headers are sent that others can read on their way.
+    pub(super) fn tells_headers(&self) -> bool {
+        let Url { is_https, host, .. } = &self.base;
+        let is_here = host == "localhost" || host.parse().is_ok_and(|ip: IpAddr| ip.is_loopback());
+        !is_https && !is_here && !self.headers.0.is_empty()
     }
 }
 
@@ -183,6 +186,18 @@ mod tests {
         assert_eq!(long, Err("they have 8194 bytes, expected at most 8192".to_owned()));
         let shown = format!("{:?}", Headers::parse("authorization=s3cret").unwrap());
         assert_eq!(shown, r#"["authorization"]"#);
+    }
+
+    #[test]
+    fn headers_that_others_can_read() {
+        let tells = |endpoint: &str, headers: &str| {
+            Settings::new(endpoint, None, Headers::parse(headers).unwrap(), "n").unwrap().tells_headers()
+        };
+        assert!(tells("http://c:4318", "a=b"));
+        assert!(!tells("http://c:4318", ""));
+        assert!(!tells("http://localhost:4318", "a=b"));
+        assert!(!tells("http://127.0.0.1:4318", "a=b"));
+        assert!(!tells("http://[::1]:4318", "a=b"));
     }
 
     #[test]

@@ -21,7 +21,7 @@ fn unhurried() -> Limits {
 async fn start(metrics: &Arc<Metrics>, limits: Limits) -> SocketAddr {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
-    tokio::spawn(serve(listener, Arc::clone(metrics), limits));
+    tokio::spawn(serve(listener, Arc::clone(metrics), limits, Arc::new(|line| panic!("{line}"))));
     address
 }
 

@@ -4,6 +4,7 @@ mod decode;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
+use std::sync::Mutex;
 
 use expect_test::expect;
 use probe_model::world::PolicyRef;
@@ -37,15 +38,19 @@ fn settings(endpoint: &str) -> Settings {
 struct Running {
     feed: Arc<Feed>,
     tally: Arc<Tally>,
+    said: Arc<Mutex<Vec<String>>>,
 }
 
 /// Starts one, and waits until it follows.
 async fn start(settings: Settings, pace: Pace) -> Running {
     let (feed, tally) = (Arc::new(Feed::new(10)), Arc::<Tally>::default());
-    tokio::spawn(export(settings, pace, Arc::clone(&feed), Arc::clone(&tally)));
+    let said = Arc::<Mutex<Vec<String>>>::default();
+    let lines = Arc::clone(&said);
+    let notice = Arc::new(move |line| lines.lock().unwrap().push(line));
+    tokio::spawn(export(settings, pace, Arc::clone(&feed), Arc::clone(&tally), notice));
     // It has the one thread until it waits for a flow.
     tokio::task::yield_now().await;
-    Running { feed, tally }
+    Running { feed, tally, said }
 }
 
 impl Running {
@@ -57,6 +62,13 @@ impl Running {
         };
         let reached = tokio::time::timeout(PATIENT, reached).await;
         assert!(reached.is_ok(), "{at_least} of {:?}", self.tally);
+    }
+
+    /// What was logged, without the server's address.
+    fn said(&self, server: &Server) -> Vec<String> {
+        let lines = self.said.lock().unwrap();
+        assert!(lines.iter().all(|line| !line.contains("s3cret")), "{lines:?}");
+        lines.iter().map(|line| line.replace(&server.address.to_string(), "SERVER")).collect()
     }
 
     /// Spans exported and rejected; flows behind, refused and unreachable.
@@ -328,6 +340,10 @@ async fn what_cannot_be_taken_now_is_sent_again() {
         let seen = server.seen();
         assert_eq!(seen.len(), 3);
         assert!(seen.iter().all(|again| again.bytes == seen[0].bytes), "the same batch");
+        let failed =
+            "otlp: spans are not taken, and lost if that lasts: POST http://SERVER/v1/traces: status";
+        let expected = [format!("{failed} {line}"), "otlp: http://SERVER takes spans again".to_owned()];
+        assert_eq!(running.said(&server), expected, "once each");
     }
 }
 
@@ -382,15 +398,16 @@ async fn what_is_refused_is_not_sent_again() {
 
 #[tokio::test]
 async fn spans_that_are_rejected_of_a_batch_that_is_taken() {
-    // ExportTraceServiceResponse { partial_success (1): { rejected_spans (1): 2, error_message (2): "no" } }
+    // ExportTraceServiceResponse { partial_success (1): { rejected_spans (1): 2, error_message (2): "n\x1bo" } }
     let server = Server::start(|_| {
-        Reply::bytes("200 OK", "application/x-protobuf", "", &[0x0a, 6, 0x08, 2, 0x12, 2, b'n', b'o'])
+        Reply::bytes("200 OK", "application/x-protobuf", "", &[0x0a, 7, 0x08, 2, 0x12, 3, b'n', 0x1b, b'o'])
     });
     let running = start(settings(&server.url("http")), hasty()).await;
     running.feed.push(flow());
     running.until(|tally| &tally.spans_exported, 3).await;
     assert_eq!(running.counts(), [3, 2, 0, 0, 0]);
     assert_eq!(server.seen().len(), 1, "a batch that is partly taken is not sent again");
+    assert_eq!(running.said(&server), ["otlp: http://SERVER rejects 2 of 5 spans: n o"]);
 }
 
 #[tokio::test]
@@ -494,6 +511,7 @@ fn secrets_are_not_shown() {
         node: settings.node,
         pace: hasty(),
         tally: Arc::default(),
+        notice: Arc::new(drop),
         is_failing: false,
     };
     let request = exporter.request(spans(&flow(), "n"));
