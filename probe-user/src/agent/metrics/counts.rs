@@ -14,7 +14,7 @@ use crate::render::trace::verdict_word;
 use crate::trace::judge::FlowVerdict;
 
 /// Services with series of their own; few clusters have ten behind Private Link. With all that is counted of them a
-/// page has 1.3 MB at the very most, and 100 KB where there are ten.
+/// page has 1.3 MB at the very most, and some 50 KB where there are ten.
 pub(super) const SERVICES_MAX: usize = 100;
 /// Causes with verdicts that are counted apart for one service, of which few meet.
 pub(super) const CAUSES_MAX: usize = 16;
