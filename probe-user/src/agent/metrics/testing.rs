@@ -1,5 +1,6 @@
 //! Flows for tests of what is told of them.
 
+use probe_model::cilium::Direction;
 use probe_model::cilium::drop_reason::DropReason;
 use probe_model::cilium::identity::Identity;
 use probe_model::explain::Code;
@@ -46,6 +47,8 @@ pub(crate) fn flow() -> Flow {
         cause: Code::Allowed,
         sentence: "the pod answered".to_owned(),
         policies: Vec::new(),
+        direction: Some(Direction::Ingress),
+        nearest: None,
         disagreements: Vec::new(),
         link_id: Some(536_870_913),
         hops: vec![stop("eth0 in", 0, tuple), stop("lxc6e1a to pod", 40, translated)],
@@ -64,6 +67,7 @@ pub(crate) fn dropped() -> Flow {
         drop_reason: Some(DropReason::POLICY),
         cause: Code::DefaultDeny,
         sentence: "no ingress rule admits 10.224.0.8".to_owned(),
+        nearest: Some("allow ingress world tcp/81: another port".to_owned()),
         replies: Vec::new(),
         ..flow()
     }

@@ -133,6 +133,12 @@ fn attributes(flow: &Flow) -> Vec<KeyValue> {
         all.int("plsprobe.link_id", link_id);
     }
     all.list("plsprobe.policies", flow.policies.iter());
+    if let Some(direction) = flow.direction {
+        all.text("plsprobe.policy.direction", direction);
+    }
+    if let Some(nearest) = &flow.nearest {
+        all.text("plsprobe.policy.nearest", nearest);
+    }
     all.list("plsprobe.disagreements", flow.disagreements.iter());
     all.int("plsprobe.flow", i64::try_from(flow.number).unwrap_or(i64::MAX));
     let left_out = |stops: &[Stop]| stops.len().saturating_sub(STOPS_MAX) as u32;

@@ -132,6 +132,7 @@ fn the_spans_of_a_flow() {
           plsprobe.destination.pod = default/pls-app-5d8f-x2x9p
           plsprobe.flow = 7
           plsprobe.link_id = 536870913
+          plsprobe.policy.direction = ingress
           plsprobe.refused = false
           plsprobe.sentence = the pod answered
           plsprobe.service = default/pls-app
@@ -209,6 +210,8 @@ fn the_spans_of_a_dropped_flow() {
           plsprobe.flow = 7
           plsprobe.link_id = 536870913
           plsprobe.policies = ["NetworkPolicy default/deny-all"]
+          plsprobe.policy.direction = ingress
+          plsprobe.policy.nearest = allow ingress world tcp/81: another port
           plsprobe.refused = false
           plsprobe.sentence = no ingress rule admits 10.224.0.8
           plsprobe.source.class = private_link
