@@ -23,13 +23,13 @@ use tokio::runtime::{Builder, Runtime};
 use tokio::sync::watch;
 
 /// As many as the agent keeps.
-const KEPT: u64 = 4096;
+const KEPT: u32 = 4096;
 /// How often all of them are asked for.
 const ROUNDS: u32 = 20;
 /// How long flows come at one rate.
 const SPAN: Duration = Duration::from_secs(5);
 /// Flows a second. The budget is the first.
-const RATES: [u64; 4] = [10_000, 20_000, 40_000, 80_000];
+const RATES: [u32; 4] = [10_000, 20_000, 40_000, 80_000];
 
 const GET_FLOWS: &str = "/observer.Observer/GetFlows";
 
@@ -38,7 +38,7 @@ fn main() {
     let path = folder.path().join("hubble.sock");
     let feed = Arc::new(Feed::new(KEPT as usize));
     serve(&path, &feed);
-    for number in 1..=KEPT {
+    for number in 1..=u64::from(KEPT) {
         feed.push(flow(number));
     }
     let runtime = runtime();
@@ -49,8 +49,8 @@ fn main() {
         bytes += runtime.block_on(all(&client));
     }
     let took = begun.elapsed().as_secs_f64();
-    let flows = KEPT as f64 * f64::from(ROUNDS);
-    println!("kept: {:.0} flows/s, {:.0} bytes each", flows / took, bytes as f64 / flows);
+    let flows = f64::from(KEPT * ROUNDS);
+    println!("kept: {:.0} flows/s, {:.0} bytes each", flows / took, f64::from(bytes) / flows);
     println!("| coming, flows/s | told, flows/s | lost |\n|---|---|---|");
     for rate in RATES {
         let (told, lost) = follow(&runtime, &client, &feed, rate);
@@ -87,21 +87,21 @@ async fn connected(path: &Path) -> Client {
 }
 
 /// Bytes of all flows that are kept. A flow is field 1 of an answer, as bytes are of a `BytesValue`.
-async fn all(client: &Client) -> usize {
+async fn all(client: &Client) -> u32 {
     let mut answers: Answers<Vec<u8>> = client.call(GET_FLOWS, &()).await.expect("an answer");
     let mut bytes = 0;
     for _ in 0..KEPT {
-        bytes += answers.next().await.expect("a flow").expect("another flow").len();
+        bytes += answers.next().await.expect("a flow").expect("another flow").len() as u32;
     }
     assert_eq!(answers.next().await.expect("an end"), None);
     bytes
 }
 
 /// Flows that one follower was told per second while they came at `rate`, and how many it was not told.
-fn follow(runtime: &Runtime, client: &Client, feed: &Arc<Feed>, rate: u64) -> (f64, u64) {
-    let count = rate * SPAN.as_secs();
+fn follow(runtime: &Runtime, client: &Client, feed: &Arc<Feed>, rate: u32) -> (f64, u32) {
+    let count = rate * SPAN.as_secs() as u32;
     let first = feed_end(feed) + 1;
-    let last = first + count - 1;
+    let last = first + u64::from(count) - 1;
     // `follow`, and the last that is kept as a sign that it does.
     let request = FollowRequest { number: 1, follow: true };
     runtime.block_on(async {
@@ -109,18 +109,18 @@ fn follow(runtime: &Runtime, client: &Client, feed: &Arc<Feed>, rate: u64) -> (f
         answers.next().await.expect("the last that is kept");
         let pushing = push(feed, first, last, rate);
         let begun = Instant::now();
-        let mut told = 0_u64;
+        let mut told = 0;
         // The last flow is never lost: nothing comes after it that could push it out.
         loop {
             let flow = answers.next().await.expect("a flow").expect("another flow");
-            told += u64::from(!flow.is_empty());
+            told += u32::from(!flow.is_empty());
             if is_numbered(&flow, last) {
                 break;
             }
         }
         let took = begun.elapsed().as_secs_f64();
         pushing.join().expect("all were pushed");
-        (told as f64 / took, count - told)
+        (f64::from(told) / took, count - told)
     })
 }
 
@@ -143,14 +143,14 @@ fn is_numbered(flow: &[u8], number: u64) -> bool {
     flow.windows(end.len()).any(|window| window == end.as_bytes())
 }
 
-/// Pushes a tenth of a percent of a second's flows each millisecond.
-fn push(feed: &Arc<Feed>, first: u64, last: u64, rate: u64) -> std::thread::JoinHandle<()> {
+/// Each millisecond pushes what is due.
+fn push(feed: &Arc<Feed>, first: u64, last: u64, rate: u32) -> std::thread::JoinHandle<()> {
     let feed = Arc::clone(feed);
     std::thread::spawn(move || {
         let begun = Instant::now();
         let mut next = first;
         while next <= last {
-            let due = (begun.elapsed().as_secs_f64() * rate as f64) as u64;
+            let due = begun.elapsed().as_micros() as u64 * u64::from(rate) / 1_000_000;
             while next <= last && next - first < due {
                 feed.push(flow(next));
                 next += 1;

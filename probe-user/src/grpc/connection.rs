@@ -18,8 +18,6 @@ use super::frame::{self, Refused};
 use super::server::{Limits, RESETS_MAX, Server};
 use super::{Code, Status};
 
-const CONTENT_TYPE: HeaderValue = HeaderValue::from_static("application/grpc");
-
 /// Serves a connection until its end. `handshake` is given back once it speaks HTTP/2.
 pub(super) async fn converse(
     server: &Server,
@@ -161,6 +159,15 @@ impl From<Refused> for Status {
     }
 }
 
+/// What every answer begins with.
+fn head() -> Response<()> {
+    let mut head = Response::new(());
+    let headers = head.headers_mut();
+    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
+    headers.insert("grpc-accept-encoding", HeaderValue::from_static("identity"));
+    head
+}
+
 /// Takes what a call is answered with, as fast as the client does.
 #[derive(Debug)]
 pub struct Sender(Arc<Mutex<Half>>);
@@ -206,9 +213,7 @@ impl Half {
 
     fn open(&mut self) -> Result<&mut SendStream<Bytes>, Status> {
         if let Self::Unanswered(response) = self {
-            let mut head = Response::new(());
-            head.headers_mut().insert(header::CONTENT_TYPE, CONTENT_TYPE);
-            *self = Self::Open(response.send_response(head, false).map_err(|_| Status::gone())?);
+            *self = Self::Open(response.send_response(head(), false).map_err(|_| Status::gone())?);
         }
         match self {
             Self::Open(stream) => Ok(stream),
@@ -239,8 +244,7 @@ impl Half {
         // That the client went away in the meantime is its affair.
         match self {
             Self::Unanswered(response) => {
-                let mut head = Response::new(());
-                head.headers_mut().insert(header::CONTENT_TYPE, CONTENT_TYPE);
+                let mut head = head();
                 status.put(head.headers_mut());
                 drop(response.send_response(head, true));
             }

@@ -174,6 +174,8 @@ impl Server {
                     continue;
                 }
             };
+            // Those that ended in the meantime count no more.
+            while connections.try_join_next().is_some() {}
             if connections.len() >= limits.connections {
                 self.say(&format!(
                     "refused a connection: {} are open, which is the limit",

@@ -122,6 +122,7 @@ async fn status_of(served: &Served, request: Option<&[u8]>) -> String {
     }
     let response = response.await.unwrap();
     assert_eq!(response.headers()["content-type"], "application/grpc");
+    assert_eq!(response.headers()["grpc-accept-encoding"], "identity");
     response.headers()["grpc-status"].to_str().unwrap().to_owned()
 }
 

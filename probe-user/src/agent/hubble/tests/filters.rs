@@ -82,10 +82,8 @@ fn random_flow(random: &mut fastrand::Rng, number: u64) -> Flow {
     let pick = |random: &mut fastrand::Rng, of: [&str; 2]| address(of[random.usize(0..2)]);
     flow.tuple.saddr = pick(random, source);
     flow.translated.daddr = pick(random, destination);
-    flow.translated.saddr = match random.bool() {
-        true => flow.tuple.saddr,
-        false => address(if is_v6 { "fd00::4" } else { "10.224.0.4" }),
-    };
+    let snat = address(if is_v6 { "fd00::4" } else { "10.224.0.4" });
+    flow.translated.saddr = if random.bool() { flow.tuple.saddr } else { snat };
     let protocols =
         [Protocol::TCP, Protocol::UDP, Protocol::SCTP, Protocol::ICMP, Protocol::ICMPV6, Protocol(47)];
     let protocol = protocols[random.usize(..protocols.len())];
