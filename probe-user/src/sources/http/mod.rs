@@ -11,6 +11,7 @@ pub(crate) mod testing;
 mod timed;
 pub mod tls;
 mod url;
+pub(in crate::sources) mod websocket;
 
 use std::{
     borrow::Cow,
@@ -396,7 +397,8 @@ impl Client {
     }
 }
 
-fn status(head: &Head, body: &[u8]) -> Why {
+/// Another status than the one that was wanted, with what the body says of it.
+pub(in crate::sources) fn status(head: &Head, body: &[u8]) -> Why {
     let seconds = head.header("retry-after").and_then(|value| value.parse().ok());
     let message = match (head.status, head.header("location")) {
         (300..=399, Some(location)) => {

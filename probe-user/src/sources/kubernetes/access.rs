@@ -75,20 +75,37 @@ impl Access {
     ///
     /// If it is none, or says what plsprobe does not do.
     pub fn kubeconfig(path: &Path, patience: Patience) -> Result<Self> {
+        Self::kubeconfig_context(path, None, patience)
+    }
+
+    /// By a context of the kubeconfig at `path`, the current one unless one is named.
+    ///
+    /// # Errors
+    ///
+    /// If it is none, has no such context, or says what plsprobe does not do.
+    pub fn kubeconfig_context(path: &Path, context: Option<&str>, patience: Patience) -> Result<Self> {
         let shown = path.display();
         let text =
             std::fs::read_to_string(path).with_context(|| format!("failed to read kubeconfig `{shown}`"))?;
         let folder = path.parent().unwrap_or(Path::new("."));
-        Self::parse(&text, folder, patience, &shown.to_string())
+        Self::parse(&text, folder, context, patience, &shown.to_string())
             .with_context(|| format!("failed to use kubeconfig `{shown}`"))
     }
 
-    fn parse(text: &str, folder: &Path, patience: Patience, shown_path: &str) -> Result<Self> {
+    fn parse(
+        text: &str,
+        folder: &Path,
+        context: Option<&str>,
+        patience: Patience,
+        shown_path: &str,
+    ) -> Result<Self> {
         let documents = yaml::parse(text).map_err(|problem| anyhow!("{}: {}", problem.at, problem.what))?;
         let config = documents.first().context("it is empty")?;
-        let context_name = config.get("current-context").and_then(Node::text).filter(|name| !name.is_empty());
-        let context_name = context_name
-            .context("it has no `current-context`; choose one by `kubectl config use-context NAME`")?;
+        let current = config.get("current-context").and_then(Node::text).filter(|name| !name.is_empty());
+        let context_name = context.or(current).with_context(|| {
+            let known = names(config, "contexts");
+            format!("it has no `current-context`; choose one by `kubectl config use-context NAME`, known are {known}")
+        })?;
         let context = named(config, "contexts", context_name, "context")?;
         let name = |field| {
             context
@@ -145,16 +162,25 @@ impl Access {
 
 /// The entry of a list by its name: the part beside the name that is called `part`.
 fn named<'a>(config: &'a Node, list: &str, name: &str, part: &str) -> Result<&'a Node> {
-    let entries = match config.get(list).map(|node| &node.value) {
-        Some(Value::List(entries)) => entries.as_slice(),
-        _ => &[],
-    };
     let is_it = |entry: &&Node| entry.get("name").and_then(Node::text) == Some(name);
-    let entry = entries.iter().find(is_it).with_context(|| {
-        let known: Vec<_> = entries.iter().filter_map(|entry| entry.get("name")?.text()).map(shown).collect();
-        format!("found no {part} `{}`, expected one of {}", shown(name), known.join(", "))
+    let entry = entries(config, list).iter().find(is_it).with_context(|| {
+        format!("found no {part} `{}`, expected one of {}", shown(name), names(config, list))
     })?;
     entry.get(part).with_context(|| format!("{part} `{}` is empty", shown(name)))
+}
+
+fn entries<'a>(config: &'a Node, list: &str) -> &'a [Node] {
+    match config.get(list).map(|node| &node.value) {
+        Some(Value::List(entries)) => entries.as_slice(),
+        _ => &[],
+    }
+}
+
+/// What a list has, for whoever named something else.
+fn names(config: &Node, list: &str) -> String {
+    let known = entries(config, list).iter().filter_map(|entry| entry.get("name")?.text()).map(shown);
+    let known: Vec<_> = known.collect();
+    if known.is_empty() { "none".to_owned() } else { known.join(", ") }
 }
 
 fn token(user: &Node, folder: &Path) -> Result<Token> {
@@ -256,7 +282,7 @@ mod tests {
     }
 
     fn parse(text: &str) -> Result<Access, String> {
-        Access::parse(text, Path::new("/nowhere"), PATIENT, "k").map_err(|error| format!("{error:#}"))
+        Access::parse(text, Path::new("/nowhere"), None, PATIENT, "k").map_err(|error| format!("{error:#}"))
     }
 
     fn ca() -> String {
@@ -283,6 +309,21 @@ mod tests {
         let request = access.request("/version".to_owned()).unwrap();
         assert_eq!(request.headers, [("Authorization".into(), "Bearer t0ken".to_owned())]);
         assert!(!format!("{access:?}").contains("t0ken"));
+    }
+
+    #[test]
+    fn a_context_by_its_name() {
+        let two = config(&ca(), "token: t")
+            .replace("clusters:", "- name: lab\n  context: {cluster: c, user: u}\nclusters:");
+        let chosen = |text: &str, name| {
+            let access = Access::parse(text, Path::new("/nowhere"), Some(name), PATIENT, "k");
+            access.map(|access| access.origin).map_err(|error| format!("{error:#}"))
+        };
+        assert_eq!(chosen(&two, "lab").unwrap(), "kubeconfig `k`, context `lab`");
+        assert_eq!(chosen(&two, "prod").unwrap_err(), "found no context `prod`, expected one of aks, lab");
+        let without = two.replace("current-context: aks", "current-context: ''");
+        assert_eq!(chosen(&without, "aks").unwrap(), "kubeconfig `k`, context `aks`");
+        assert!(parse(&without).unwrap_err().ends_with("NAME`, known are aks, lab"));
     }
 
     #[test]

@@ -5,8 +5,11 @@
 
 pub mod access;
 pub mod decode;
+pub mod forward;
 mod list;
 mod resources;
+#[cfg(test)]
+pub(crate) mod standin;
 pub mod watch;
 
 use std::{
