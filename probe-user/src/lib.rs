@@ -1,5 +1,6 @@
 //! plsprobe's user space: sources, attaching, rendering and the command line.
 
+pub mod across;
 pub mod agent;
 pub mod attach;
 pub mod causes;

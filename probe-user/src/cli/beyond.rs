@@ -58,6 +58,19 @@ impl Args {
         flags.into_iter().find(|(is_given, _)| *is_given).map(|(_, flag)| flag)
     }
 
+    /// The kubeconfig that was given.
+    ///
+    /// # Errors
+    ///
+    /// If no API is to be asked.
+    pub(super) fn kubeconfig(&self) -> Result<Option<PathBuf>> {
+        anyhow::ensure!(
+            !self.no_kubernetes,
+            "found `--no-kubernetes`, and agents are reached by the Kubernetes API"
+        );
+        Ok(self.kubeconfig.clone())
+    }
+
     /// What is asked and what was given, with files read; what was left out of them is said on stderr.
     ///
     /// # Errors

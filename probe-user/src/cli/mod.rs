@@ -1,5 +1,6 @@
 //! The command line: clap's structures and one file per subcommand, no logic.
 
+mod across;
 mod agent;
 mod beyond;
 mod causes;
@@ -86,7 +87,7 @@ pub enum Output {
 #[derive(Subcommand)]
 enum Command {
     /// Watch packets to a target on this node and say of each flow what became of it, and why
-    Trace(trace::Args),
+    Trace(Box<trace::Args>),
     /// Watch a node for as long as it runs: for many traces at once, for what happened before, for Hubble's clients
     Agent(agent::Args),
     /// Say what happens to a packet, and why: from the maps of this node, of a snapshot or of a recording
@@ -142,7 +143,7 @@ impl Cli {
             Command::Doctor(args) => doctor::run(&args, &self.global),
             Command::Causes(args) => causes::run(&args, &self.global),
             Command::Agent(args) => agent::run(args, &self.global),
-            Command::Trace(args) => trace::run(args, &self.global),
+            Command::Trace(args) => trace::run(*args, &self.global),
         }
     }
 }

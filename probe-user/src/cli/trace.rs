@@ -7,7 +7,7 @@ use anyhow::{Context as _, Result, bail, ensure};
 use probe_model::path::Capacity;
 use probe_model::tuple::Protocol;
 
-use super::{Global, Outcome};
+use super::{Global, Outcome, across};
 use crate::agent::client;
 use crate::attach::{Expression, PortRange, RING_BYTES};
 use crate::trace::{self, Ask, Options, Setup};
@@ -58,10 +58,19 @@ pub(super) struct Args {
     /// Ask no agent: attach programs of our own
     #[arg(long)]
     alone: bool,
+    /// By agents of other nodes.
+    #[command(flatten)]
+    across: across::Args,
 }
 
 pub(super) fn run(args: Args, global: &Global) -> Result<Outcome> {
     let ports = port_ranges(&args.port, &args.proto)?;
+    if args.across.is_given() {
+        let own = args.own_flag();
+        let ask = Ask { dst: args.dst, src: args.src, ports, expression: args.filter };
+        let Args { duration, count, since, .. } = args;
+        return args.across.run(across::Rest { ask, duration, count, since, own }, global);
+    }
     let own = args.needs_own_programs(global);
     if let Some(outcome) = by_agent(&args, &ports, own, global)? {
         return Ok(outcome);
@@ -82,6 +91,10 @@ pub(super) fn run(args: Args, global: &Global) -> Result<Outcome> {
 impl Args {
     /// A flag that an agent, which has its programs and its sources already, cannot do.
     fn needs_own_programs(&self, global: &Global) -> Option<&'static str> {
+        self.own_flag().or_else(|| global.other_than_the_nodes())
+    }
+
+    fn own_flag(&self) -> Option<&'static str> {
         let flags = [
             (self.alone, "--alone"),
             (self.filter.is_some(), "--filter"),
@@ -89,8 +102,7 @@ impl Args {
             (self.no_tc, "--no-tc"),
             (self.ring_bytes != RING_BYTES, "--ring-bytes"),
         ];
-        let own = flags.into_iter().find(|(is_given, _)| *is_given).map(|(_, flag)| flag);
-        own.or_else(|| global.other_than_the_nodes())
+        flags.into_iter().find(|(is_given, _)| *is_given).map(|(_, flag)| flag)
     }
 }
 

@@ -63,7 +63,7 @@ fn whose_text(place: Place, names: &Names) -> String {
 }
 
 /// What happens to the packet at a hook.
-fn point_text(point: HookPoint) -> &'static str {
+pub(super) fn point_text(point: HookPoint) -> &'static str {
     match point {
         HookPoint::UplinkIn | HookPoint::VfIn | HookPoint::OverlayIn => "in",
         HookPoint::UplinkOut | HookPoint::VfOut | HookPoint::OverlayOut => "out",

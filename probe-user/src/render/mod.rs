@@ -1,5 +1,7 @@
 //! Answers as text and JSON: pure, values in, bytes out.
 
+pub mod across;
+pub mod across_json;
 pub mod causes;
 mod drop_cause;
 pub mod dump;

@@ -344,7 +344,7 @@ fn rewrites_text(judgement: &Judgement) -> Option<String> {
     (!rewrites.is_empty()).then(|| format!("{}{confirmed}", rewrites.join(", then ")))
 }
 
-fn rewrite_text(rewrite: &Rewrite) -> String {
+pub(super) fn rewrite_text(rewrite: &Rewrite) -> String {
     let Rewrite { from, to } = rewrite;
     let end = |tuple: &Tuple, source: bool| {
         let (address, port) = if source { (tuple.saddr, tuple.sport) } else { (tuple.daddr, tuple.dport) };
@@ -589,7 +589,7 @@ pub fn not_attached<'h>(hooks: impl IntoIterator<Item = &'h Hook>) -> Vec<String
 mod outcomes;
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use std::collections::BTreeMap;
 
     use expect_test::{Expect, expect};
@@ -605,12 +605,12 @@ mod tests {
     use crate::sources::{self, From, LiveOptions};
     use crate::trace::judge::judge;
 
-    pub(super) const FRONTEND: &str = "10.224.0.7:80";
-    pub(super) const POD: &str = "10.0.0.143:80";
-    pub(super) const UPLINK: u32 = 2;
-    pub(super) const VETH: u32 = 7;
+    pub(crate) const FRONTEND: &str = "10.224.0.7:80";
+    pub(crate) const POD: &str = "10.0.0.143:80";
+    pub(crate) const UPLINK: u32 = 2;
+    pub(crate) const VETH: u32 = 7;
 
-    pub(super) fn packet(from: &str, to: &str, flags: u8, seq: u32, ack: u32) -> Packet {
+    pub(crate) fn packet(from: &str, to: &str, flags: u8, seq: u32, ack: u32) -> Packet {
         let end = |text: &str| text.parse::<std::net::SocketAddr>().unwrap();
         let ((saddr, sport), (daddr, dport)) =
             ((end(from).ip(), end(from).port()), (end(to).ip(), end(to).port()));
@@ -631,12 +631,12 @@ mod tests {
         }
     }
 
-    pub(super) fn at(us: u64, point: HookPoint, ifindex: u32, packet: Packet) -> Sighting {
+    pub(crate) fn at(us: u64, point: HookPoint, ifindex: u32, packet: Packet) -> Sighting {
         let place = Place { point, ifindex, namespace: Namespace::Node };
         Sighting { ktime_ns: us * 1000, packet, seen: Seen::Hook { place, mark: 0, buffer: 0 } }
     }
 
-    fn policy_drop(us: u64, packet: Packet) -> Sighting {
+    pub(crate) fn policy_drop(us: u64, packet: Packet) -> Sighting {
         let header =
             CaptureHeader { source: EndpointId(413), hash: 0, len_orig: 74, len_cap: 74, ext_version: 0 };
         let notification = Notification::Drop(DropNotify {
@@ -656,7 +656,7 @@ mod tests {
     }
 
     /// As where no kernel function may be probed: every classifier, the kernel's drops, Cilium's notifications.
-    pub(super) fn watch() -> Watch {
+    pub(crate) fn watch() -> Watch {
         let points = [HookPoint::UplinkIn, HookPoint::UplinkOut, HookPoint::PodIn, HookPoint::PodOut];
         let points = points.map(|point| (Namespace::Node, point)).into();
         Watch { points, drops: true, cilium: true, lost_records: false }
@@ -674,14 +674,14 @@ mod tests {
     }
 
     /// What a flow is judged by.
-    pub(super) struct Given<'g> {
-        pub(super) recording: &'g str,
-        pub(super) events: &'g EventSource,
-        pub(super) watch: &'g Watch,
+    pub(crate) struct Given<'g> {
+        pub(crate) recording: &'g str,
+        pub(crate) events: &'g EventSource,
+        pub(crate) watch: &'g Watch,
     }
 
     /// The one flow that `sightings` are of, judged by the maps of a recording.
-    pub(super) fn judged(given: &Given<'_>, sightings: &[Sighting]) -> (World, Judgement, Names) {
+    pub(crate) fn judged(given: &Given<'_>, sightings: &[Sighting]) -> (World, Judgement, Names) {
         let folder = fixtures::recording("cilium-1.14").join(given.recording);
         let mut world = sources::world(&From::Path(folder), &LiveOptions::default()).unwrap();
         let mut tracker = Tracker::default();
@@ -705,7 +705,7 @@ mod tests {
     }
 
     #[track_caller]
-    pub(super) fn check_given(given: &Given<'_>, sightings: &[Sighting], expected: &Expect) {
+    pub(crate) fn check_given(given: &Given<'_>, sightings: &[Sighting], expected: &Expect) {
         let (world, judgement, names) = judged(given, sightings);
         let mut text = Vec::new();
         flow(&world, &judgement, &names, &mut text).unwrap();

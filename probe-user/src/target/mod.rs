@@ -270,7 +270,7 @@ fn pods<'w>(world: &'w World, name: &str) -> Result<Vec<Place<'w>>> {
 
 /// `pls-app-7d9c5bd5f4-x2v8q`, `pls-app-x2v8q` or `pls-app-0` are of the workload `pls-app`; `pls-app-canary-…` and
 /// `pls-app-proxy` are not.
-fn is_of_workload(pod: &str, workload: &str) -> bool {
+pub(crate) fn is_of_workload(pod: &str, workload: &str) -> bool {
     let Some(suffix) = pod.strip_prefix(workload).and_then(|rest| rest.strip_prefix('-')) else {
         return false;
     };

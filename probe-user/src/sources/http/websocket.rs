@@ -10,6 +10,11 @@ use ring::digest;
 pub(in crate::sources) const FRAME_MAX: u64 = 1 << 20;
 /// Control frames are no longer. Source: section 5.5.
 const CONTROL_MAX: u64 = 125;
+/// Instead of a length: it follows in two bytes, or in eight.
+const SHORT: u8 = 0x7e;
+const LONG: u8 = 0x7f;
+/// The bit beside the length of a masked frame.
+const MASKED: u8 = 0x80;
 /// What both sides add to the key. Source: section 1.3.
 const GUID: &str = "258EAFA5-E914-47DA-95CA-C5AB0DC85B11";
 
@@ -79,7 +84,7 @@ impl Decoder {
         let opcode = Opcode::from_number(first & 0x0f)?;
         let is_last = first & 0x80 != 0;
         ensure!(first & 0x70 == 0, "found a frame of an extension that was not asked for");
-        ensure!(second & 0x80 == 0, "found a masked frame, which a server does not send");
+        ensure!(second & MASKED == 0, "found a masked frame, which a server does not send");
         let Some((length, head)) = self.length(second & 0x7f) else { return Ok(None) };
         if opcode.is_control() {
             ensure!(is_last && length <= CONTROL_MAX, "found a control frame in parts or of {length} bytes");
@@ -103,8 +108,8 @@ impl Decoder {
     fn length(&self, short: u8) -> Option<(u64, usize)> {
         let rest = &self.buffer[2..];
         match short {
-            126 => rest.first_chunk().map(|bytes| (u16::from_be_bytes(*bytes).into(), 4)),
-            127 => rest.first_chunk().map(|bytes| (u64::from_be_bytes(*bytes), 10)),
+            SHORT => rest.first_chunk().map(|bytes| (u16::from_be_bytes(*bytes).into(), 4)),
+            LONG => rest.first_chunk().map(|bytes| (u64::from_be_bytes(*bytes), 10)),
             short => Some((short.into(), 2)),
         }
     }
@@ -116,13 +121,13 @@ pub(in crate::sources) fn encode(opcode: Opcode, mask: [u8; 4], parts: &[&[u8]])
     let mut frame = Vec::with_capacity(length + 14);
     frame.push(0x80 | opcode as u8);
     match length {
-        0..126 => frame.push(0x80 | length as u8),
+        0..126 => frame.push(MASKED | length as u8),
         126..0x1_0000 => {
-            frame.push(0x80 | 126);
+            frame.push(MASKED | SHORT);
             frame.extend((length as u16).to_be_bytes());
         }
         _ => {
-            frame.push(0x80 | 127);
+            frame.push(MASKED | LONG);
             frame.extend((length as u64).to_be_bytes());
         }
     }

@@ -203,7 +203,7 @@ async fn open(access: &Access, path: &str, port: u16) -> Result<(Box<dyn Transpo
 
 async fn connect(access: &Access) -> Result<Box<dyn Transport>, Why> {
     let client = &access.client;
-    let unreachable = |error: String| Why::Unreachable(error);
+    let unreachable = Why::Unreachable;
     let deadline = std::time::Instant::now() + client.patience.connect;
     let (resolver, host) = (client.resolver.clone(), client.base.host.clone());
     let resolved = tokio::task::spawn_blocking(move || resolver.resolve(&host, deadline)).await;
@@ -213,7 +213,11 @@ async fn connect(access: &Access) -> Result<Box<dyn Transport>, Why> {
     for address in addresses {
         let connecting = TcpStream::connect((address, client.base.port));
         match timeout_at(deadline.into(), connecting).await {
-            Ok(Ok(tcp)) => return secure(access, tcp).await,
+            Ok(Ok(tcp)) => {
+                // A clock is asked through it: no byte must wait for others.
+                tcp.set_nodelay(true).map_err(|error| unreachable(error.to_string()))?;
+                return secure(access, tcp).await;
+            }
             Ok(Err(error)) => last = format!("failed to connect to {address}: {error}"),
             Err(_) => last = format!("failed to connect to {address} within {:?}", client.patience.connect),
         }

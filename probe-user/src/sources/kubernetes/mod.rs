@@ -25,7 +25,7 @@ use probe_model::world::Missing;
 
 use super::http::Patience;
 use access::Access;
-use resources::RESOURCES;
+use resources::{RESOURCES, Resource};
 
 /// How the missing facts of the Kubernetes API begin: `kubernetes/services`.
 pub const PREFIX: &str = "kubernetes/";
@@ -94,6 +94,15 @@ pub struct Answers {
 
 /// Asks for everything that an answer needs.
 pub fn read(access: &Access) -> Answers {
+    read_all(access, &RESOURCES.iter().collect::<Vec<_>>())
+}
+
+/// Asks for the lists of these names alone.
+pub fn read_named(access: &Access, names: &[&str]) -> Answers {
+    read_all(access, &RESOURCES.iter().filter(|resource| names.contains(&resource.name)).collect::<Vec<_>>())
+}
+
+fn read_all(access: &Access, resources: &[&Resource]) -> Answers {
     let mut answers = Answers { origin: access.origin.clone(), ..Answers::default() };
     // One line, not a dozen, where nobody answers.
     if let Err(error) = access.client.reach() {
@@ -104,8 +113,8 @@ pub fn read(access: &Access) -> Answers {
     let next = AtomicUsize::new(0);
     let ask_some = || {
         let mut found = Vec::new();
-        while let Some(resource) = RESOURCES.get(next.fetch_add(1, Ordering::Relaxed)) {
-            found.push((resource, list::read(access, resource)));
+        while let Some(resource) = resources.get(next.fetch_add(1, Ordering::Relaxed)) {
+            found.push((*resource, list::read(access, resource)));
         }
         found
     };

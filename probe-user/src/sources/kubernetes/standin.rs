@@ -33,13 +33,16 @@ pub(crate) enum Answer {
     Head(String),
 }
 
+/// A client's frame: what it is, and what it holds.
+type Masked = (u8, Vec<u8>);
+
 /// It; it lives as long as the test's runtime.
 #[derive(Clone)]
 pub(crate) struct Api {
     /// Where it listens.
     pub(crate) address: SocketAddr,
     seen: Arc<Mutex<Vec<Seen>>>,
-    frames: Arc<Mutex<Vec<(u8, Vec<u8>)>>>,
+    frames: Arc<Mutex<Vec<Masked>>>,
 }
 
 impl Api {
@@ -55,6 +58,7 @@ impl Api {
         tokio::spawn(async move {
             while let Ok((stream, _)) = listener.accept().await {
                 let (all, answer, tls) = (all.clone(), answer.clone(), tls.clone());
+                let _ = stream.set_nodelay(true);
                 // A client may go at any time: that is its affair.
                 tokio::spawn(async move {
                     match tls {
@@ -76,7 +80,7 @@ impl Api {
     }
 
     /// Frames from clients so far: what they are, and what they hold.
-    pub(in crate::sources) fn frames(&self) -> Vec<(u8, Vec<u8>)> {
+    pub(in crate::sources) fn frames(&self) -> Vec<Masked> {
         self.frames.lock().unwrap().clone()
     }
 
@@ -146,6 +150,7 @@ impl Api {
         port: TcpStream,
     ) -> anyhow::Result<()> {
         let (mut from_client, mut to_client) = tokio::io::split(stream);
+        port.set_nodelay(true)?;
         let (mut from_port, mut to_port) = port.into_split();
         let frames = self.frames.clone();
         let forth = async move {
@@ -213,7 +218,7 @@ async fn request(stream: &mut (impl AsyncRead + Unpin)) -> anyhow::Result<Seen> 
 }
 
 /// A client's frame, which must be masked.
-async fn masked(stream: &mut (impl AsyncRead + Unpin)) -> anyhow::Result<(u8, Vec<u8>)> {
+async fn masked(stream: &mut (impl AsyncRead + Unpin)) -> anyhow::Result<Masked> {
     let [first, second] = [stream.read_u8().await?, stream.read_u8().await?];
     anyhow::ensure!(first & 0xf0 == 0x80 && second & 0x80 != 0, "a client's frame is whole and masked");
     let length = match second & 0x7f {

@@ -276,6 +276,6 @@ async fn a_server_that_falls_silent() {
         error,
         "port 9966 of pod kube-system/plsprobe-x2v8q: no sign of life from the API server for 60s"
     );
-    let error = forwarded.write_all(&[0; BUFFER + 1]).await.unwrap_err().to_string();
+    let error = forwarded.write_all(&vec![0; BUFFER + 1]).await.unwrap_err().to_string();
     assert!(error.ends_with("no sign of life from the API server for 60s"), "{error}");
 }
