@@ -7,7 +7,7 @@ use std::net::IpAddr;
 
 use anyhow::{Context as _, Result, bail, ensure};
 use ipnet::IpNet;
-use probe_model::world::kubernetes::{EndpointSlice, Node, Pod, Service, TrafficPolicy};
+use probe_model::world::kubernetes::{EXCLUDED_NODE, EndpointSlice, Node, Pod, Service, TrafficPolicy};
 
 use crate::target::is_of_workload;
 
@@ -21,8 +21,6 @@ pub const NODES_MAX: usize = 32;
 pub const RECEIVERS_MAX: usize = 16;
 /// Pods of a target at most: each is a trace on every node that receives its frontend's packets.
 pub const PODS_MAX: usize = 16;
-/// Nodes with this label get nothing from a load balancer.
-const EXCLUDED: &str = "node.kubernetes.io/exclude-from-external-load-balancers";
 /// So many names are listed to whoever named something else.
 const NAMES_MAX: usize = 10;
 
@@ -351,12 +349,11 @@ impl Cluster {
                 continue;
             }
             let ready = self.nodes.iter().flatten().filter(|node| node.is_ready);
-            let (others, receiving): (Vec<_>, Vec<_>) =
-                ready.partition(|node| node.labels.contains_key(EXCLUDED));
+            let (others, receiving): (Vec<_>, Vec<_>) = ready.partition(|node| node.is_excluded);
             found.extend(receiving.into_iter().map(|node| node.name.as_str()));
             if !others.is_empty() {
                 notes.push(format!(
-                    "{} nodes get nothing from a load balancer (label `{EXCLUDED}`) and are traced only if they have a backend",
+                    "{} nodes get nothing from a load balancer (label `{EXCLUDED_NODE}`) and are traced only if they have a backend",
                     others.len()
                 ));
             }

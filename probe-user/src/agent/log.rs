@@ -1,7 +1,7 @@
 //! Lines of the agent's log: clean, not the same over and over, and not more than somebody reads.
 
 use std::io::Write as _;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use crate::render::clean;
@@ -30,30 +30,6 @@ impl Log {
             // Nothing is left to do if stderr is gone.
             let _ = writeln!(std::io::stderr(), "plsprobe agent: {line}");
         }
-    }
-}
-
-/// Warnings of our own modules, which know no log of an agent's, go there too.
-pub(super) fn catch(log: &Arc<Log>) {
-    struct Caught(Arc<Log>);
-
-    impl ::log::Log for Caught {
-        fn enabled(&self, metadata: &::log::Metadata<'_>) -> bool {
-            metadata.target().starts_with(env!("CARGO_CRATE_NAME"))
-        }
-
-        fn log(&self, record: &::log::Record<'_>) {
-            if self.enabled(record.metadata()) {
-                self.0.say(&record.args().to_string());
-            }
-        }
-
-        fn flush(&self) {}
-    }
-
-    // There is one already in a process that runs two agents, as tests may.
-    if ::log::set_boxed_logger(Box::new(Caught(Arc::clone(log)))).is_ok() {
-        ::log::set_max_level(::log::LevelFilter::Warn);
     }
 }
 

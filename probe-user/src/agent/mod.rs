@@ -66,7 +66,6 @@ pub fn run(mut options: Options) -> Result<Outcome> {
     watch_cluster(&mut options)?;
     let engine = runtime()?;
     let log = Arc::new(Log::default());
-    log::catch(&log);
     let feed = Arc::new(Feed::new(FEED_FLOWS));
     let board = Arc::new(Board::default());
     let (commands, orders) = mpsc::channel(COMMANDS);

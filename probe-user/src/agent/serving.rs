@@ -115,6 +115,7 @@ fn serve(runtime: &Runtime, open: Open, options: &Options, sources: Sources, sto
         // This agent knows of itself; whoever wants all nodes asks each.
         let address = options.listen.as_ref().map(|(address, _)| address.to_string());
         let (_peers, known) = watch::channel(vec![own_peer(options)]);
+        let notice: Notice = Arc::new(move |line| log.say(&line));
         let tally = Arc::new(otlp::Tally::default());
         let counted = Arc::new(Metrics::new(Arc::clone(&board), Arc::clone(&tally)));
         tokio::spawn({
@@ -123,15 +124,21 @@ fn serve(runtime: &Runtime, open: Open, options: &Options, sources: Sources, sto
         });
         for listener in metrics {
             // Each with limits of its own: Prometheus shall not take the kubelet's place.
-            tokio::spawn(metrics::serve(listener, Arc::clone(&counted), metrics::Limits::default()));
+            let limits = metrics::Limits::default();
+            tokio::spawn(metrics::serve(listener, Arc::clone(&counted), limits, Arc::clone(&notice)));
         }
         if let Some(settings) = options.otlp.clone() {
-            tokio::spawn(otlp::export(settings, Pace::default(), Arc::clone(&feed), tally));
+            tokio::spawn(otlp::export(
+                settings,
+                Pace::default(),
+                Arc::clone(&feed),
+                tally,
+                Arc::clone(&notice),
+            ));
         }
         let hubble = hubble::Options { node: options.node.clone(), address, peers: known };
         let mut services = hubble::services(hubble, feed, board);
         services.push((service::NAME, Arc::new(Agent::new(commands, options.node.clone()))));
-        let notice: Notice = Arc::new(move |line| log.say(&line));
         let server = Server::new(services, Limits::AGENT, notice);
         let by_tcp = async {
             match &tls {

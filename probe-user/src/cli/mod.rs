@@ -89,7 +89,7 @@ enum Command {
     /// Watch packets to a target on this node and say of each flow what became of it, and why
     Trace(Box<trace::Args>),
     /// Watch a node for as long as it runs: for many traces at once, for what happened before, for Hubble's clients
-    Agent(agent::Args),
+    Agent(Box<agent::Args>),
     /// Say what happens to a packet, and why: from the maps of this node, of a snapshot or of a recording
     Explain(explain::Args),
     /// Look for what is wrong with a service, its policies and its Private Link as they are configured, without a packet
@@ -142,7 +142,7 @@ impl Cli {
             Command::Snapshot(args) => snapshot::run(&args, &self.global),
             Command::Doctor(args) => doctor::run(&args, &self.global),
             Command::Causes(args) => causes::run(&args, &self.global),
-            Command::Agent(args) => agent::run(args, &self.global),
+            Command::Agent(args) => agent::run(*args, &self.global),
             Command::Trace(args) => trace::run(*args, &self.global),
         }
     }

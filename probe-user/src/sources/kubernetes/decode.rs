@@ -7,8 +7,8 @@ use ipnet::IpNet;
 use probe_model::{
     tuple::Protocol,
     world::kubernetes::{
-        Backend, ContainerPort, EndpointSlice, Labels, Namespace, Node, Pod, PolicyKind, PolicyObject,
-        PolicyOrigin, PortRef, Service, ServiceEvent, ServicePort, TrafficPolicy,
+        Backend, ContainerPort, EXCLUDED_NODE, EndpointSlice, Labels, Namespace, Node, Pod, PolicyKind,
+        PolicyObject, PolicyOrigin, PortRef, Service, ServiceEvent, ServicePort, TrafficPolicy,
     },
 };
 use serde::{Deserialize, de::DeserializeOwned};
@@ -425,6 +425,7 @@ pub fn node(object: Value) -> Result<Node> {
         pod_cidrs: all(spec.pod_cidrs.iter().map(prefix))?,
         provider_id: spec.provider_id,
         is_ready: is_ready(&status.conditions),
+        is_excluded: metadata.labels.contains_key(EXCLUDED_NODE),
     })
 }
 

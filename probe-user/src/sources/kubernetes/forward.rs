@@ -250,7 +250,7 @@ fn request(access: &Access, path: &str, port: u16, key: &str) -> Result<String> 
         base.path, base.authority
     );
     for (name, value) in &request.headers {
-        text.extend([*name, ": ", value.as_str(), "\r\n"]);
+        text.extend([name.as_ref(), ": ", value.as_str(), "\r\n"]);
     }
     text.push_str("\r\n");
     Ok(text)

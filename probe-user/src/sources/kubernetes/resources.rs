@@ -107,7 +107,7 @@ pub(super) const RESOURCES: [Resource; 11] = [
     Resource {
         name: "nodes",
         paths: &["/api/v1/nodes"],
-        keep: "metadata{name} spec{podCIDR podCIDRs providerID} status{addresses{type address} conditions{type status}}",
+        keep: "metadata{name labels{node.kubernetes.io/exclude-from-external-load-balancers}} spec{podCIDR podCIDRs providerID} status{addresses{type address} conditions{type status}}",
         right: "list nodes",
         cost: "addresses of other nodes are known from the ipcache alone",
         ..LIST
