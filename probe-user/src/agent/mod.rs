@@ -13,6 +13,7 @@ pub mod metrics;
 pub mod otlp;
 pub mod proto;
 mod record;
+mod rights;
 mod service;
 pub mod serving;
 mod session;
@@ -35,7 +36,7 @@ use feed::Feed;
 use keeper::Keep;
 use log::Log;
 use record::Record;
-use serving::{Serving, Sources};
+use serving::{Open, Serving, Sources};
 use status::Board;
 
 /// Flows that Hubble's clients can ask for after they were told.
@@ -63,7 +64,6 @@ pub struct Options {
 /// When it cannot serve. Where nothing can be seen for now it says so, and looks again.
 pub fn run(mut options: Options) -> Result<Outcome> {
     sys::give_memory_back();
-    watch_cluster(&mut options)?;
     let engine = runtime()?;
     let log = Arc::new(Log::default());
     let feed = Arc::new(Feed::new(FEED_FLOWS));
@@ -71,7 +71,11 @@ pub fn run(mut options: Options) -> Result<Outcome> {
     let (commands, orders) = mpsc::channel(COMMANDS);
     let sources =
         Sources { commands, feed: Arc::clone(&feed), board: Arc::clone(&board), log: Arc::clone(&log) };
-    let serving = Serving::start(options.serving, sources)?;
+    let open = Open::new(&options.serving, &log)?;
+    // After the socket was given to its group, before there is another thread.
+    rights::limit(&log)?;
+    watch_cluster(&mut options)?;
+    let serving = Serving::start(open, options.serving, sources)?;
     let record = Record::new(feed, Arc::clone(&log), options.history_bytes);
     let keep = Keep {
         setup: options.setup,

@@ -54,23 +54,35 @@ pub(super) struct Serving {
 }
 
 /// What is open, before anyone is served.
-struct Open {
+pub(super) struct Open {
+    runtime: Runtime,
     socket: Socket,
     tls: Option<(TcpListener, Tls)>,
     metrics: Vec<TcpListener>,
 }
 
-impl Serving {
-    /// Opens what is to be open, so that what cannot be is known at once, and then serves.
+impl Open {
+    /// Opens what is to be open, so that what cannot be is known at once.
     ///
     /// # Errors
     ///
     /// When a socket cannot be had, or a certificate cannot be used.
-    pub(super) fn start(options: Options, sources: Sources) -> Result<Self> {
+    pub(super) fn new(options: &Options, log: &Log) -> Result<Self> {
         let runtime = super::runtime()?;
-        let open = runtime.block_on(open(&options, &sources.log))?;
+        let (socket, tls, metrics) = runtime.block_on(open(options, log))?;
+        Ok(Self { runtime, socket, tls, metrics })
+    }
+}
+
+impl Serving {
+    /// Serves.
+    ///
+    /// # Errors
+    ///
+    /// When there can be no thread for it.
+    pub(super) fn start(open: Open, options: Options, sources: Sources) -> Result<Self> {
         let (stop, stopped) = oneshot::channel();
-        let serve = move || serve(&runtime, open, &options, sources, stopped);
+        let serve = move || serve(open, &options, sources, stopped);
         let thread = thread::Builder::new().name("serve".to_owned()).spawn(serve);
         Ok(Self { stop, thread: thread.context("failed to start a thread")? })
     }
@@ -83,7 +95,9 @@ impl Serving {
     }
 }
 
-async fn open(options: &Options, log: &Log) -> Result<Open> {
+type Listeners = (Socket, Option<(TcpListener, Tls)>, Vec<TcpListener>);
+
+async fn open(options: &Options, log: &Log) -> Result<Listeners> {
     let tls = match &options.listen {
         Some((address, files)) => Some((listener(*address).await?, Tls::load(files.clone())?)),
         None => None,
@@ -101,16 +115,16 @@ async fn open(options: &Options, log: &Log) -> Result<Open> {
     for address in &options.metrics {
         log.say(&format!("metrics and health on {address}"));
     }
-    Ok(Open { socket, tls, metrics })
+    Ok((socket, tls, metrics))
 }
 
 async fn listener(address: SocketAddr) -> Result<TcpListener> {
     TcpListener::bind(address).await.with_context(|| format!("failed to listen on {address}"))
 }
 
-fn serve(runtime: &Runtime, open: Open, options: &Options, sources: Sources, stopped: oneshot::Receiver<()>) {
+fn serve(open: Open, options: &Options, sources: Sources, stopped: oneshot::Receiver<()>) {
     let Sources { commands, feed, board, log } = sources;
-    let Open { socket, tls, metrics } = open;
+    let Open { runtime, socket, tls, metrics } = open;
     runtime.block_on(async {
         // This agent knows of itself; whoever wants all nodes asks each.
         let address = options.listen.as_ref().map(|(address, _)| address.to_string());

@@ -53,18 +53,19 @@ impl Pulse {
     }
 }
 
-/// What keeps the agent from seeing all it should, one line each; none if it is ready. `alive` is [`Pulse::check`]'s.
+/// What keeps the agent from judging anything, one line each; none if it is ready. `alive` is [`Pulse::check`]'s.
+///
+/// A hook that this kernel refuses is none of it: it is so on every node of its kind, and for ever, and a rollout must not
+/// wait for it.
 pub(super) fn lacks(status: &Status, alive: Result<(), String>) -> Vec<String> {
     let mut lacks: Vec<_> = alive.err().into_iter().collect();
     if status.serving_since.is_none() {
         lacks.push("it does not serve yet".to_owned());
     }
     lacks.extend(status.trouble.as_deref().map(|trouble| clean(trouble).into_owned()));
-    let hooks = status.hooks.iter().filter_map(|hook| {
-        let why = hook.state.as_ref().err()?;
-        Some(format!("hook `{}` is not attached: {}", clean(&hook.place), clean(why)))
-    });
-    limited(hooks, &mut lacks);
+    if status.hooks.iter().all(|hook| hook.state.is_err()) {
+        lacks.push("no hook is attached".to_owned());
+    }
     lacks
 }
 
@@ -72,8 +73,14 @@ pub(super) fn lacks(status: &Status, alive: Result<(), String>) -> Vec<String> {
 pub(super) fn body(status: &Status, lacks: &[String]) -> String {
     let mut lines = lacks.to_vec();
     if lines.is_empty() {
-        lines.push(format!("ready: {} hooks attached", status.hooks.len()));
+        let attached = status.hooks.iter().filter(|hook| hook.state.is_ok()).count();
+        lines.push(format!("ready: {attached} hooks attached of {}", status.hooks.len()));
     }
+    let hooks = status.hooks.iter().filter_map(|hook| {
+        let why = hook.state.as_ref().err()?;
+        Some(format!("note: hook `{}` is not attached: {}", clean(&hook.place), clean(why)))
+    });
+    limited(hooks, &mut lines);
     // No reason to send anybody elsewhere, but somebody who looks here wants to know.
     let facts = status.missing.iter().map(|fact| format!("note: `{}` could not be had", clean(fact)));
     limited(facts, &mut lines);
