@@ -380,12 +380,9 @@ pub struct Node {
     pub provider_id: String,
     /// Whether it is ready.
     pub is_ready: bool,
-    /// Whether load balancers send it nothing ([`EXCLUDED_NODE`]).
+    /// Whether load balancers leave it out.
     pub is_excluded: bool,
 }
-
-/// Nodes with this label get nothing from a load balancer.
-pub const EXCLUDED_NODE: &str = "node.kubernetes.io/exclude-from-external-load-balancers";
 
 /// The kinds of policy objects.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]

@@ -7,7 +7,7 @@ use std::net::IpAddr;
 
 use anyhow::{Context as _, Result, bail, ensure};
 use ipnet::IpNet;
-use probe_model::world::kubernetes::{EXCLUDED_NODE, EndpointSlice, Node, Pod, Service, TrafficPolicy};
+use probe_model::world::kubernetes::{EndpointSlice, Node, Pod, Service, TrafficPolicy};
 
 use crate::target::is_of_workload;
 
@@ -353,7 +353,7 @@ impl Cluster {
             found.extend(receiving.into_iter().map(|node| node.name.as_str()));
             if !others.is_empty() {
                 notes.push(format!(
-                    "{} nodes get nothing from a load balancer (label `{EXCLUDED_NODE}`) and are traced only if they have a backend",
+                    "{} nodes are excluded from load balancers and are traced only if they have a backend",
                     others.len()
                 ));
             }

@@ -210,10 +210,10 @@ fn what_may_not_be_listed_costs_its_part() {
     let error = Plan::new(&cluster, "svc/pls-app", None).unwrap_err().to_string();
     assert_eq!(error, "Services could not be listed; give a pod");
     let mut excluded = lists.cluster();
-    excluded.nodes.as_mut().unwrap()[0].labels.insert(EXCLUDED.to_owned(), String::new());
+    excluded.nodes.as_mut().unwrap()[0].is_excluded = true;
     let plan = Plan::new(&excluded, "pls-app", None).unwrap();
     assert_eq!(told(&plan), [format!("aks-2 RB: {APP}s")]);
-    assert!(plan.notes[0].starts_with("1 nodes get nothing from a load balancer"), "{:?}", plan.notes);
+    assert!(plan.notes[0].starts_with("1 nodes are excluded from load balancers"), "{:?}", plan.notes);
 }
 
 #[test]

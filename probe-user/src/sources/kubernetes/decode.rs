@@ -7,14 +7,17 @@ use ipnet::IpNet;
 use probe_model::{
     tuple::Protocol,
     world::kubernetes::{
-        Backend, ContainerPort, EXCLUDED_NODE, EndpointSlice, Labels, Namespace, Node, Pod, PolicyKind,
-        PolicyObject, PolicyOrigin, PortRef, Service, ServiceEvent, ServicePort, TrafficPolicy,
+        Backend, ContainerPort, EndpointSlice, Labels, Namespace, Node, Pod, PolicyKind, PolicyObject,
+        PolicyOrigin, PortRef, Service, ServiceEvent, ServicePort, TrafficPolicy,
     },
 };
 use serde::{Deserialize, de::DeserializeOwned};
 use serde_json::Value;
 
 use crate::sources::policy_files::FilePolicy;
+
+/// The label of nodes that load balancers leave out.
+const EXCLUDED: &str = "node.kubernetes.io/exclude-from-external-load-balancers";
 
 /// What every object has.
 #[derive(Deserialize, Default)]
@@ -420,12 +423,12 @@ pub fn node(object: Value) -> Result<Node> {
     }
     let is_address = |own: &&Address| matches!(own.kind.as_str(), "InternalIP" | "ExternalIP");
     Ok(Node {
+        is_excluded: metadata.labels.contains_key(EXCLUDED),
         name: metadata.name,
         addresses: addresses(status.addresses.iter().filter(is_address).map(|own| &own.address))?,
         pod_cidrs: all(spec.pod_cidrs.iter().map(prefix))?,
         provider_id: spec.provider_id,
         is_ready: is_ready(&status.conditions),
-        is_excluded: metadata.labels.contains_key(EXCLUDED_NODE),
     })
 }
 

@@ -104,6 +104,7 @@ impl Api {
                 self.listen(stream).await;
                 return Ok(());
             }
+            Answer::Reply(Reply::Stream(_)) => anyhow::bail!("a stream is another stand-in's"),
             Answer::Head(headers) => {
                 stream.write_all(format!("HTTP/1.1 101 Switching\r\n{headers}\r\n").as_bytes()).await?;
                 self.listen(stream).await;
