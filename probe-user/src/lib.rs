@@ -9,6 +9,7 @@ pub mod doctor;
 pub mod grpc;
 mod pcap;
 pub mod render;
+mod selector;
 pub mod sources;
 mod sys;
 pub mod target;

@@ -2,7 +2,6 @@
 //! by Cilium's agent, else by the maps alone.
 
 mod places;
-mod selector;
 
 use std::fmt::Write as _;
 use std::net::IpAddr;
@@ -17,7 +16,8 @@ use probe_model::world::kubernetes::Service;
 use probe_model::world::nat::{Confidence, nat_sources};
 
 pub use places::{Place, place_of};
-use selector::Selector;
+
+use crate::selector::Selector;
 
 /// How many candidates an error names.
 const CANDIDATES: usize = 10;
@@ -246,9 +246,10 @@ fn of_address(world: &World, address: IpAddr) -> Target {
 /// Pods of this very name, else of a workload of this name, `namespace/` before it narrows; or with these labels.
 fn pods<'w>(world: &'w World, name: &str) -> Result<Vec<Place<'w>>> {
     if Selector::is_meant(name) {
-        let selector = Selector::parse(name)?;
+        let selector = Selector::parse(name).map_err(anyhow::Error::msg)?;
+        // Of whom nobody says any labels it is not known that one is not there.
         let selected = |place: &Place<'_>| {
-            place.address().is_some() && place.has_labels() && selector.selects(|key| place.values(key))
+            place.address().is_some() && place.labels().is_some_and(|labels| selector.matches(&labels))
         };
         return Ok(places::known(world, &|_, _| true).into_iter().filter(selected).collect());
     }
@@ -619,9 +620,8 @@ mod tests {
         assert!(told.ends_with("; or the service svc/a/twice, svc/b/twice"), "{told}");
         let told = resolve(&world, "app=").unwrap_err().to_string();
         assert!(told.starts_with("unknown target `app=`; pods on this node: "), "{told}");
-        assert!(
-            resolve(&world, "app in (x").unwrap_err().to_string().starts_with("found `app in (x`, expected")
-        );
+        let told = resolve(&world, "app in (x").unwrap_err().to_string();
+        assert!(told.starts_with("`app in (x` is no label selector; expected"), "{told}");
     }
 
     #[test]

@@ -32,20 +32,11 @@ pub struct Place<'w> {
 }
 
 impl Place<'_> {
-    /// Whether anybody says its labels.
-    pub(super) fn has_labels(&self) -> bool {
-        self.labels.is_some() || !self.agent_labels.is_empty()
-    }
-
-    /// The values that its label of a key has, with or without Cilium's source before the key.
-    pub(super) fn values(&self, key: &str) -> Vec<&str> {
-        let by_api = self.labels.and_then(|labels| labels.get(key.strip_prefix("k8s:").unwrap_or(key)));
-        let by_agent = self.agent_labels.iter().filter_map(|label| {
-            let (name, value) = label.split_once('=').unwrap_or((label, ""));
-            let is_it = name == key || name.split_once(':').is_some_and(|(_, name)| name == key);
-            is_it.then_some(value)
-        });
-        by_api.map(String::as_str).into_iter().chain(by_agent).collect()
+    /// Its labels, each with Cilium's source for it; `None` if nobody says any.
+    pub(super) fn labels(&self) -> Option<Vec<String>> {
+        let by_api = self.labels.into_iter().flatten().map(|(key, value)| format!("k8s:{key}={value}"));
+        let is_known = self.labels.is_some() || !self.agent_labels.is_empty();
+        is_known.then(|| by_api.chain(self.agent_labels.iter().cloned()).collect())
     }
 
     /// The address to ask for it by, IPv4 first.

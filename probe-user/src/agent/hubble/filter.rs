@@ -8,10 +8,10 @@ use ipnet::IpNet;
 use probe_model::tuple::Protocol;
 
 use super::flow;
-use super::selector::Selector;
 use super::wire::{Field, Fields};
 use crate::agent::flow::{Flow, Peer};
 use crate::grpc::Status;
+use crate::selector::Selector;
 
 /// A flow matches if for every field that is given one of its values fits.
 #[derive(Clone, Debug, Default)]
@@ -82,8 +82,8 @@ impl Filter {
             4 => self.destination_pod.push(Name::parse(field, "destination_pod")?),
             5 => self.verdict.extend(numbers(field, "verdict", values)?),
             6 => self.event_type.push(EventType::decode(field)?),
-            10 => self.source_label.push(Selector::parse(field.text("source_label")?)?),
-            11 => self.destination_label.push(Selector::parse(field.text("destination_label")?)?),
+            10 => self.source_label.push(selector(field.text("source_label")?)?),
+            11 => self.destination_label.push(selector(field.text("destination_label")?)?),
             12 => self.protocol.push(Kind::parse(field.text("protocol")?)?),
             13 => self.source_port.push(port(field, "source_port")?),
             14 => self.destination_port.push(port(field, "destination_port")?),
@@ -345,6 +345,10 @@ fn glob(pattern: &[u8], text: &[u8]) -> bool {
         }
     }
     pattern[at..].iter().all(|byte| *byte == b'*')
+}
+
+fn selector(text: &str) -> Result<Selector, Status> {
+    Selector::parse(text).map_err(Status::invalid)
 }
 
 #[cfg(test)]

@@ -10,7 +10,6 @@ mod observer;
 mod peer;
 mod proto;
 mod request;
-mod selector;
 #[cfg(test)]
 mod tests;
 mod wire;

@@ -2,11 +2,9 @@
 //!
 //! Source: Kubernetes' `labels.Parse`; that a key may name a label's source is Hubble's own.
 
-use crate::grpc::Status;
-
 /// Requirements, all of which must hold.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Selector(Vec<Requirement>);
+pub(crate) struct Selector(Vec<Requirement>);
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Requirement {
@@ -26,12 +24,21 @@ enum Operator {
 }
 
 impl Selector {
+    /// Whether it is meant as one, and not as a pod's name, which has no such letters.
+    pub(crate) fn is_meant(text: &str) -> bool {
+        text.contains(['=', '!', ',', '('])
+    }
+
     /// Reads `app=pls-app,tier in (web, api),!canary`. A key may begin with a source and a colon.
-    pub(super) fn parse(text: &str) -> Result<Self, Status> {
+    ///
+    /// # Errors
+    ///
+    /// If it is none, as a sentence.
+    pub(crate) fn parse(text: &str) -> Result<Self, String> {
         let refused = || {
-            Status::invalid(format!(
+            format!(
                 "`{text}` is no label selector; expected such as `app=pls-app`, `k8s:app in (a, b)` or `!canary`"
-            ))
+            )
         };
         let parts = split(text).ok_or_else(refused)?;
         let requirements = parts.into_iter().map(|part| requirement(part).ok_or_else(refused));
@@ -39,7 +46,7 @@ impl Selector {
     }
 
     /// Whether labels with their sources (`k8s:app=pls-app`) are selected.
-    pub(super) fn matches(&self, labels: &[String]) -> bool {
+    pub(crate) fn matches(&self, labels: &[String]) -> bool {
         self.0.iter().all(|requirement| requirement.holds(labels))
     }
 }
@@ -159,13 +166,23 @@ mod tests {
     }
 
     #[test]
+    fn what_is_meant_as_one() {
+        for text in ["app=x", "!app", "a in (b)", "a,b"] {
+            assert!(Selector::is_meant(text), "{text}");
+        }
+        for text in ["pls-app", "default/pls-app-7d9c5bd5f4-x2v8q", "app.example"] {
+            assert!(!Selector::is_meant(text), "{text}");
+        }
+    }
+
+    #[test]
     fn what_is_no_selector() {
         for text in [
             "", ",", "a,", "=b", "a in", "a in (b", "a in b)", "a on (b)", "a=(b)", "a b", "a=b=c", "!",
             "a:b:c=d", "a((b))",
         ] {
             let error = Selector::parse(text).unwrap_err();
-            assert!(error.message.contains(&format!("`{text}` is no label selector")), "{error}");
+            assert!(error.contains(&format!("`{text}` is no label selector")), "{error}");
         }
     }
 }
