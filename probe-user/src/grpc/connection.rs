@@ -58,9 +58,7 @@ fn builder(limits: Limits) -> h2::server::Builder {
         .max_concurrent_streams(limits.streams)
         .max_header_list_size(limits.headers)
         .max_send_buffer_size(limits.unsent)
-        .max_concurrent_reset_streams(RESETS_MAX)
-        .max_pending_accept_reset_streams(RESETS_MAX)
-        .max_local_error_reset_streams(Some(RESETS_MAX));
+        .max_pending_accept_reset_streams(RESETS_MAX);
     builder
 }
 
