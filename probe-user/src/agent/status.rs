@@ -3,6 +3,9 @@
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
+/// An engine that says nothing for so long hangs: it speaks once a second, and is never busy for longer than some.
+pub const SILENCE_MAX: Duration = Duration::from_secs(15);
+
 /// What the engine says of itself, about once a second.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Status {

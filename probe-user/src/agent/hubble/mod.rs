@@ -15,21 +15,18 @@ mod tests;
 mod wire;
 
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::SystemTime;
 
 use tokio::sync::watch;
 
 use super::feed::Feed;
-use super::status::{Board, Status};
+use super::status::{Board, SILENCE_MAX, Status};
 use crate::grpc::server::Service;
 use health::Health;
 use observer::Observer;
 use peer::Peers;
 
 pub use peer::Peer;
-
-/// An engine that has said nothing for so long hangs.
-const SILENCE_MAX: Duration = Duration::from_secs(10);
 
 /// Who serves, and whom it knows.
 #[derive(Clone, Debug)]

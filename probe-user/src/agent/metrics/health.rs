@@ -3,11 +3,10 @@
 use std::fmt::Write as _;
 use std::time::{Duration, Instant, SystemTime};
 
+pub(super) use crate::agent::status::SILENCE_MAX;
 use crate::agent::status::Status;
 use crate::render::clean;
 
-/// An engine that says nothing for so long hangs: it speaks once a second, and is never busy for longer than some.
-pub(super) const SILENCE_MAX: Duration = Duration::from_secs(15);
 /// The same before its first word: on a busy node, programs take seconds to load.
 pub(super) const START_MAX: Duration = Duration::from_mins(1);
 /// Lines of one kind that are told at most.

@@ -90,7 +90,7 @@ async fn whether_the_engine_is_at_work() {
     assert_eq!(check("other").await, (None, "5".to_owned()), "NOT_FOUND");
     let mut watch = hubble.call("/grpc.health.v1.Health/Watch", &[]).await;
     assert_eq!(Message::read(&watch.next().await.unwrap()).number(1), 1);
-    let hangs = Some(SystemTime::now() - 2 * super::super::SILENCE_MAX);
+    let hangs = Some(SystemTime::now() - 2 * crate::agent::status::SILENCE_MAX);
     hubble.board.write(Status { serving_since: hangs, said: hangs, ..Status::default() });
     assert_eq!(Message::read(&watch.next().await.unwrap()).number(1), 2, "NOT_SERVING");
     assert_eq!(check("").await, (Some(2), "0".to_owned()));
