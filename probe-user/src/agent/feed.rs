@@ -7,8 +7,8 @@ use tokio::sync::broadcast;
 
 use super::flow::Flow;
 
-/// Flows that a reader may be behind before it loses some.
-const BEHIND_MAX: usize = 4096;
+/// Flows that a reader may be behind before it loses some: 200 ms of ten thousand a second. They are kept for the slowest.
+const BEHIND_MAX: usize = 2048;
 
 /// The last flows, and those to come.
 #[derive(Debug)]

@@ -39,8 +39,8 @@ use record::Record;
 use serving::{Open, Serving, Sources};
 use status::Board;
 
-/// Flows that Hubble's clients can ask for after they were told.
-const FEED_FLOWS: usize = 4096;
+/// Flows that Hubble's clients can ask for after they were told: some 2 MB.
+const FEED_FLOWS: usize = 1024;
 /// Commands that wait for the engine.
 const COMMANDS: usize = 64;
 

@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use anyhow::Result;
 use probe_model::path::evidence::LateReset;
+use probe_model::path::probe::is_probe_source;
 use probe_model::path::together::EgressDrop;
 use probe_model::path::{Outcome, Path, Rewrite};
 use probe_model::tuple::Tuple;
@@ -31,7 +32,7 @@ pub(super) struct Record {
     pub(super) flows: u64,
     /// Flows that were too many to be judged one by one.
     pub(super) unjudged: u64,
-    /// The last flow: what is watched may overlap, and each counts once.
+    /// The last flow: what is watched may overlap, and a flow is told to each of them before the next is.
     last: Option<(Tuple, u64)>,
 }
 
@@ -55,7 +56,11 @@ impl Record {
         }
         self.flows += 1;
         let now = Moment::now();
-        self.history.push(kept(told, now)?);
+        let kept = kept(told, now)?;
+        // They come every few seconds, for ever: those that are answered say nothing that the last did not.
+        if !(kept.is_fine && is_probe_source(told.judgement.path.tuple.saddr)) {
+            self.history.push(kept);
+        }
         self.feed.push(Flow::of(told, self.flows, now));
         Ok(())
     }
@@ -89,6 +94,14 @@ impl Listener for Recorder {
 
     fn probe(&mut self, _: &WatchedProbe, _: Told<'_>) -> Result<()> {
         Ok(())
+    }
+
+    fn wants_each_probe(&self) -> bool {
+        true
+    }
+
+    fn each_probe(&mut self, told: Told<'_>) -> Result<()> {
+        self.0.borrow_mut().take(told)
     }
 
     fn egress(&mut self, _: &EgressDrop) -> Result<()> {

@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::thread;
+use std::time::Duration;
 
 use anyhow::{Context as _, Result, anyhow};
 use tokio::net::TcpListener;
@@ -21,6 +22,11 @@ use super::status::Board;
 use crate::grpc::server::{Limits, Notice, Server};
 use crate::grpc::tls::{Files, Tls};
 use crate::grpc::unix::Socket;
+
+/// The name in an agent's certificate, the same on every node: whoever asks by port-forward knows no other.
+const SERVER_NAME: &str = "plsprobe-agent";
+/// How long an answer that is under way may take when the agent ends.
+const FAREWELL: Duration = Duration::from_millis(500);
 
 /// Where the agent is to be asked, and whom it tells by itself.
 #[derive(Clone, Debug)]
@@ -168,6 +174,8 @@ fn serve(open: Open, options: &Options, sources: Sources, stopped: oneshot::Rece
         }
     });
     drop(socket);
+    // A collector that does not answer is not waited for.
+    runtime.shutdown_timeout(FAREWELL);
 }
 
 /// Where Relay reaches this agent.

@@ -9,12 +9,14 @@ use probe_model::path::Capacity;
 use super::{Global, Outcome};
 use crate::agent::otlp::{Headers, Settings};
 use crate::agent::{self, Options, client, serving};
-use crate::attach::RING_BYTES;
 use crate::grpc::tls::Files;
 use crate::trace::Setup;
 
-/// What an agent keeps of flows and packets: it runs for months, beside what the node is for.
-const CAPACITY: Capacity = Capacity { remembered: 20_000, pending: 20_000 };
+/// What an agent keeps of flows and packets: it runs for months, beside what the node is for. A hash table of so many
+/// decided flows takes 3 MB, one more would double it.
+const CAPACITY: Capacity = Capacity { remembered: 14_000, pending: 20_000 };
+/// Its ring buffer: it is mapped twice, and counts twice as the agent's memory.
+const AGENT_RING_BYTES: u32 = 1 << 20;
 
 /// `plsprobe agent`'s flags.
 #[derive(clap::Args)]
@@ -56,7 +58,7 @@ pub(super) struct Args {
     #[arg(long, value_name = "NAME", env = "NODE_NAME")]
     node_name: Option<String>,
     /// Bytes of what it remembers for `plsprobe trace --since`
-    #[arg(long, value_name = "BYTES", default_value_t = 8 << 20)]
+    #[arg(long, value_name = "BYTES", default_value_t = 4 << 20)]
     history_bytes: u64,
     /// The interface to the network [default: the default route's]
     #[arg(long, value_name = "IF")]
@@ -65,7 +67,7 @@ pub(super) struct Args {
     #[arg(long)]
     no_tc: bool,
     /// Size of the ring buffer, a power of two from 4096
-    #[arg(long, value_name = "BYTES", default_value_t = RING_BYTES, value_parser = super::trace::parse_ring_bytes)]
+    #[arg(long, value_name = "BYTES", default_value_t = AGENT_RING_BYTES, value_parser = super::trace::parse_ring_bytes)]
     ring_bytes: u32,
 }
 

@@ -54,6 +54,8 @@ const CLUSTER_AGE: Duration = Duration::from_secs(5);
 const UNSETTLED: Duration = Duration::from_secs(20);
 /// Notifications taken in one go.
 const NOTIFICATIONS_MAX: usize = 4096;
+/// NAT IPs with linkIDs that are known from PROXY headers; then they are told again.
+const OBSERVED_MAX: usize = 4096;
 /// Cilium's perf event array.
 const EVENTS_MAP: &str = "cilium_events";
 /// How long the agent may take to pass on what Cilium's programs said, in nanoseconds.
@@ -657,12 +659,18 @@ impl Engine {
     /// Takes note of a NAT IP that a flow's PROXY header gives away.
     pub(super) fn observe(&mut self, path: &Path) {
         let Some(observed) = proxy::observed(path) else { return };
+        if self.observed.len() >= OBSERVED_MAX {
+            self.observed.clear();
+        }
         if self.observed.insert((observed.source, observed.link_id)) {
             self.notice(format!(
                 "{} is a NAT IP of Private Link: a PROXY header with linkID {} came from it",
                 observed.source, observed.link_id
             ));
-            self.world.private_link.observed.push(observed);
+            let known = &mut self.world.private_link.observed;
+            if !known.contains(&observed) && known.len() < OBSERVED_MAX {
+                known.push(observed);
+            }
             self.nat = None;
         }
     }

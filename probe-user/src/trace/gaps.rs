@@ -21,7 +21,10 @@ impl Gap {
     }
 }
 
-/// All gaps of a trace.
+/// Gaps that are kept; of more, the oldest that have ended are forgotten. An agent has some with each pod.
+const KEPT_MAX: usize = 512;
+
+/// All gaps of a trace, but for old ones where there are very many.
 #[derive(Clone, Debug)]
 pub(super) struct Gaps {
     all: Vec<Gap>,
@@ -38,6 +41,11 @@ impl Gaps {
     /// Something is wrong at `place`, since the last look at the earliest; nothing new if it was wrong already.
     pub(super) fn open(&mut self, place: &str, why: &str) {
         if !self.is_open(place) {
+            if self.all.len() >= KEPT_MAX
+                && let Some(ended) = self.all.iter().position(|gap| gap.until_ns.is_some())
+            {
+                self.all.remove(ended);
+            }
             let (place, why) = (place.to_owned(), why.to_owned());
             self.all.push(Gap { place, why, from_ns: self.looked_ns, until_ns: None });
         }
@@ -77,6 +85,20 @@ impl Gaps {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn of_very_many_gaps_the_last_are_kept_and_all_that_are_open() {
+        let mut gaps = Gaps::new(0);
+        gaps.open("eth0 ingress", "gone");
+        for at in 0..2 * KEPT_MAX as u64 {
+            gaps.looked(at);
+            gaps.open("lxc1 ingress", "gone");
+            gaps.close("lxc1 ingress", at);
+        }
+        assert_eq!(gaps.all.len(), KEPT_MAX);
+        assert!(gaps.is_open("eth0 ingress"));
+        assert_eq!(gaps.all.last().unwrap().from_ns, 2 * KEPT_MAX as u64 - 1);
+    }
 
     #[test]
     fn a_gap_is_from_the_last_look_until_all_is_well() {

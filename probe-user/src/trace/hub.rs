@@ -155,7 +155,7 @@ impl Hub {
         }
         let hooks = self.engine.hooks().cloned().collect();
         let closed = self.engine.totals().and_then(|mut totals| {
-            totals.tally.set_skipped(self.engine.skipped());
+            totals.tally.add_skipped(self.engine.skipped());
             view.close(&self.engine, Ended { totals, hooks, at })
         });
         Some(closed)

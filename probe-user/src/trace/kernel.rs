@@ -12,6 +12,9 @@ use crate::sys;
 /// `SKB_CONSUMED` of `enum skb_drop_reason`: the packet was used up, not dropped.
 const SKB_CONSUMED: &str = "SKB_CONSUMED";
 
+/// Interfaces whose names are known at most; then they are asked for anew.
+const INTERFACES_MAX: usize = 4096;
+
 /// The reason of a drop that has none yet.
 const NOT_SPECIFIED: &str = "NOT_SPECIFIED";
 
@@ -106,7 +109,12 @@ impl Names {
         let places = path.hops.iter().chain(&path.replies).map(|hop| hop.place);
         let places = places.filter(|place| place.namespace == Namespace::Node).map(|place| place.ifindex);
         let drops = path.drops.iter().filter(|drop| self.is_nodes(drop)).map(|drop| drop.ifindex);
-        for ifindex in places.chain(drops).collect::<Vec<_>>() {
+        let needed: Vec<u32> = places.chain(drops).collect();
+        // Numbers are never used again: a node that runs for long has had very many.
+        if self.interfaces.len() >= INTERFACES_MAX {
+            self.interfaces.clear();
+        }
+        for ifindex in needed {
             if !self.interfaces.contains_key(&ifindex)
                 && let Some(name) = sys::interface_name(ifindex)
             {

@@ -29,6 +29,14 @@ pub(crate) trait Listener {
     fn flow(&mut self, told: Told<'_>) -> Result<()>;
     /// A health probe: the first of its line, or one that went otherwise than the last.
     fn probe(&mut self, probe: &WatchedProbe, told: Told<'_>) -> Result<()>;
+    /// Whether every health probe is to be told, too.
+    fn wants_each_probe(&self) -> bool {
+        false
+    }
+    /// A health probe, whether or not anything is new.
+    fn each_probe(&mut self, _told: Told<'_>) -> Result<()> {
+        Ok(())
+    }
     /// What a pod of the target's could not reach.
     fn egress(&mut self, drop: &EgressDrop) -> Result<()>;
     /// A connection that was reset after a long silence.

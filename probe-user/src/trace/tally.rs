@@ -43,7 +43,7 @@ impl Tally {
     ) -> Result<()> {
         // Asked while the programs are there.
         match attachment.skipped() {
-            Ok(skipped) => self.skipped.extend(skipped),
+            Ok(skipped) => self.add_skipped(skipped),
             Err(error) => {
                 notice(&format!("it is not known whether the kernel ran our programs each time: {error:#}"));
             }
@@ -81,9 +81,14 @@ impl Tally {
         Ok(())
     }
 
-    /// Of programs that run, the kernel says how often it skipped them in all.
-    pub(super) fn set_skipped(&mut self, skipped: Vec<Skipped>) {
-        self.skipped.extend(skipped);
+    /// Adds how often the kernel skipped programs, by place.
+    pub(super) fn add_skipped(&mut self, skipped: Vec<Skipped>) {
+        for more in skipped {
+            match self.skipped.iter_mut().find(|known| known.place == more.place) {
+                Some(known) => known.runs += more.runs,
+                None => self.skipped.push(more),
+            }
+        }
     }
 
     fn add(&mut self, counters: &Counters, records: &Records) {

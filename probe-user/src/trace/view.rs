@@ -13,7 +13,7 @@ use super::Ask;
 use super::engine::{Engine, now_ns};
 use super::judge::{FlowVerdict, Judgement};
 use super::listener::{Listener, Told};
-use super::scope::{Class, Scope};
+use super::scope::{Class, ProbeRole, Scope};
 use super::summary::Summary;
 use super::tally::Totals;
 use super::watched::{Watched, WatchedProbe};
@@ -120,12 +120,8 @@ impl View {
     }
 
     fn try_take(&mut self, engine: &mut Engine, path: &Path, judged: &mut Option<Judgement>) -> Result<()> {
-        if self.scope.is_probe(path)
-            && let Some(probe) = self.watched.probe(engine.world(), &self.scope, path)
-        {
-            let judgement = self.judge(engine, path, judged);
-            let told = Told { world: engine.world(), judgement: &judgement, names: engine.names() };
-            self.listener.probe(&probe, told)?;
+        if self.scope.is_probe(path) {
+            self.take_probe(engine, path, judged)?;
         }
         match self.scope.class(path) {
             Class::Target if self.is_count_reached() => Ok(()),
@@ -136,6 +132,21 @@ impl View {
             }
             Class::Probe | Class::Other => Ok(()),
         }
+    }
+
+    fn take_probe(&mut self, engine: &mut Engine, path: &Path, judged: &mut Option<Judgement>) -> Result<()> {
+        let news = self.watched.probe(engine.world(), &self.scope, path);
+        let is_known = self.scope.probe_role(path.tuple.dport) != ProbeRole::Other;
+        let is_wanted = is_known && self.listener.wants_each_probe();
+        if news.is_none() && !is_wanted {
+            return Ok(());
+        }
+        let judgement = self.judge(engine, path, judged);
+        let told = Told { world: engine.world(), judgement: &judgement, names: engine.names() };
+        if let Some(probe) = news {
+            self.listener.probe(&probe, told)?;
+        }
+        if is_wanted { self.listener.each_probe(told) } else { Ok(()) }
     }
 
     fn take_flow(&mut self, engine: &mut Engine, path: &Path, judged: &mut Option<Judgement>) -> Result<()> {

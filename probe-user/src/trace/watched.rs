@@ -28,6 +28,9 @@ pub struct WatchedProbe {
     pub is_assumed: bool,
 }
 
+/// Destinations that a pod could not reach and that were told; then they are told again.
+const REFUSED_MAX: usize = 4096;
+
 /// What is watched.
 #[derive(Debug, Default)]
 pub(super) struct Watched {
@@ -70,6 +73,9 @@ impl Watched {
     pub(super) fn egress(&mut self, path: &Path) -> Option<EgressDrop> {
         let drop = self.accepted.egress_drop(path)?;
         self.egress_drops += 1;
+        if self.refused.len() >= REFUSED_MAX {
+            self.refused.clear();
+        }
         self.refused.insert((drop.tuple.daddr, drop.tuple.dport, drop.tuple.protocol)).then_some(drop)
     }
 
