@@ -75,7 +75,7 @@ async fn health_as_the_kubelet_asks_for_it() {
     let healthy = get(address, "/healthz").await;
     assert_eq!((status_line(&healthy), body(&healthy)), ("HTTP/1.1 200 OK", "alive\n"));
     let ready = get(address, "/readyz").await;
-    assert_eq!((status_line(&ready), body(&ready)), ("HTTP/1.1 200 OK", "ready: 2 hooks attached\n"));
+    assert_eq!((status_line(&ready), body(&ready)), ("HTTP/1.1 200 OK", "ready: 2 hooks attached of 2\n"));
     metrics.board.write(Status { trouble: Some("no Cilium".to_owned()), ..status() });
     let ready = get(address, "/readyz").await;
     assert_eq!((status_line(&ready), body(&ready)), ("HTTP/1.1 503 Service Unavailable", "no Cilium\n"));

@@ -365,7 +365,7 @@ fn an_engine_that_says_nothing_is_dead_whatever_the_clock_says() {
 #[test]
 fn what_is_told_of_readiness() {
     let tell = |status: &Status| health::body(status, &health::lacks(status, Ok(())));
-    assert_eq!(tell(&status()), "ready: 2 hooks attached\n");
+    assert_eq!(tell(&status()), "ready: 2 hooks attached of 2\n");
     let mut ill = status();
     ill.serving_since = None;
     ill.trouble = Some("no Cilium\u{1b}[2J".to_owned());
@@ -374,12 +374,15 @@ fn what_is_told_of_readiness() {
     expect![[r#"
         it does not serve yet
         no Cilium\u{1b}[2J
-        hook `eth0 ingress` is not attached: refused\nby the kernel
+        note: hook `eth0 ingress` is not attached: refused\nby the kernel
         note: `kubernetes/services` could not be had
     "#]]
     .assert_eq(&tell(&ill));
+    let refused = Status { serving_since: status().serving_since, trouble: None, ..ill.clone() };
+    assert!(health::lacks(&refused, Ok(())).is_empty(), "another hook sees packets");
     ill.hooks = vec![ill.hooks[0].clone(); 1000];
-    assert_eq!(tell(&ill).lines().count(), 24, "bounded");
+    assert_eq!(tell(&ill).lines().count(), 25, "bounded");
+    assert!(tell(&ill).contains("\nno hook is attached\n"));
     assert!(tell(&ill).contains("and 980 more such\n"));
     assert!(!health::lacks(&status(), Err("dead".to_owned())).is_empty());
 }
@@ -396,7 +399,8 @@ fn what_hooks_and_readiness_count() {
         [
             "plsprobe_hooks_wanted 2",
             "plsprobe_hooks_missing 1",
-            "plsprobe_hooks_attached{means=\"fentry\"} 1"
+            "plsprobe_hooks_attached{means=\"fentry\"} 1",
+            "plsprobe_ready 1"
         ]
     );
     let page = counted(&metrics(status(), &[]).page(Format::Text));
