@@ -18,6 +18,7 @@ mod kube_proxy;
 mod lab;
 pub mod load;
 mod netns;
+pub mod plsprobe_agent;
 mod probe;
 pub mod scenario;
 mod server;

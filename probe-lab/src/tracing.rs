@@ -1,11 +1,10 @@
 //! A `plsprobe trace` in the lab's node, as tests want it: started, listened to, told to end, and read.
 //!
 //! It panics where a test would: whatever is not as it should be is the test's failure.
-use std::io::{BufRead as _, BufReader, Read as _};
+use std::io::{BufRead as _, BufReader, Read};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::sync::mpsc::{Receiver, channel};
-use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
@@ -24,9 +23,9 @@ const ATTACHED: &str = "verdicts come from";
 #[derive(Debug)]
 pub struct Trace {
     child: Child,
+    data: Receiver<String>,
     lines: Receiver<String>,
     stderr: String,
-    stdout: Option<JoinHandle<String>>,
 }
 
 /// What one left behind.
@@ -47,21 +46,34 @@ impl Trace {
     ///
     /// If it cannot be started.
     pub fn start(lab: &mut Lab, plsprobe: impl AsRef<Path>, args: &str) -> Self {
+        Self::start_in_node(lab, plsprobe, &format!("trace {args}"))
+    }
+
+    /// The same with any subcommand, which is the first of `args`.
+    pub(crate) fn start_in_node(lab: &mut Lab, plsprobe: impl AsRef<Path>, args: &str) -> Self {
         let mut command = lab.netns(Ns::Node).command(plsprobe.as_ref()).expect("the lab's node");
-        command.arg("trace").args(args.split_whitespace());
+        command.args(args.split_whitespace());
         command.arg("--bpffs").arg(lab.bpffs()).arg("--cilium-run").arg(lab.run_dir());
+        let trace = Self::spawn(&mut command);
+        lab.adopt(trace.id()).expect("it belongs to the lab");
+        trace
+    }
+
+    /// Starts `plsprobe trace` by way of the agent at `socket`. It needs no lab, and ends with its agent.
+    ///
+    /// # Panics
+    ///
+    /// If it cannot be started.
+    pub fn by_agent(plsprobe: impl AsRef<Path>, socket: &Path, args: &str) -> Self {
+        let mut command = Command::new(plsprobe.as_ref());
+        Self::spawn(command.arg("trace").args(args.split_whitespace()).arg("--agent").arg(socket))
+    }
+
+    fn spawn(command: &mut Command) -> Self {
         let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("plsprobe runs");
-        lab.adopt(child.id()).expect("it belongs to the lab");
-        let (sender, lines) = channel();
-        let stderr = BufReader::new(child.stderr.take().expect("a pipe")).lines();
-        std::thread::spawn(move || stderr.map_while(Result::ok).try_for_each(|line| sender.send(line)));
-        let mut pipe = child.stdout.take().expect("a pipe");
-        let stdout = std::thread::spawn(move || {
-            let mut text = String::new();
-            pipe.read_to_string(&mut text).expect("it prints text");
-            text
-        });
-        Self { child, lines, stderr: String::new(), stdout: Some(stdout) }
+        let data = lines(child.stdout.take().expect("a pipe"));
+        let lines = lines(child.stderr.take().expect("a pipe"));
+        Self { child, data, lines, stderr: String::new() }
     }
 
     /// Starts it and waits until it is attached.
@@ -117,6 +129,11 @@ impl Trace {
         panic!("it does not say `{text}`:\n{}", self.stderr);
     }
 
+    /// Takes its next line of data, if one comes within this time; [`Self::finish`] gives those that were not taken.
+    pub fn take_data(&self, within: Duration) -> Option<String> {
+        self.data.recv_timeout(within).ok()
+    }
+
     fn hear(&mut self, line: &str) {
         self.stderr.push_str(line);
         self.stderr.push('\n');
@@ -131,6 +148,27 @@ impl Trace {
     pub fn signal(&self, name: &str) {
         let kill = Command::new("kill").args(["-s", name, &self.child.id().to_string()]).status();
         assert!(kill.expect("`kill` runs").success(), "it has ended");
+    }
+
+    /// The same, unless it has ended by itself meanwhile.
+    ///
+    /// # Panics
+    ///
+    /// If it cannot be sent.
+    pub fn signal_if_alive(&mut self, name: &str) {
+        // Until it was waited for, its number is nobody else's.
+        if !self.has_ended() {
+            self.signal(name);
+        }
+    }
+
+    /// Whether it has ended.
+    ///
+    /// # Panics
+    ///
+    /// If the kernel does not say.
+    pub fn has_ended(&mut self) -> bool {
+        self.child.try_wait().expect("a child of ours").is_some()
     }
 
     /// What it leaves behind, once it ends by itself or as it was told to.
@@ -148,13 +186,20 @@ impl Trace {
             assert!(Instant::now() < until, "it does not end:\n{}", self.stderr);
             std::thread::sleep(Duration::from_millis(10));
         };
-        let stdout = self.stdout.take().map(|thread| thread.join().expect("it was read"));
         while let Ok(line) = self.lines.recv() {
             self.hear(&line);
         }
-        let stderr = std::mem::take(&mut self.stderr);
-        Traced { code: status.code(), stdout: stdout.unwrap_or_default(), stderr }
+        let stdout = self.data.iter().map(|line| line + "\n").collect();
+        Traced { code: status.code(), stdout, stderr: std::mem::take(&mut self.stderr) }
     }
+}
+
+/// Reads a pipe to its end, a line at a time.
+fn lines(pipe: impl Read + Send + 'static) -> Receiver<String> {
+    let (sender, lines) = channel();
+    let pipe = BufReader::new(pipe).lines();
+    std::thread::spawn(move || pipe.map_while(Result::ok).try_for_each(|line| sender.send(line)));
+    lines
 }
 
 impl Drop for Trace {

@@ -6,7 +6,7 @@ use crate::setup::{self, Ready};
 use crate::{cargo, sh, vm};
 
 /// The benchmarks of probe-user, `benches/NAME.rs`.
-const BENCHES: [&str; 6] = ["packet", "load", "live", "model", "hubble", PEERS];
+const BENCHES: [&str; 7] = ["packet", "load", "agent", "live", "model", "hubble", PEERS];
 
 /// The one that runs in a virtual machine.
 const PEERS: &str = "peers";
@@ -15,8 +15,9 @@ const PEERS: &str = "peers";
 #[derive(clap::Args)]
 pub(crate) struct Args {
     /// Only these: `packet`, what one packet costs at each program; `load`, throughput and latency of bystanders,
-    /// records, start, end and memory in the lab; `live`, reading maps; `model`, judging; `hubble`, flows by the agent's
-    /// API; `peers`, pwru and tcpdump beside plsprobe, in a virtual machine
+    /// records, start, end and memory in the lab; `agent`, an agent that has nothing to do, and many traces at once;
+    /// `live`, reading maps; `model`, judging; `hubble`, flows by the agent's API; `peers`, pwru and tcpdump beside
+    /// plsprobe, in a virtual machine
     #[arg(value_name = "NAME", value_parser = BENCHES)]
     names: Vec<String>,
 }

@@ -1,7 +1,7 @@
 //! A rate that is kept on average, and never made up for in one burst.
 use std::time::{Duration, Instant};
 
-/// What was missed longer ago than this is not made up for.
+/// What was missed longer ago than this is not made up for; of a rate that is slower than that, one is.
 const MEMORY: Duration = Duration::from_millis(20);
 
 /// Says how many may be sent now.
@@ -21,7 +21,8 @@ impl Pace {
     pub(super) fn due(&mut self, most: u32) -> u32 {
         let Some(rate) = self.rate else { return most };
         let now = Instant::now();
-        self.since = self.since.max(now.checked_sub(MEMORY).unwrap_or(self.since));
+        let memory = MEMORY.max(Duration::from_secs(1) / rate.max(1));
+        self.since = self.since.max(now.checked_sub(memory).unwrap_or(self.since));
         let due = ((now - self.since).as_nanos() * u128::from(rate) / 1_000_000_000) as u32;
         if due == 0 {
             let next = if rate == 0 { MEMORY } else { Duration::from_secs(1) / rate };
@@ -37,6 +38,16 @@ impl Pace {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_slow_rate_is_kept_too() {
+        let mut pace = Pace::new(Some(20));
+        let began = Instant::now();
+        while pace.due(1) == 0 {
+            assert!(began.elapsed() < Duration::from_secs(20), "20 a second are none");
+        }
+        assert!(began.elapsed() >= Duration::from_millis(50));
+    }
 
     #[test]
     fn no_more_than_the_rate_and_no_burst_after_a_pause() {

@@ -122,6 +122,8 @@ struct Session {
     line: Line,
     /// Its client's number of it.
     id: u64,
+    /// Its client has ended it.
+    is_stopped: bool,
 }
 
 struct Keeper<'k> {
@@ -227,7 +229,7 @@ impl<'k> Keeper<'k> {
             Command::Open(request, line) => self.open(request, line),
             Command::Stop(id) => {
                 let stopped = self.sessions.values_mut().filter(|session| id != 0 && session.id == id);
-                stopped.for_each(|session| session.until = Instant::now());
+                stopped.for_each(|session| (session.until, session.is_stopped) = (Instant::now(), true));
             }
         }
     }
@@ -247,7 +249,8 @@ impl<'k> Keeper<'k> {
         match self.hub.add(&ask.clone(), |scope| View::new(ask, scope, count, listener)) {
             Ok(view) => {
                 self.status.sessions_opened += 1;
-                self.sessions.insert(view, Session { until: Instant::now() + duration, line, id });
+                let until = Instant::now() + duration;
+                self.sessions.insert(view, Session { until, line, id, is_stopped: false });
                 self.hub.announce(view);
             }
             Err(error) => line.end(2, format!("{error:#}")),
@@ -285,7 +288,7 @@ impl<'k> Keeper<'k> {
             if session.line.is_gone() {
                 self.hub.forget(id);
             } else if let Some(closed) = self.hub.remove(id) {
-                finish(session.line, closed);
+                finish(session, closed);
             }
         }
     }
@@ -332,7 +335,7 @@ impl<'k> Keeper<'k> {
         let mut sessions = self.sessions;
         for (id, closed) in self.hub.close() {
             if let Some(session) = sessions.remove(&id) {
-                finish(session.line, closed);
+                finish(session, closed);
             }
         }
     }
@@ -359,10 +362,14 @@ fn hook_status(hook: &Hook) -> HookStatus {
     HookStatus { place: hook.place.clone(), state }
 }
 
-fn finish(line: Line, closed: Result<Summary>) {
+fn finish(session: Session, closed: Result<Summary>) {
     match closed {
-        Ok(summary) => line.end(exit(summary.outcome()), String::new()),
-        Err(error) => line.end(2, format!("{error:#}")),
+        Ok(summary) => {
+            let is_interrupted = session.is_stopped && summary.flows == [0; 3];
+            let outcome = if is_interrupted { Outcome::Interrupted } else { summary.outcome() };
+            session.line.end(exit(outcome), String::new());
+        }
+        Err(error) => session.line.end(2, format!("{error:#}")),
     }
 }
 

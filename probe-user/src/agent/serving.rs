@@ -19,12 +19,11 @@ use super::metrics::{self, Metrics};
 use super::otlp::{self, Pace, Settings};
 use super::service::{self, Agent};
 use super::status::Board;
+use crate::across::AGENT_NAME;
 use crate::grpc::server::{Limits, Notice, Server};
 use crate::grpc::tls::{Files, Tls};
 use crate::grpc::unix::Socket;
 
-/// The name in an agent's certificate, the same on every node: whoever asks by port-forward knows no other.
-const SERVER_NAME: &str = "plsprobe-agent";
 /// How long an answer that is under way may take when the agent ends.
 const FAREWELL: Duration = Duration::from_millis(500);
 
@@ -158,7 +157,8 @@ fn serve(open: Open, options: &Options, sources: Sources, stopped: oneshot::Rece
         }
         let hubble = hubble::Options { node: options.node.clone(), address, peers: known };
         let mut services = hubble::services(hubble, feed, board);
-        services.push((service::NAME, Arc::new(Agent::new(commands, options.node.clone()))));
+        let agent = Arc::new(Agent::new(commands, options.node.clone()));
+        services.push((service::NAME, Arc::clone(&agent) as _));
         let server = Server::new(services, Limits::AGENT, notice);
         let by_tcp = async {
             match &tls {
@@ -169,8 +169,11 @@ fn serve(open: Open, options: &Options, sources: Sources, stopped: oneshot::Rece
         tokio::select! {
             never = server.serve_unix(&socket.listener) => match never {},
             never = by_tcp => match never {},
-            // Whoever started us has gone, if it is an error.
-            _ = stopped => {}
+            () = async {
+                // Whoever started us has gone, if it is an error.
+                let _ = stopped.await;
+                agent.last_words().await;
+            } => {}
         }
     });
     drop(socket);
@@ -182,7 +185,9 @@ fn serve(open: Open, options: &Options, sources: Sources, stopped: oneshot::Rece
 fn own_peer(options: &Options) -> Peer {
     let name = options.node.clone();
     match &options.listen {
-        Some((address, _)) => Peer { address: address.to_string(), server_name: Some(name.clone()), name },
+        Some((address, _)) => {
+            Peer { address: address.to_string(), server_name: Some(AGENT_NAME.to_owned()), name }
+        }
         None => Peer { address: format!("unix://{}", options.socket.display()), server_name: None, name },
     }
 }

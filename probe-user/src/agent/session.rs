@@ -7,6 +7,7 @@ use std::time::Duration;
 use anyhow::{Result, ensure};
 use prost::Message as _;
 use tokio::sync::mpsc;
+use tokio::sync::mpsc::error::TrySendError;
 
 use super::proto::{Answer, End, TraceAnswer, TraceRequest};
 use crate::attach::PortRange;
@@ -115,6 +116,11 @@ impl Line {
     pub(super) fn end(self, exit: i32, error: String) {
         let parcel = self.parcel(Answer::End(End { exit, error }));
         let sender = self.sender;
+        // An agent that ends does not come to what it has yet to do.
+        let parcel = match sender.try_send(parcel) {
+            Err(TrySendError::Full(parcel)) => parcel,
+            Ok(()) | Err(TrySendError::Closed(_)) => return,
+        };
         // A client that has not read for so long has gone, or will see that there is no end.
         tokio::spawn(tokio::time::timeout(Duration::from_secs(10), async move { sender.send(parcel).await }));
     }

@@ -12,6 +12,7 @@ use crate::trace::Ask;
 /// Who is asked, and by which certificates.
 #[derive(Clone, Debug, clap::Args)]
 #[command(next_help_heading = "From elsewhere, by the agents of every node that matters")]
+#[group(skip)]
 pub(super) struct Args {
     /// Ask the agents by the Kubernetes API of this context of the kubeconfig
     #[arg(long, value_name = "NAME")]
