@@ -7,6 +7,8 @@ use std::{
 
 use anyhow::{Context as _, Result, anyhow, bail, ensure};
 
+use super::exec;
+
 use crate::sources::{
     http::{Client, Patience, Request, Resolver, Url, shown, tls},
     yaml::{self, Node, Value},
@@ -184,13 +186,8 @@ fn names(config: &Node, list: &str) -> String {
 }
 
 fn token(user: &Node, folder: &Path) -> Result<Token> {
-    if let Some(exec) = user.get("exec") {
-        let command = exec.get("command").and_then(Node::text).unwrap_or_default();
-        bail!(
-            "its user logs in by the command `{}`, which plsprobe does not run; give a kubeconfig with a token or a certificate \
-             (docs/permissions.md says how to make one that may only read)",
-            shown(command)
-        );
+    if let Some(command) = user.get("exec") {
+        return exec::token(command).map(Token::Text);
     }
     for field in ["auth-provider", "username"] {
         let is_there = user.get(field).is_some();
@@ -347,7 +344,7 @@ mod tests {
         refused(
             &ca(),
             "exec: {command: kubelogin}",
-            "its user logs in by the command `kubelogin`, which plsprobe does not run; give",
+            "its `exec` has the version ``, expected `client.authentication.k8s.io/v1` or",
         );
         refused(
             "insecure-skip-tls-verify: true",

@@ -5,6 +5,7 @@
 
 pub mod access;
 pub mod decode;
+mod exec;
 pub mod forward;
 mod list;
 mod resources;
