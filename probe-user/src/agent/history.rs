@@ -1,6 +1,7 @@
 //! What was judged lately, as it was told: bounded in bytes, the troubled flows kept apart from the many that work.
 
 use std::collections::VecDeque;
+use std::sync::Arc;
 
 use anyhow::Result;
 use probe_model::tuple::Tuple;
@@ -74,7 +75,8 @@ impl Kept {
 /// Flows in the order they were judged, the oldest gone first.
 #[derive(Debug, Default)]
 struct Shelf {
-    flows: VecDeque<Kept>,
+    /// Shared with those who are being told of them.
+    flows: VecDeque<Arc<Kept>>,
     bytes: u64,
     /// The newest that was let go, by its first packet.
     forgotten_ns: Option<u64>,
@@ -83,7 +85,7 @@ struct Shelf {
 impl Shelf {
     fn push(&mut self, flow: Kept, max_bytes: u64) {
         self.bytes += flow.bytes();
-        self.flows.push_back(flow);
+        self.flows.push_back(Arc::new(flow));
         while self.bytes > max_bytes
             && let Some(oldest) = self.flows.pop_front()
         {
@@ -108,9 +110,9 @@ pub(super) struct History {
 
 /// What there is of a time that was asked for.
 #[derive(Debug)]
-pub(super) struct Found<'h> {
+pub(super) struct Found {
     /// The flows, the oldest first.
-    pub(super) flows: Vec<&'h Kept>,
+    pub(super) flows: Vec<Arc<Kept>>,
     /// What keeps it from being all, in words.
     pub(super) lacks: Vec<Lack>,
 }
@@ -157,11 +159,12 @@ impl History {
     }
 
     /// Flows that began at `since_ns` or later and are of this scope.
-    pub(super) fn since(&self, since_ns: u64, scope: &Scope) -> Found<'_> {
-        let is_wanted =
-            |flow: &&Kept| flow.first_ns >= since_ns && scope.covers_tuples(&flow.tuples, flow.is_beside);
+    pub(super) fn since(&self, since_ns: u64, scope: &Scope) -> Found {
+        let is_wanted = |flow: &&Arc<Kept>| {
+            flow.first_ns >= since_ns && scope.covers_tuples(&flow.tuples, flow.is_beside)
+        };
         let all = self.fine.flows.iter().chain(&self.troubled.flows);
-        let mut flows: Vec<_> = all.filter(is_wanted).collect();
+        let mut flows: Vec<_> = all.filter(is_wanted).cloned().collect();
         flows.sort_by_key(|flow| flow.first_ns);
         let later = |ns: &u64| *ns >= since_ns;
         let lacks = [
@@ -208,7 +211,7 @@ mod tests {
         Scope::of_parts(address, &[], &[])
     }
 
-    fn times(found: &Found<'_>) -> Vec<u64> {
+    fn times(found: &Found) -> Vec<u64> {
         found.flows.iter().map(|flow| flow.first_ns).collect()
     }
 

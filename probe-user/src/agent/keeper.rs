@@ -8,7 +8,7 @@ use std::time::{Duration, SystemTime};
 
 use anyhow::{Error, Result};
 use probe_model::world::World;
-use tokio::sync::mpsc;
+use tokio::sync::{Semaphore, mpsc};
 use tokio::time::{Instant, sleep_until};
 
 use super::clock::Moment;
@@ -32,6 +32,8 @@ use crate::trace::{Ask, Setup};
 
 /// Sessions at a time.
 pub(super) const SESSIONS_MAX: usize = 64;
+/// Clients that are told what happened, at a time.
+const REMEMBERING_MAX: usize = 8;
 /// How often things are said and looked at.
 const SECOND: Duration = Duration::from_secs(1);
 /// How often targets that are not there are looked up, and Services that ask for Private Link. Pods of what is watched
@@ -134,6 +136,10 @@ struct Keeper<'k> {
     sessions: BTreeMap<ViewId, Session>,
     status: Status,
     looked_up: Option<Instant>,
+    /// Why some are not watched, as was said.
+    unwatched: BTreeMap<String, String>,
+    /// A permit for each that may be told what happened.
+    remembering: Arc<Semaphore>,
 }
 
 impl<'k> Keeper<'k> {
@@ -141,6 +147,7 @@ impl<'k> Keeper<'k> {
     async fn start(keep: &'k Keep, before: &Status) -> Result<Self> {
         let node = Node::read(&keep.setup)?;
         let (mut views, mut watched) = (Vec::new(), BTreeMap::new());
+        let mut unwatched = BTreeMap::new();
         for name in wanted(&keep.targets, &node.world) {
             let ask = watching(&name);
             match node.scope(&ask, &keep.setup) {
@@ -148,7 +155,11 @@ impl<'k> Keeper<'k> {
                     watched.insert(name, views.len() as ViewId);
                     views.push(keep.recording(ask, scope));
                 }
-                Err(error) => keep.log.say(&format!("`{name}` is not watched: {error:#}")),
+                Err(error) => {
+                    let why = format!("{error:#}");
+                    keep.log.say(&format!("`{name}` is not watched: {why}"));
+                    unwatched.insert(name, why);
+                }
             }
         }
         for name in watched.keys() {
@@ -157,7 +168,8 @@ impl<'k> Keeper<'k> {
         let hub = Hub::for_many(keep.setup.clone(), node, views).await?;
         let status = Status { trouble: None, ..before.clone() };
         let looked_up = Some(Instant::now());
-        let mut keeper = Self { keep, hub, watched, sessions: BTreeMap::new(), status, looked_up };
+        let (sessions, remembering) = (BTreeMap::new(), Arc::new(Semaphore::new(REMEMBERING_MAX)));
+        let mut keeper = Self { keep, hub, watched, sessions, status, looked_up, unwatched, remembering };
         for text in keeper.hub.engine.hooks_told("looking") {
             keep.log.say(&text);
         }
@@ -217,9 +229,17 @@ impl<'k> Keeper<'k> {
             match self.hub.add(&ask, |scope| self.keep.recording(ask.clone(), scope)) {
                 Ok(id) => {
                     self.keep.log.say(&format!("watching `{name}`"));
+                    self.unwatched.remove(&name);
                     self.watched.insert(name, id);
                 }
-                Err(error) => self.keep.log.say(&format!("`{name}` is not watched: {error:#}")),
+                Err(error) => {
+                    // Once, not every few seconds for as long as it is so.
+                    let why = format!("{error:#}");
+                    if self.unwatched.get(&name) != Some(&why) {
+                        self.keep.log.say(&format!("`{name}` is not watched: {why}"));
+                        self.unwatched.insert(name, why);
+                    }
+                }
             }
         }
     }
@@ -258,20 +278,31 @@ impl<'k> Keeper<'k> {
     }
 
     /// Answers from what is kept.
-    fn remember(&mut self, request: &Request, since: Duration, mut line: Line) {
+    fn remember(&mut self, request: &Request, since: Duration, line: Line) {
+        let output = request.output;
         let scope = match self.hub.scope(&request.ask) {
             Ok(scope) => scope,
             Err(error) => return line.end(2, format!("{error:#}")),
         };
+        let Ok(permit) = Arc::clone(&self.remembering).try_acquire_owned() else {
+            self.status.sessions_refused += 1;
+            let full = format!("{REMEMBERING_MAX} others are being told what happened, which is the limit");
+            return line.end(2, full);
+        };
         let now = Moment::now();
         let since_ns = now.unix_ns.saturating_sub(since.as_nanos() as u64);
-        let record = self.keep.record.borrow();
-        let found = record.history.since(since_ns, &scope);
+        let mut found = self.keep.record.borrow().history.since(since_ns, &scope);
+        let newest = request.count.map_or(usize::MAX, |count| usize::try_from(count).unwrap_or(usize::MAX));
+        found.flows.drain(..found.flows.len().saturating_sub(newest));
         let is_watched = self.watched.values().any(|id| self.hub.covers(*id, &scope));
-        match told(&found, request, now, is_watched, &mut line) {
-            Ok(outcome) => line.end(exit(outcome), String::new()),
-            Err(error) => line.end(2, format!("{error:#}")),
-        }
+        // There may be more of them than a client reads at once: it is waited for, but not by the engine.
+        tokio::spawn(async move {
+            match told(&found, output, since, now, is_watched, &line).await {
+                Ok(outcome) => line.end(exit(outcome), String::new()),
+                Err(error) => line.end(2, format!("{error:#}")),
+            }
+            drop(permit);
+        });
     }
 
     /// Ends sessions whose time has come, that had what they asked for, or that nobody reads any more.
@@ -384,30 +415,30 @@ fn exit(outcome: Outcome) -> i32 {
 }
 
 /// Writes what is kept, and what is not.
-fn told(
-    found: &Found<'_>,
-    request: &Request,
+async fn told(
+    found: &Found,
+    output: Output,
+    since: Duration,
     now: Moment,
     is_watched: bool,
-    line: &mut Line,
+    line: &Line,
 ) -> Result<Outcome> {
-    let newest = request.count.map_or(usize::MAX, |count| usize::try_from(count).unwrap_or(usize::MAX));
-    let flows = &found.flows[found.flows.len().saturating_sub(newest)..];
-    for flow in flows {
-        match request.output {
+    for flow in &found.flows {
+        let lines = match output {
             Output::Text => {
-                let at = render::when(flow.first_ns, now.unix_ns);
-                line.data(format!("{at}\n{}", flow.text()).as_bytes())?;
+                format!("{}\n{}", render::when(flow.first_ns, now.unix_ns), flow.text()).into_bytes()
             }
-            Output::Json => line.data(&flow.json()?)?,
+            Output::Json => flow.json()?,
+        };
+        if !line.data_waiting(lines).await {
+            break;
         }
     }
     let lacks: Vec<String> = found.lacks.iter().map(|lack| lack_text(*lack, now)).collect();
     let verdicts = [FlowVerdict::Allowed, FlowVerdict::Dropped, FlowVerdict::Inconclusive];
-    let verdicts = verdicts.map(|verdict| flows.iter().filter(|flow| flow.verdict == verdict).count());
-    let since = request.since.unwrap_or_default();
+    let verdicts = verdicts.map(|verdict| found.flows.iter().filter(|flow| flow.verdict == verdict).count());
     let summary = render::Summary { verdicts, since, lacks, is_watched };
-    line.data(&render::summary(&summary, request.output))?;
+    line.data_waiting(render::summary(&summary, output)).await;
     Ok(match verdicts {
         [_, dropped, _] if dropped > 0 => Outcome::Dropped,
         [allowed, _, 0] if allowed > 0 => Outcome::Allowed,

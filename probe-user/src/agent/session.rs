@@ -8,6 +8,7 @@ use anyhow::{Result, ensure};
 use prost::Message as _;
 use tokio::sync::mpsc;
 use tokio::sync::mpsc::error::TrySendError;
+use tokio::time::sleep;
 
 use super::proto::{Answer, End, TraceAnswer, TraceRequest};
 use crate::attach::PortRange;
@@ -19,6 +20,8 @@ use crate::trace::listener::Paper;
 const WAITING_MAX: usize = 256;
 /// Bytes of answers that wait for all clients together.
 pub(super) const WAITING_BYTES: usize = 4 << 20;
+/// How long to wait for room before looking again.
+const PAUSE: Duration = Duration::from_millis(10);
 /// The longest name of a TARGET or SRC: a Kubernetes name has 253 characters, and there may be two.
 const NAME_MAX: usize = 512;
 /// The most SRCs, and the most ranges of ports.
@@ -125,6 +128,15 @@ impl Line {
         tokio::spawn(tokio::time::timeout(Duration::from_secs(10), async move { sender.send(parcel).await }));
     }
 
+    /// Sends lines of data once there is room; whether somebody reads them. Not for the engine, which waits for nobody.
+    pub(super) async fn data_waiting(&self, lines: Vec<u8>) -> bool {
+        // What is told live comes first: of the common room it takes no more than half.
+        while self.waiting.load(Ordering::Relaxed) > WAITING_BYTES / 2 && !self.sender.is_closed() {
+            sleep(PAUSE).await;
+        }
+        self.sender.send(self.parcel(Answer::Out(lines))).await.is_ok()
+    }
+
     fn send(&mut self, answer: Answer) {
         if self.lost > 0 && !matches!(answer, Answer::Notice(_)) {
             let lost = self.lost;
@@ -194,6 +206,29 @@ mod tests {
         assert!(matches!(decoded(&answers.recv().await.unwrap()), Answer::End(_)));
         assert!(answers.recv().await.is_none());
         assert_eq!(waiting.load(Ordering::Relaxed), 0, "nothing is left that counts");
+    }
+
+    /// What is remembered may be more than a client reads at once, and all of it comes.
+    #[tokio::test]
+    async fn who_waits_for_room_loses_nothing() {
+        let waiting = Arc::default();
+        let (line, mut answers) = Line::new(&waiting);
+        let block = vec![b'x'; 16 << 10];
+        let telling = tokio::spawn(async move {
+            for _ in 0..4 * WAITING_MAX {
+                assert!(line.data_waiting(block.clone()).await);
+            }
+        });
+        let mut told = 0;
+        while answers.recv().await.is_some() {
+            assert!(waiting.load(Ordering::Relaxed) <= WAITING_BYTES);
+            told += 1;
+        }
+        telling.await.unwrap();
+        assert_eq!(told, 4 * WAITING_MAX);
+        let (line, answers) = Line::new(&waiting);
+        drop(answers);
+        assert!(!line.data_waiting(Vec::new()).await, "nobody reads");
     }
 
     /// However many clients do not read, together they hold so much and no more.
