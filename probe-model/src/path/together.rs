@@ -1,5 +1,6 @@
 //! What several flows tell together: by consumer, by backend, and of what a pod could not reach meanwhile.
 
+use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::net::{IpAddr, SocketAddr};
 
@@ -55,6 +56,11 @@ pub struct BackendFlows {
     pub flows: Flows,
 }
 
+/// Consumers that are counted one by one, and addresses of each: whoever connects may say that it is anyone.
+pub const CONSUMERS_MAX: usize = 256;
+/// Backends that are counted one by one.
+pub const BACKENDS_MAX: usize = 1024;
+
 /// Flows by what they have in common.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Together {
@@ -62,25 +68,45 @@ pub struct Together {
     pub consumers: BTreeMap<u32, ConsumerFlows>,
     /// By backend, of flows whose backend is known: those that were translated, or sent to a pod.
     pub backends: BTreeMap<SocketAddr, BackendFlows>,
+    /// Flows of more consumers than are counted one by one.
+    pub other_consumers: u64,
+    /// Flows to more backends than that.
+    pub other_backends: u64,
 }
 
 impl Together {
     /// Adds a flow. `local_backend` says whether its last destination is a pod of this node, if it is a pod at all.
     pub fn add(&mut self, path: &Path, local_backend: Option<bool>, allowed: Option<bool>) {
         if let Some(link_id) = path.evidence.link_id() {
-            let consumer = self.consumers.entry(link_id).or_default();
-            consumer.nat_ips.insert(path.tuple.saddr);
-            consumer
-                .clients
-                .extend(path.evidence.proxy_header().and_then(|header| Some(header.source()?.ip())));
-            consumer.flows.add(allowed);
+            self.add_consumer(path, link_id, allowed);
         }
         if let Some(is_local) = local_backend {
             let last = path.final_tuple();
-            let backend = self.backends.entry(SocketAddr::new(last.daddr, last.dport)).or_default();
-            backend.is_local = is_local;
-            backend.flows.add(allowed);
+            let last = SocketAddr::new(last.daddr, last.dport);
+            match has_room(&mut self.backends, last, BACKENDS_MAX) {
+                Some(backend) => {
+                    backend.is_local = is_local;
+                    backend.flows.add(allowed);
+                }
+                None => self.other_backends += 1,
+            }
         }
+    }
+
+    fn add_consumer(&mut self, path: &Path, link_id: u32, allowed: Option<bool>) {
+        let Some(consumer) = has_room(&mut self.consumers, link_id, CONSUMERS_MAX) else {
+            self.other_consumers += 1;
+            return;
+        };
+        let client = path.evidence.proxy_header().and_then(|header| Some(header.source()?.ip()));
+        for (known, more) in
+            [(&mut consumer.nat_ips, Some(path.tuple.saddr)), (&mut consumer.clients, client)]
+        {
+            if known.len() < CONSUMERS_MAX {
+                known.extend(more);
+            }
+        }
+        consumer.flows.add(allowed);
     }
 
     /// Whether flows to this node's backends work and flows to another node's do not, with no exception: then it depends
@@ -97,6 +123,16 @@ impl Together {
         let (here, there) = (of(true), of(false));
         let were_seen = here.total() > 0 && there.total() > 0;
         were_seen.then_some(here.dropped == 0 && here.allowed > 0 && there.allowed == 0 && there.dropped > 0)
+    }
+}
+
+/// The entry of a key, made if there is room for it.
+fn has_room<K: Ord, V: Default>(map: &mut BTreeMap<K, V>, key: K, max: usize) -> Option<&mut V> {
+    let is_full = map.len() >= max;
+    match map.entry(key) {
+        Entry::Occupied(entry) => Some(entry.into_mut()),
+        Entry::Vacant(_) if is_full => None,
+        Entry::Vacant(entry) => Some(entry.insert(V::default())),
     }
 }
 

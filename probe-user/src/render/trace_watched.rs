@@ -217,11 +217,25 @@ pub(super) fn summary(
         );
         writeln!(out, "consumer  {}", clean(&text))?;
     }
+    if together.other_consumers > 0 {
+        writeln!(
+            out,
+            "consumer  others: {} flows, too many to be counted one by one",
+            together.other_consumers
+        )?;
+    }
     if together.backends.len() > 1 {
         for (address, backend) in &together.backends {
             let place = if backend.is_local { "on this node" } else { "on another node" };
             writeln!(out, "backend   {address} {place}: {}", flows_text(backend.flows))?;
         }
+    }
+    if together.other_backends > 0 {
+        writeln!(
+            out,
+            "backend   others: {} flows, too many to be counted one by one",
+            together.other_backends
+        )?;
     }
     let (own, other): (Vec<_>, Vec<_>) = probes.iter().partition(|probe| probe.role != ProbeRole::Other);
     for probe in own {
@@ -268,5 +282,6 @@ pub(super) fn together_value(world: &World, together: &Together) -> Value {
     json!({
         "consumers": consumers.collect::<Vec<_>>(), "backends": backends.collect::<Vec<_>>(),
         "splits_by_node": together.splits_by_node(),
+        "other_consumers": together.other_consumers, "other_backends": together.other_backends,
     })
 }

@@ -4,7 +4,7 @@ use super::evidence::{azure, carried};
 use super::*;
 use crate::path::probe::{AZURE_PROBE_V6, Conclusion, ProbeAnswer, Probes, THRESHOLD, is_probe_source};
 use crate::path::proxy::{Consumer, ProxyFault, consumer, fault, observed};
-use crate::path::together::{Accepted, EgressDrop, Flows, Together};
+use crate::path::together::{Accepted, CONSUMERS_MAX, EgressDrop, Flows, Together};
 
 const PROBE: &str = "168.63.129.16:60000";
 const NODE_PORT: &str = "10.224.0.4:32673";
@@ -141,6 +141,24 @@ fn consumers_behind_one_nat_ip() {
     let local: Vec<u8> = [&azure()[..12], &[0x20], &azure()[13..]].concat();
     let probe = flow(NAT_IP, &local);
     assert_eq!((observed(&probe), consumer(&probe.evidence).unwrap().address), (None, None));
+}
+
+/// Anyone may send a header that names anyone.
+#[test]
+fn consumers_without_end_are_counted_together() {
+    let mut together = Together::default();
+    let flows = CONSUMERS_MAX as u32 + 10;
+    for link_id in 0..flows {
+        let mut header = azure();
+        header[32..36].copy_from_slice(&link_id.to_le_bytes());
+        header[18..20].copy_from_slice(&(link_id as u16).to_be_bytes());
+        together.add(&flow(NAT_IP, &header), None, Some(true));
+        together.add(&flow(NAT_IP, &azure()), None, Some(true));
+    }
+    assert_eq!(together.consumers.len(), CONSUMERS_MAX);
+    let counted: u64 = together.consumers.values().map(|one| one.flows.total()).sum();
+    assert_eq!(counted + together.other_consumers, 2 * u64::from(flows), "each flow counts");
+    assert!(together.other_consumers > 0);
 }
 
 #[test]
