@@ -91,17 +91,19 @@ pub(crate) fn lift_memlock_limit() -> io::Result<()> {
     }
 }
 
-/// Has large pieces of memory go back to the kernel as soon as they are freed, which costs page faults.
+/// Has large pieces of memory go back to the kernel as soon as they are freed, which costs page faults, and all threads
+/// share one heap: what one frees, another can use.
 ///
 /// Without it, what is freed after one start's 16 MB of type information stays: the C library takes the size of the
 /// largest piece that was freed for what will be wanted again.
 pub(crate) fn give_memory_back() {
     const LARGE: libc::c_int = 128 << 10;
-    // SAFETY: sets a number of the allocator's, under its lock. If it refuses, everything stays as it was.
+    // SAFETY: sets numbers of the allocator's, under its lock. If it refuses, everything stays as it was.
     #[cfg(target_env = "gnu")]
     unsafe {
-        libc::mallopt(libc::M_MMAP_THRESHOLD, LARGE)
-    };
+        libc::mallopt(libc::M_MMAP_THRESHOLD, LARGE);
+        libc::mallopt(libc::M_ARENA_MAX, 1);
+    }
 }
 
 /// The index of the interface of this name in this thread's network namespace.

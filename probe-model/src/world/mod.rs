@@ -454,6 +454,28 @@ impl World {
         };
         let lacking: Vec<_> = earlier.missing.iter().filter(is_beyond).cloned().collect();
         self.missing.extend(lacking);
+        self.inherit_names(earlier);
+    }
+
+    /// Takes over names that Cilium's agent gave, where it does not answer now: of endpoints that still have the same
+    /// number and addresses, as only the agent gives them to another pod; and of services, if none has a name now.
+    fn inherit_names(&mut self, earlier: &Self) {
+        // It answers: what it does not name has no name.
+        if self.version.is_some() {
+            return;
+        }
+        for (id, endpoint) in &mut self.endpoints {
+            let before = earlier.endpoints.get(id).filter(|before| before.addresses == endpoint.addresses);
+            if let Some(before) = before.filter(|_| endpoint.pod.is_none()) {
+                endpoint.pod.clone_from(&before.pod);
+                if endpoint.labels.is_empty() {
+                    endpoint.labels.clone_from(&before.labels);
+                }
+            }
+        }
+        if self.service_names.is_empty() {
+            self.service_names.clone_from(&earlier.service_names);
+        }
     }
 
     /// Services of a family, if known.
@@ -615,5 +637,32 @@ mod tests {
         now.inherit(&earlier);
         assert_eq!(now.kubernetes, asked);
         assert_eq!(now.missing, ["azure/instance", "azure"].map(missing));
+    }
+
+    #[test]
+    fn names_outlive_the_agent_s_silence_and_nothing_else() {
+        let endpoint = |id: u16, address: &str, name: Option<&str>| Endpoint {
+            id: EndpointId(id),
+            identity: Identity::UNKNOWN,
+            pod: name.map(|name| PodName { namespace: "default".to_owned(), name: name.to_owned() }),
+            labels: name.map(|name| format!("k8s:app={name}")).into_iter().collect(),
+            addresses: vec![address.parse().unwrap()],
+            interface: None,
+            policy: None,
+        };
+        let world = |endpoints: Vec<Endpoint>| World {
+            endpoints: endpoints.into_iter().map(|own| (own.id, own)).collect(),
+            ..World::default()
+        };
+        let earlier = world(vec![endpoint(1, "10.0.0.1", Some("a")), endpoint(2, "10.0.0.2", Some("b"))]);
+        let names = |now: &World| now.endpoints.values().map(Endpoint::name).collect::<Vec<_>>();
+        let silent = world(vec![endpoint(1, "10.0.0.1", None), endpoint(2, "10.0.0.9", None)]);
+        let mut now = silent.clone();
+        now.inherit(&earlier);
+        assert_eq!(names(&now), ["default/a", "endpoint 2"], "one has another address now");
+        assert_eq!(now.endpoints[&EndpointId(1)].labels, ["k8s:app=a"]);
+        let mut now = World { version: Some("1.16.0".to_owned()), ..silent };
+        now.inherit(&earlier);
+        assert_eq!(names(&now), ["endpoint 1", "endpoint 2"], "it answers");
     }
 }

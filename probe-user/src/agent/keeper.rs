@@ -15,6 +15,7 @@ use super::clock::Moment;
 use super::history::{Found, Lack};
 use super::log::Log;
 use super::record::{Record, Recorder};
+use super::serving::Neighbours;
 use super::session::{Line, Request};
 use super::status::{Board, HookStatus, Status};
 use crate::attach::{Hook, HookState};
@@ -58,6 +59,7 @@ pub(super) struct Keep {
     pub(super) record: Rc<RefCell<Record>>,
     pub(super) board: Arc<Board>,
     pub(super) log: Arc<Log>,
+    pub(super) neighbours: Neighbours,
 }
 
 impl Keep {
@@ -146,6 +148,7 @@ impl<'k> Keeper<'k> {
     /// Attaches once for all that is to be watched and is there.
     async fn start(keep: &'k Keep, before: &Status) -> Result<Self> {
         let node = Node::read(&keep.setup)?;
+        keep.neighbours.learn(node.world.kubernetes.nodes.as_ref());
         let (mut views, mut watched) = (Vec::new(), BTreeMap::new());
         let mut unwatched = BTreeMap::new();
         for name in wanted(&keep.targets, &node.world) {
@@ -212,7 +215,9 @@ impl<'k> Keeper<'k> {
     /// Watches what is to be watched and was not there, and lets go of what is no more.
     fn look_up(&mut self) {
         self.looked_up = Some(Instant::now());
-        let wanted = wanted(&self.keep.targets, self.hub.engine.world());
+        let world = self.hub.engine.world();
+        self.keep.neighbours.learn(world.kubernetes.nodes.as_ref());
+        let wanted = wanted(&self.keep.targets, world);
         for (name, id) in std::mem::take(&mut self.watched) {
             if wanted.contains(&name) {
                 self.watched.insert(name, id);

@@ -36,7 +36,7 @@ use feed::Feed;
 use keeper::Keep;
 use log::Log;
 use record::Record;
-use serving::{Open, Serving, Sources};
+use serving::{Neighbours, Open, Serving, Sources};
 use status::Board;
 
 /// Flows that Hubble's clients can ask for after they were told: some 2 MB.
@@ -69,8 +69,14 @@ pub fn run(mut options: Options) -> Result<Outcome> {
     let feed = Arc::new(Feed::new(FEED_FLOWS));
     let board = Arc::new(Board::default());
     let (commands, orders) = mpsc::channel(COMMANDS);
-    let sources =
-        Sources { commands, feed: Arc::clone(&feed), board: Arc::clone(&board), log: Arc::clone(&log) };
+    let (neighbours, peers) = Neighbours::new(&options.serving);
+    let sources = Sources {
+        commands,
+        feed: Arc::clone(&feed),
+        board: Arc::clone(&board),
+        log: Arc::clone(&log),
+        peers,
+    };
     let open = Open::new(&options.serving, &log)?;
     // After the socket was given to its group, before there is another thread.
     rights::limit(&log)?;
@@ -83,6 +89,7 @@ pub fn run(mut options: Options) -> Result<Outcome> {
         record: Rc::new(RefCell::new(record)),
         board,
         log,
+        neighbours,
     };
     let kept = engine.block_on(async { Box::pin(keeper::run(keep, orders, Stop::new()?)).await });
     serving.stop()?;

@@ -7,6 +7,7 @@ use std::thread;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, anyhow};
+use probe_model::world::kubernetes::{List, Node};
 use tokio::net::TcpListener;
 use tokio::runtime::Runtime;
 use tokio::sync::{mpsc, oneshot, watch};
@@ -50,6 +51,8 @@ pub(super) struct Sources {
     pub(super) feed: Arc<Feed>,
     pub(super) board: Arc<Board>,
     pub(super) log: Arc<Log>,
+    /// Agents that are known, each with its node.
+    pub(super) peers: watch::Receiver<Vec<Peer>>,
 }
 
 /// The thread.
@@ -128,12 +131,10 @@ async fn listener(address: SocketAddr) -> Result<TcpListener> {
 }
 
 fn serve(open: Open, options: &Options, sources: Sources, stopped: oneshot::Receiver<()>) {
-    let Sources { commands, feed, board, log } = sources;
+    let Sources { commands, feed, board, log, peers } = sources;
     let Open { runtime, socket, tls, metrics } = open;
     runtime.block_on(async {
-        // This agent knows of itself; whoever wants all nodes asks each.
         let address = options.listen.as_ref().map(|(address, _)| address.to_string());
-        let (_peers, known) = watch::channel(vec![own_peer(options)]);
         let notice: Notice = Arc::new(move |line| log.say(&line));
         let tally = Arc::new(otlp::Tally::default());
         let counted = Arc::new(Metrics::new(Arc::clone(&board), Arc::clone(&tally)));
@@ -155,7 +156,7 @@ fn serve(open: Open, options: &Options, sources: Sources, stopped: oneshot::Rece
                 Arc::clone(&notice),
             ));
         }
-        let hubble = hubble::Options { node: options.node.clone(), address, peers: known };
+        let hubble = hubble::Options { node: options.node.clone(), address, peers };
         let mut services = hubble::services(hubble, feed, board);
         let agent = Arc::new(Agent::new(commands, options.node.clone()));
         services.push((service::NAME, Arc::clone(&agent) as _));
@@ -181,6 +182,41 @@ fn serve(open: Open, options: &Options, sources: Sources, stopped: oneshot::Rece
     runtime.shutdown_timeout(FAREWELL);
 }
 
+/// How Relay reaches agents: itself, and with a port for it those of every other node, which have the same.
+pub(super) struct Neighbours {
+    own: Peer,
+    port: Option<u16>,
+    sender: watch::Sender<Vec<Peer>>,
+}
+
+impl Neighbours {
+    /// Knows of itself alone, so far; and where others read whom it knows.
+    pub(super) fn new(options: &Options) -> (Self, watch::Receiver<Vec<Peer>>) {
+        let own = own_peer(options);
+        let port = options.listen.as_ref().map(|(address, _)| address.port());
+        let (sender, receiver) = watch::channel(vec![own.clone()]);
+        (Self { own, port, sender }, receiver)
+    }
+
+    /// Takes note of the cluster's nodes. One without an agent is one that Relay does not reach, and says so.
+    pub(super) fn learn(&self, nodes: Option<&List<Node>>) {
+        let (Some(port), Some(nodes)) = (self.port, nodes) else { return };
+        let peer = |node: &Node| {
+            let address = SocketAddr::new(*node.addresses.first()?, port).to_string();
+            Some(Peer { name: node.name.clone(), address, server_name: Some(AGENT_NAME.to_owned()) })
+        };
+        let mut known: Vec<Peer> = nodes.iter().filter_map(peer).collect();
+        if !known.iter().any(|peer| peer.name == self.own.name) {
+            known.push(self.own.clone());
+        }
+        self.sender.send_if_modified(|before| {
+            let is_news = *before != known;
+            *before = known;
+            is_news
+        });
+    }
+}
+
 /// Where Relay reaches this agent.
 fn own_peer(options: &Options) -> Peer {
     let name = options.node.clone();
@@ -189,5 +225,51 @@ fn own_peer(options: &Options) -> Peer {
             Peer { address: address.to_string(), server_name: Some(AGENT_NAME.to_owned()), name }
         }
         None => Peer { address: format!("unix://{}", options.socket.display()), server_name: None, name },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn options(listen: Option<&str>) -> Options {
+        let files = Files { certificate: "c".into(), key: "k".into(), client_ca: "ca".into() };
+        Options {
+            socket: "/run/plsprobe/agent.sock".into(),
+            socket_group: None,
+            listen: listen.map(|address| (address.parse().unwrap(), files)),
+            metrics: Vec::new(),
+            otlp: None,
+            node: "aks-1".to_owned(),
+        }
+    }
+
+    fn node(name: &str, address: &str) -> Node {
+        Node { name: name.to_owned(), addresses: vec![address.parse().unwrap()], ..Node::default() }
+    }
+
+    #[test]
+    fn relay_is_told_of_every_node_that_can_be_reached() {
+        let nodes: List<Node> =
+            vec![node("aks-1", "10.224.0.4"), node("aks-2", "10.224.0.5"), Node::default()].into();
+        let told = |receiver: &watch::Receiver<Vec<Peer>>| {
+            let told = receiver.borrow();
+            told.iter().map(|peer| format!("{} {}", peer.name, peer.address)).collect::<Vec<_>>()
+        };
+        let (neighbours, receiver) = Neighbours::new(&options(Some("0.0.0.0:9966")));
+        assert_eq!(told(&receiver), ["aks-1 0.0.0.0:9966"]);
+        neighbours.learn(None);
+        assert_eq!(told(&receiver).len(), 1, "nodes that may not be read");
+        neighbours.learn(Some(&nodes));
+        assert_eq!(told(&receiver), ["aks-1 10.224.0.4:9966", "aks-2 10.224.0.5:9966"]);
+        neighbours.learn(Some(&vec![node("aks-2", "10.224.0.5")].into()));
+        assert_eq!(told(&receiver), ["aks-2 10.224.0.5:9966", "aks-1 0.0.0.0:9966"], "itself always");
+        let (neighbours, receiver) = Neighbours::new(&options(None));
+        neighbours.learn(Some(&nodes));
+        assert_eq!(
+            told(&receiver),
+            ["aks-1 unix:///run/plsprobe/agent.sock"],
+            "nobody can be reached by TCP"
+        );
     }
 }
