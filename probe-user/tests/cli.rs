@@ -428,6 +428,7 @@ fn truncated_dump_of_another_map() {
               identity 10.224.0.8 is world (2): ipcache 0.0.0.0/0
               entry    none in cilium_policy_02686 for ingress world (2), 80/TCP
               policy   NetworkPolicy default/default-deny-ingress
+              no edit  the name of endpoint 2686 is not known
               rests on the maps of FOLDER, Cilium 1.14.0-dev; no packet was observed; missing: cilium_runtime_config, node, rest/endpoint
         "#]],
     );
