@@ -10,11 +10,15 @@ use super::{Global, Outcome};
 use crate::agent::otlp::{Headers, Settings};
 use crate::agent::{self, Options, client, serving};
 use crate::grpc::tls::Files;
+use crate::sources::LiveOptions;
 use crate::trace::Setup;
 
 /// What an agent keeps of flows and packets: it runs for months, beside what the node is for. A hash table of so many
 /// decided flows takes 3 MB, one more would double it.
 const CAPACITY: Capacity = Capacity { remembered: 14_000, pending: 20_000 };
+/// Conntrack maps with more entries are not read: with every flow they would be, again and again, and each entry takes some
+/// hundred bytes. What they confirm of a flow is then told to be missing.
+const CONNTRACK_ENTRIES: usize = 8192;
 /// Its ring buffer: it is mapped twice, and counts twice as the agent's memory.
 const AGENT_RING_BYTES: u32 = 1 << 20;
 
@@ -78,7 +82,7 @@ pub(super) fn run(args: Args, global: &Global) -> Result<Outcome> {
         no_tc: args.no_tc,
         ring_bytes: args.ring_bytes,
         capacity: CAPACITY,
-        live: global.live_options()?,
+        live: LiveOptions { conntrack_entries: CONNTRACK_ENTRIES, ..global.live_options()? },
         cluster: None,
     };
     let otlp = match &args.otlp {

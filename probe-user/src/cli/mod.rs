@@ -57,7 +57,8 @@ impl Global {
     /// If a file that was given cannot be used.
     pub fn live_options(&self) -> Result<LiveOptions> {
         let cluster = self.beyond.options()?;
-        Ok(LiveOptions { bpffs: self.bpffs.clone(), cilium_run: self.cilium_run.clone(), cluster })
+        let (bpffs, cilium_run) = (self.bpffs.clone(), self.cilium_run.clone());
+        Ok(LiveOptions { bpffs, cilium_run, cluster, ..LiveOptions::default() })
     }
 }
 

@@ -238,6 +238,7 @@ mod tests {
             bpffs: bpffs.path().to_owned(),
             cilium_run: folder.path().join("run"),
             cluster: given(folder.path()),
+            ..LiveOptions::default()
         };
         let live = live::read(&options).unwrap();
         let file = folder.path().join("snapshot");

@@ -64,7 +64,7 @@ const SHOWN: [&str; 6] = [
     "cilium_lb6_affinity",
     "cilium_lb_affinity_match",
 ];
-/// Conntrack maps with more entries are not read for an answer: reading and decoding 200,000 took 0.9 s and 0.2 s on two
+/// Conntrack maps with more entries are not read for an answer, unless fewer are allowed: reading and decoding 200,000 took 0.9 s and 0.2 s on two
 /// loaded cores.
 const CONNTRACK_ENTRIES: usize = 65_536;
 /// How old the agent's answers, the netfilter rules and the network may be while the maps have the same keys.
@@ -81,11 +81,18 @@ pub struct LiveOptions {
     pub cilium_run: PathBuf,
     /// What is asked beyond the node, and what was given with the command.
     pub cluster: cluster::Options,
+    /// Conntrack maps with more entries are not read for an answer.
+    pub conntrack_entries: usize,
 }
 
 impl Default for LiveOptions {
     fn default() -> Self {
-        Self { bpffs: BPFFS.into(), cilium_run: CILIUM_RUN.into(), cluster: cluster::Options::default() }
+        Self {
+            bpffs: BPFFS.into(),
+            cilium_run: CILIUM_RUN.into(),
+            cluster: cluster::Options::default(),
+            conntrack_entries: CONNTRACK_ENTRIES,
+        }
     }
 }
 
@@ -121,8 +128,8 @@ pub struct LiveNode {
 /// How much is read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Extent {
-    /// What an answer needs.
-    Answer,
+    /// What an answer needs; conntrack maps of so many entries.
+    Answer(usize),
     /// What there is to show.
     Everything,
 }
@@ -134,7 +141,7 @@ enum Extent {
 ///
 /// When there is no Cilium here, or none of its maps can be read: nothing could be judged.
 pub fn read(options: &LiveOptions) -> Result<LiveNode> {
-    read_extent(options, Extent::Answer)
+    read_extent(options, Extent::Answer(options.conntrack_entries))
 }
 
 /// As [`read`], with every entry of the maps that can be shown.
@@ -157,7 +164,7 @@ pub fn read_whole(options: &LiveOptions) -> Result<LiveNode> {
 /// As [`read`].
 pub fn refresh(options: &LiveOptions, last: &LiveNode) -> Result<LiveNode> {
     let (globals, pins) = globals(options)?;
-    let maps = Maps::read(&globals, &pins, Extent::Answer)?;
+    let maps = Maps::read(&globals, &pins, Extent::Answer(options.conntrack_entries))?;
     let changed = if maps.same_keys(&last.node) { last.changed } else { Instant::now() };
     let is_settled = last.slow.at.saturating_duration_since(changed) >= SETTLING;
     let is_young = last.slow.at.elapsed() < SLOW_AGE;
@@ -365,11 +372,12 @@ fn read_map(globals: &Globals, name: &str, extent: Extent) -> Result<Reading> {
     if is_wanted(name) || (extent == Extent::Everything && is_shown(name)) {
         return globals.read(name);
     }
-    if name.starts_with(CONNTRACK) {
-        let reading = globals.read_at_most(name, CONNTRACK_ENTRIES)?;
+    if let Extent::Answer(most) = extent
+        && name.starts_with(CONNTRACK)
+    {
+        let reading = globals.read_at_most(name, most)?;
         return reading.ok_or_else(|| {
-            let limit =
-                format!("it has more than {CONNTRACK_ENTRIES} entries, too many to read for one answer");
+            let limit = format!("it has more than {most} entries, too many to read for one answer");
             Unusable::new(limit, "look at it with `plsprobe dump conntrack`").into()
         });
     }
