@@ -64,7 +64,7 @@ fn signal(signal: &str, pid: u64) {
 fn wait_until(what: &str, done: impl Fn() -> bool) {
     let began = Instant::now();
     while !done() {
-        assert!(began.elapsed() < Duration::from_secs(5), "{what}");
+        assert!(began.elapsed() < Duration::from_mins(1), "{what}");
         thread::sleep(Duration::from_millis(10));
     }
 }
@@ -95,8 +95,9 @@ fn a_killed_owner_is_cleaned_up_after_by_the_next() {
     lab.ok(&["up"]);
     let owner = lab.owner();
     signal("-KILL", owner);
+    // Its other threads, which still hold its lock, may end later.
     wait_until("the owner ends", || {
-        !fs::exists(format!("/proc/{owner}/cmdline")).unwrap() || is_zombie(owner)
+        !fs::exists(format!("/proc/{owner}/cmdline")).unwrap() || is_zombie(owner) && threads(owner) < 2
     });
     assert!(!lab.traces().is_empty());
     lab.ok(&["up", "--scenario", "not-listening"]);
@@ -145,6 +146,10 @@ fn a_run_says_what_every_client_saw() {
 }
 
 /// The test's process is no parent of the owner, but a container's first process may leave zombies lying about.
+fn threads(pid: u64) -> usize {
+    fs::read_dir(format!("/proc/{pid}/task")).map_or(0, Iterator::count)
+}
+
 fn is_zombie(pid: u64) -> bool {
     fs::read_to_string(format!("/proc/{pid}/stat")).is_ok_and(|stat| stat.contains(") Z "))
 }
