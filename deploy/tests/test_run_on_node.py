@@ -25,6 +25,15 @@ PATIENCE = 60
 # What no shell may touch on its way.
 AWKWARD = ["trace", "--dst", "svc/a b", "it's", '"$HOME" `id`', "", "*", "two\nlines", "-o", "\\n"]
 
+
+
+def setUpModule():
+    """What runs these tests may ignore signals, as `nohup` and a shell's `&` do; a shell never takes such a one back.
+    One that is handled here is not ignored by what is started."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGHUP, lambda *_: None)
+
+
 # Prints what it is told; `code N` exits so, `wait` runs until it is told to end, `hang` even then.
 PLSPROBE = """\
 #!/usr/bin/env python3
