@@ -15,14 +15,9 @@ pub(crate) const EBPF_CRATES: [&str; 2] = ["probe-ebpf", "probe-lab-ebpf"];
 /// Clippy, rustdoc, tests, demo and virtual machine all use this one shape, so that they share one build,
 /// of which the eBPF objects are the slow part. Static, because the same binaries run in a bare initramfs.
 pub(crate) fn host(ready: &Ready, subcommand: &str) -> Command {
-    host_with(ready, subcommand, "")
-}
-
-/// The same with more flags for rustc, and so with a build of its own.
-pub(crate) fn host_with(ready: &Ready, subcommand: &str, flags: &str) -> Command {
     let mut cmd = plain(ready, subcommand);
     cmd.args(["--target", &ready.rustc.host]);
-    cmd.env(for_host(ready, "RUSTFLAGS"), format!("-C target-feature=+crt-static {flags}").trim_end());
+    cmd.env(for_host(ready, "RUSTFLAGS"), "-C target-feature=+crt-static");
     cmd
 }
 
