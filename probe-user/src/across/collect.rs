@@ -245,9 +245,7 @@ impl Collect {
         paper.data(&bytes)?;
         Ok(match self.report.paths {
             [0, 0, 0] if interrupted => Outcome::Interrupted,
-            [_, dropped, _] if dropped > 0 => Outcome::Dropped,
-            [allowed, _, 0] if allowed > 0 => Outcome::Allowed,
-            _ => Outcome::Inconclusive,
+            paths => Outcome::of_flows(paths),
         })
     }
 }

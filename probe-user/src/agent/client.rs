@@ -135,11 +135,5 @@ fn print(answer: Option<TraceAnswer>) -> Result<Option<Outcome>> {
 }
 
 fn ended(End { exit, error }: End) -> Result<Outcome> {
-    match exit {
-        0 => Ok(Outcome::Allowed),
-        1 => Ok(Outcome::Dropped),
-        3 => Ok(Outcome::Inconclusive),
-        130 => Ok(Outcome::Interrupted),
-        _ => Err(anyhow!(error)),
-    }
+    Outcome::of_code(exit).ok_or_else(|| anyhow!(error))
 }

@@ -303,7 +303,7 @@ impl<'k> Keeper<'k> {
         // There may be more of them than a client reads at once: it is waited for, but not by the engine.
         tokio::spawn(async move {
             match told(&found, output, since, now, is_watched, &line).await {
-                Ok(outcome) => line.end(exit(outcome), String::new()),
+                Ok(outcome) => line.end(outcome.code().into(), String::new()),
                 Err(error) => line.end(2, format!("{error:#}")),
             }
             drop(permit);
@@ -403,19 +403,9 @@ fn finish(session: Session, closed: Result<Summary>) {
         Ok(summary) => {
             let is_interrupted = session.is_stopped && summary.flows == [0; 3];
             let outcome = if is_interrupted { Outcome::Interrupted } else { summary.outcome() };
-            session.line.end(exit(outcome), String::new());
+            session.line.end(outcome.code().into(), String::new());
         }
         Err(error) => session.line.end(2, format!("{error:#}")),
-    }
-}
-
-/// The exit code that a client's process ends with.
-fn exit(outcome: Outcome) -> i32 {
-    match outcome {
-        Outcome::Allowed => 0,
-        Outcome::Dropped => 1,
-        Outcome::Inconclusive => 3,
-        Outcome::Interrupted => 130,
     }
 }
 
@@ -441,14 +431,11 @@ async fn told(
     }
     let lacks: Vec<String> = found.lacks.iter().map(|lack| lack_text(*lack, now)).collect();
     let verdicts = [FlowVerdict::Allowed, FlowVerdict::Dropped, FlowVerdict::Inconclusive];
-    let verdicts = verdicts.map(|verdict| found.flows.iter().filter(|flow| flow.verdict == verdict).count());
+    let verdicts =
+        verdicts.map(|verdict| found.flows.iter().filter(|flow| flow.verdict == verdict).count() as u64);
     let summary = render::Summary { verdicts, since, lacks, is_watched };
     line.data_waiting(render::summary(&summary, output)).await;
-    Ok(match verdicts {
-        [_, dropped, _] if dropped > 0 => Outcome::Dropped,
-        [allowed, _, 0] if allowed > 0 => Outcome::Allowed,
-        _ => Outcome::Inconclusive,
-    })
+    Ok(Outcome::of_flows(verdicts))
 }
 
 fn lack_text(lack: Lack, now: Moment) -> String {

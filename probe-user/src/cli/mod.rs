@@ -118,14 +118,36 @@ pub enum Outcome {
     Interrupted,
 }
 
+impl Outcome {
+    /// Of flows by verdict: allowed, dropped, inconclusive. One that was dropped counts for all, none at all tells nothing.
+    pub fn of_flows(flows: [u64; 3]) -> Self {
+        match flows {
+            [_, dropped, _] if dropped > 0 => Self::Dropped,
+            [allowed, _, 0] if allowed > 0 => Self::Allowed,
+            _ => Self::Inconclusive,
+        }
+    }
+
+    /// The process' exit code.
+    pub fn code(self) -> u8 {
+        match self {
+            Self::Allowed => 0,
+            Self::Dropped => 1,
+            Self::Inconclusive => 3,
+            Self::Interrupted => 130,
+        }
+    }
+
+    /// The outcome with this exit code; `None` for 2, which is an error, and for any other.
+    pub fn of_code(code: i32) -> Option<Self> {
+        let all = [Self::Allowed, Self::Dropped, Self::Inconclusive, Self::Interrupted];
+        all.into_iter().find(|outcome| i32::from(outcome.code()) == code)
+    }
+}
+
 impl From<Outcome> for ExitCode {
     fn from(outcome: Outcome) -> Self {
-        match outcome {
-            Outcome::Allowed => Self::SUCCESS,
-            Outcome::Dropped => Self::from(1),
-            Outcome::Inconclusive => Self::from(3),
-            Outcome::Interrupted => Self::from(130),
-        }
+        Self::from(outcome.code())
     }
 }
 

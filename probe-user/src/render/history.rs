@@ -14,7 +14,7 @@ pub const HISTORY_SCHEMA: &str = "plsprobe.trace.history/1";
 #[derive(Clone, Debug)]
 pub struct Summary {
     /// Flows by verdict: allowed, dropped, inconclusive.
-    pub verdicts: [usize; 3],
+    pub verdicts: [u64; 3],
     /// Of how long ago on.
     pub since: Duration,
     /// Why it may not be all, in words.
@@ -33,7 +33,7 @@ pub fn when(at_ns: u64, now_ns: u64) -> String {
 pub fn summary(summary: &Summary, output: Output) -> Vec<u8> {
     let Summary { verdicts, since, lacks, is_watched } = summary;
     let [allowed, dropped, inconclusive] = verdicts;
-    let total: usize = verdicts.iter().sum();
+    let total: u64 = verdicts.iter().sum();
     let seconds = since.as_secs();
     if output == Output::Json {
         let value = json!({

@@ -293,13 +293,11 @@ impl Hub {
 
     /// What all views need, with some of them changed and one more.
     fn coverage_with(&self, changed: &[(ViewId, Scope)], more: Option<&Scope>) -> Coverage {
-        let scope_of = |(id, view): (&ViewId, &'_ View)| {
-            let changed = changed.iter().find(|(own, _)| own == id).map(|(_, scope)| scope.clone());
-            changed.unwrap_or_else(|| view.scope.clone())
-        };
-        let scopes: Vec<Scope> =
-            self.base.iter().cloned().chain(self.views.iter().map(scope_of)).chain(more.cloned()).collect();
-        Coverage::of(&scopes, self.engine.setup.no_tc)
+        let views = self.views.iter().map(|(id, view)| {
+            let changed = changed.iter().find(|(own, _)| own == id).map(|(_, scope)| scope);
+            changed.unwrap_or(&view.scope)
+        });
+        Coverage::of(self.base.iter().chain(views).chain(more), self.engine.setup.no_tc)
     }
 
     /// Forgets pods that have been gone for long: what is traced is what there is. A target that is no more is told.

@@ -68,10 +68,6 @@ pub struct Summary {
 impl Summary {
     /// How the process ends that printed it.
     pub fn outcome(&self) -> Outcome {
-        match self.flows {
-            [_, dropped, _] if dropped > 0 => Outcome::Dropped,
-            [allowed, _, 0] if allowed > 0 => Outcome::Allowed,
-            _ => Outcome::Inconclusive,
-        }
+        Outcome::of_flows(self.flows)
     }
 }
