@@ -59,7 +59,7 @@ fn keep(call: &Call) -> Option<()> {
     if map_id != setting!(events_map_id) || map_id == 0 {
         return Some(());
     }
-    let skb = SkBuff(call.skb);
+    let skb = SkBuff::probed(call.skb);
     let (data, linear_len) = skb.linear()?;
     let (ifindex, _) = skb.device()?;
     let skb_len = skb.len()?;

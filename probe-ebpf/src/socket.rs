@@ -6,7 +6,7 @@ use probe_common::{Counter, Packet, RecordKind, SocketPoint, SocketRecord};
 
 use crate::emit::emit;
 use crate::filter;
-use crate::kernel::{self, SkBuff};
+use crate::kernel::{self, Probed, SkBuff};
 use crate::maps::{count, scratch, setting};
 use crate::parse::{self, IPPROTO_TCP};
 
@@ -37,7 +37,7 @@ pub(crate) fn plsprobe_retransmit_synack(ctx: RawTracePointContext) -> i32 {
 /// `trace_tcp_send_reset(sk, skb)`, the packet being the one that is answered; either may be null.
 #[raw_tracepoint(tracepoint = "tcp_send_reset")]
 pub(crate) fn plsprobe_reset(ctx: RawTracePointContext) -> i32 {
-    let (sock, skb) = (ctx.arg(0), SkBuff(ctx.arg(1)));
+    let (sock, skb) = (ctx.arg(0), SkBuff::probed(ctx.arg(1)));
     told(&ctx, if skb.is_null() { look(sock, SocketPoint::Reset, (0, 0)) } else { reset(sock, skb) })
 }
 
@@ -61,13 +61,13 @@ fn look(sock: u64, point: SocketPoint, states: (u8, u8)) -> Option<()> {
     let packet = &mut scratch(RecordKind::Socket)?.packet;
     ends(sock, family == AF_INET6, packet)?;
     if filter::wanted(packet) {
-        record(point, states, true, kernel::netns(sock, setting!(offsets.sock_net)), packet);
+        record(point, states, true, kernel::netns::<Probed>(sock, setting!(offsets.sock_net)), packet);
     }
     Some(())
 }
 
 #[inline(always)]
-fn reset(sock: u64, skb: SkBuff) -> Option<()> {
+fn reset(sock: u64, skb: SkBuff<Probed>) -> Option<()> {
     count(Counter::SocketSeen);
     let Some(source) = skb.network() else {
         return Some(());

@@ -1,36 +1,57 @@
 //! Packets at points of the kernel's stack, in every network namespace.
 //!
 //! Where Cilium moves a packet past the host's side of a veth, or where tc must be left alone, these see it go on.
-use aya_ebpf::macros::{fentry, kprobe, raw_tracepoint};
-use aya_ebpf::programs::{FEntryContext, ProbeContext, RawTracePointContext};
+use aya_ebpf::EbpfContext;
+use aya_ebpf::macros::{btf_tracepoint, fentry, kprobe, raw_tracepoint};
+use aya_ebpf::programs::{BtfTracePointContext, FEntryContext, ProbeContext, RawTracePointContext};
 use aya_log_ebpf::warn;
 use probe_common::{Counter, HookPoint, PacketRecord, RecordKind};
 
 use crate::emit::emit;
 use crate::filter;
-use crate::kernel::{MemorySource, SkBuff};
+use crate::kernel::{Access, MemorySource, SkBuff};
 use crate::maps::{count, scratch};
 use crate::parse;
 use crate::payload;
 
 /// `trace_netif_receive_skb(skb)`: before tc, and before a VLAN tag is taken off.
+#[btf_tracepoint(function = "netif_receive_skb")]
+pub(crate) fn plsprobe_received_btf(ctx: BtfTracePointContext) -> i32 {
+    received(&ctx, SkBuff::typed(ctx.arg(0)))
+}
+
+/// The same where the verifier refuses the typed one.
 #[raw_tracepoint(tracepoint = "netif_receive_skb")]
 pub(crate) fn plsprobe_received(ctx: RawTracePointContext) -> i32 {
-    let skb = SkBuff(ctx.arg(0));
+    received(&ctx, SkBuff::probed(ctx.arg(0)))
+}
+
+#[inline(always)]
+fn received(ctx: &impl EbpfContext, skb: SkBuff<impl Access>) -> i32 {
     if look(skb, skb.received(), HookPoint::Received).is_none() {
         count(Counter::Unreadable);
-        warn!(&ctx, "a packet that an interface received could not be read");
+        warn!(ctx, "a packet that an interface received could not be read");
     }
     0
 }
 
 /// `trace_net_dev_queue(skb)`: after tc.
+#[btf_tracepoint(function = "net_dev_queue")]
+pub(crate) fn plsprobe_queued_btf(ctx: BtfTracePointContext) -> i32 {
+    queued(&ctx, SkBuff::typed(ctx.arg(0)))
+}
+
+/// The same where the verifier refuses the typed one.
 #[raw_tracepoint(tracepoint = "net_dev_queue")]
 pub(crate) fn plsprobe_queued(ctx: RawTracePointContext) -> i32 {
-    let skb = SkBuff(ctx.arg(0));
+    queued(&ctx, SkBuff::probed(ctx.arg(0)))
+}
+
+#[inline(always)]
+fn queued(ctx: &impl EbpfContext, skb: SkBuff<impl Access>) -> i32 {
     if look(skb, known(skb), HookPoint::Queued).is_none() {
         count(Counter::Unreadable);
-        warn!(&ctx, "a packet that an interface sends could not be read");
+        warn!(ctx, "a packet that an interface sends could not be read");
     }
     0
 }
@@ -42,7 +63,7 @@ macro_rules! ip_function {
         #[kprobe]
         pub(crate) fn $kprobe(ctx: ProbeContext) -> u32 {
             let looked = ctx.arg(0).and_then(|skb| {
-                let skb = SkBuff(skb);
+                let skb = SkBuff::probed(skb);
                 look(skb, known(skb), HookPoint::$point)
             });
             if looked.is_none() {
@@ -55,7 +76,7 @@ macro_rules! ip_function {
             #[doc = concat!("fentry for `", $function, "`.")]
             #[fentry(function = $function)]
             pub(crate) fn $fentry(ctx: FEntryContext) -> i32 {
-                let skb = SkBuff(ctx.arg(0));
+                let skb = SkBuff::typed(ctx.arg(0));
                 if look(skb, known(skb), HookPoint::$point).is_none() {
                     count(Counter::Unreadable);
                     warn!(&ctx, "a packet in the IP layer could not be read");
@@ -72,13 +93,13 @@ ip_function!(IpDeliver, plsprobe_ip_delivers, "ip_local_deliver" => plsprobe_ip_
 
 /// A packet whose headers the stack knows: no tag is in it any more.
 #[inline(always)]
-fn known(skb: SkBuff) -> Option<(MemorySource, u16)> {
+fn known<A: Access>(skb: SkBuff<A>) -> Option<(MemorySource<A>, u16)> {
     Some((skb.network()?, 0))
 }
 
 /// `None` if the kernel's memory could not be read.
 #[inline(always)]
-fn look(skb: SkBuff, packet: Option<(MemorySource, u16)>, point: HookPoint) -> Option<()> {
+fn look<A: Access>(skb: SkBuff<A>, packet: Option<(MemorySource<A>, u16)>, point: HookPoint) -> Option<()> {
     count(Counter::StackSeen);
     let Some((source, tag)) = packet else {
         return Some(()); // without a network header, no IP packet

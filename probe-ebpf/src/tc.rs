@@ -88,7 +88,7 @@ impl Source for SkbSource<'_> {
         let len = copy_len(len);
         // To the kernel, the context of a classifier is the packet itself. The helper that counts from the network header
         // reaches only what lies together, which of a packet that was sent on this machine are its headers.
-        let at = SkBuff(self.0.as_ptr() as u64).network_offset()? + offset;
+        let at = SkBuff::probed(self.0.as_ptr() as u64).network_offset()? + offset;
         // SAFETY: `copy_len` is at most the buffer's length; the helper checks offset and length itself.
         let ret = unsafe { bpf_skb_load_bytes(self.0.as_ptr(), at, to.as_mut_ptr().cast(), len) };
         (ret == 0).then_some(len)
@@ -120,7 +120,7 @@ fn look(ctx: &TcContext, point: HookPoint) {
         packet.vlan = vlan_id(skb.vlan_tci as u16);
     }
     // To the kernel, the context of a classifier is the packet itself.
-    let buffer = SkBuff(ctx.as_ptr() as u64).head().unwrap_or(0);
+    let buffer = SkBuff::probed(ctx.as_ptr() as u64).head().unwrap_or(0);
     let counters = (Counter::PacketMatched, Counter::PacketLost);
     emit(counters, (RecordKind::Packet, point as u8), skb.ifindex, |record: &mut PacketRecord| {
         record.buffer = buffer;

@@ -15,6 +15,7 @@ use libbpf_rs::query::ProgInfoIter;
 use probe_model::path::{Namespace, Patience, Sighting, Tracker};
 use probe_user::attach::{
     Attachment, Filter, Interface, PortRange, Probe, RING_BYTES, Record, Records, Role, Settings, Target,
+    TypeIds,
 };
 use probe_user::sources::btf::Btf;
 use probe_user::trace::kernel;
@@ -122,21 +123,27 @@ fn tracepoints(peer: &Peer) {
         assert!(stats >= 0, "the kernel keeps statistics");
         OwnedFd::from_raw_fd(stats)
     };
-    let away = tracepoint_costs(peer, "10.1.2.3/32");
-    let matched = tracepoint_costs(peer, NODE_NET);
-    for (what, name) in [
-        ("net:netif_receive_skb", "plsprobe_receiv"),
-        ("net:net_dev_queue", "plsprobe_queued"),
-        ("skb:kfree_skb", "plsprobe_kfree"),
-    ] {
-        line(what, away[EMPTY], away[name], matched[name]);
+    let typed = type_ids();
+    for (means, ids) in [("tp_btf", &typed), ("raw", &TypeIds::default())] {
+        let away = tracepoint_costs(peer, "10.1.2.3/32", ids);
+        let matched = tracepoint_costs(peer, NODE_NET, ids);
+        for (what, name) in [
+            ("net:netif_receive_skb", "plsprobe_receiv"),
+            ("net:net_dev_queue", "plsprobe_queued"),
+            ("skb:kfree_skb", "plsprobe_kfree"),
+        ] {
+            let of = |costs: &BTreeMap<String, u32>| {
+                *costs.iter().find(|(program, _)| program.starts_with(name)).expect("it ran").1
+            };
+            line(&format!("{what}, {means}"), away[EMPTY], of(&away), of(&matched));
+        }
     }
 }
 
 /// Nanoseconds a run of each program, while datagrams come that nobody listens for: each is received, dropped with a
 /// reason, and answered by an ICMP error.
-fn tracepoint_costs(peer: &Peer, net: &str) -> BTreeMap<String, u32> {
-    let (_attachment, mut records) = attached(&[target(net, &[])], true);
+fn tracepoint_costs(peer: &Peer, net: &str, ids: &TypeIds) -> BTreeMap<String, u32> {
+    let (_attachment, mut records) = attached_with(&[target(net, &[])], true, ids.clone());
     let _empty = empty_tracepoint();
     let mut runs: BTreeMap<String, Vec<u32>> = BTreeMap::new();
     for _ in 0..RUNS {
@@ -173,12 +180,20 @@ fn middle(runs: &mut [u32]) -> u32 {
 
 /// Our programs, looking for packets of `targets`.
 fn attached(targets: &[Target], no_tc: bool) -> (Attachment, Records) {
-    let btf = Btf::load().expect("the kernel's types");
-    let (config, function_ids) = (kernel::config(&btf).expect("offsets"), kernel::function_ids(&btf));
+    attached_with(targets, no_tc, type_ids())
+}
+
+fn type_ids() -> TypeIds {
+    kernel::type_ids(&Btf::load().expect("the kernel's types"))
+}
+
+/// Typed where there are ids of types.
+fn attached_with(targets: &[Target], no_tc: bool, type_ids: TypeIds) -> (Attachment, Records) {
+    let config = kernel::config(&Btf::load().expect("the kernel's types")).expect("offsets");
     let interfaces = vec![Interface { name: "v0".into(), role: Role::Uplink }];
     let filter = Filter { targets: targets.to_vec(), ..Filter::default() };
     let (ring_bytes, probe) = (RING_BYTES, Probe::Any);
-    let settings = Settings { filter, config, function_ids, ring_bytes, interfaces, no_tc, probe };
+    let settings = Settings { filter, config, type_ids, ring_bytes, interfaces, no_tc, probe };
     Attachment::start(&settings).expect("attached")
 }
 

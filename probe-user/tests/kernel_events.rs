@@ -216,7 +216,7 @@ fn notifications_arrive_whole_by(probe: Probe, means: &'static str) {
         let settings = Settings {
             filter: Filter::default(),
             config,
-            function_ids: kernel::function_ids(&btf),
+            type_ids: kernel::type_ids(&btf),
             ring_bytes: RING_BYTES,
             interfaces: vec![],
             no_tc: false,

@@ -27,10 +27,10 @@ use probe_common::{Config, Counter};
 pub use classifiers::{Interface, Leftover, Ours, Role};
 pub use expression::Expression;
 pub use filter::{Filter, PortRange, Target};
-pub use kernel_types::FunctionIds;
+pub use kernel_types::{TRACEPOINT_PREFIX, TypeIds};
 pub use object::is_built_in;
 pub use records::{Record, Records};
-pub use tracing::{KERNEL_HOOKS, ip_functions, probed_functions, tracepoints};
+pub use tracing::{KERNEL_HOOKS, ip_functions, probed_functions, tracepoints, typed_tracepoints};
 
 use crate::sys;
 
@@ -41,8 +41,9 @@ pub struct Settings {
     pub filter: Filter,
     /// Offsets of kernel fields, Cilium's events map, the kernel's drop reasons.
     pub config: Config,
-    /// Type ids of the kernel's functions; one that is missing is probed by a kprobe only.
-    pub function_ids: FunctionIds,
+    /// Type ids of what is hooked in the kernel; a function without one is probed by a kprobe only, a tracepoint by a
+    /// raw one.
+    pub type_ids: TypeIds,
     /// Size of the ring buffer in bytes, a power of two and a multiple of the page size.
     pub ring_bytes: u32,
     /// Interfaces to look at.

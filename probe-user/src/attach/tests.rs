@@ -7,7 +7,9 @@ use std::process::Command;
 use std::sync::mpsc;
 use std::time::Duration;
 
-use probe_common::{Config, Counter, FRAGMENT, FRAGMENT_LATER, HookPoint, Packet};
+use probe_common::{
+    Config, Counter, DropRecord, FRAGMENT, FRAGMENT_LATER, HookPoint, Packet, PacketRecord, RecordHeader,
+};
 
 use super::*;
 use crate::sources::btf::Btf;
@@ -108,17 +110,9 @@ pub(crate) fn filters() -> String {
 
 pub(crate) fn settings(filter: Filter) -> Settings {
     let btf = Btf::load().unwrap();
-    let (config, function_ids) = (kernel::config(&btf).unwrap(), kernel::function_ids(&btf));
+    let (config, type_ids) = (kernel::config(&btf).unwrap(), kernel::type_ids(&btf));
     let interfaces = vec![Interface { name: "v0".into(), role: Role::Uplink }];
-    Settings {
-        filter,
-        config,
-        function_ids,
-        ring_bytes: RING_BYTES,
-        interfaces,
-        no_tc: false,
-        probe: Probe::Any,
-    }
+    Settings { filter, config, type_ids, ring_bytes: RING_BYTES, interfaces, no_tc: false, probe: Probe::Any }
 }
 
 /// Packets to or from `addr`.
@@ -561,6 +555,56 @@ fn the_kernels_drop_has_its_reason() {
         assert_eq!(names[&drops[0].reason], "SKB_DROP_REASON_NO_SOCKET");
         assert_eq!((drops[0].packet.src_port, drops[0].packet.dst_port), (5050, PORT));
         assert_ne!(drops[0].location, 0);
+    });
+}
+
+/// What a hook at the machine's tracepoints kept of this namespace, in an order that does not depend on when it looked.
+fn told(records: &[Record]) -> Vec<String> {
+    let netns = network_namespace();
+    let what = |record: &Record| match record {
+        Record::Packet(PacketRecord { header, buffer, skb_len, mark, hash, netns: seen, packet }) => {
+            let (point, ifindex) = (header.point, header.ifindex);
+            (*seen == netns)
+                .then(|| format!("{point} {ifindex} {buffer:x} {skb_len} {mark} {hash} {packet:?}"))
+        }
+        Record::Drop(drop) if drop.netns == netns => {
+            Some(format!("{:?}", DropRecord { header: RecordHeader::default(), ..*drop }))
+        }
+        _ => None,
+    };
+    let mut told: Vec<_> = records.iter().filter_map(what).collect();
+    told.sort();
+    told
+}
+
+/// The same packets, by programs to which the verifier knows their types and by programs that ask for each member.
+#[test]
+fn typed_and_raw_tracepoints_tell_the_same() {
+    scratch(|peer| {
+        let typed = Settings { no_tc: true, ..settings(about(NODE)) };
+        let raw = Settings { type_ids: TypeIds::default(), ..typed.clone() };
+        for (settings, means) in [(&typed, "tp_btf"), (&raw, "raw tracepoint")] {
+            let (attachment, _) = in_runtime(|| Attachment::start(settings).unwrap());
+            let of_packets = attachment
+                .hooks()
+                .filter(|hook| matches!(hook.kind, HookKind::KernelDrops | HookKind::Devices));
+            let states: Vec<_> = of_packets.map(|hook| hook.state.clone()).collect();
+            assert_eq!(states, vec![HookState::Attached(means); 3]);
+        }
+        let mut by_raw = Vec::new();
+        let (by_typed, _) = observe(&typed, || {
+            by_raw = observe(&raw, || {
+                // Received and dropped with an answer; in fragments; with a tag; a TCP connection refused.
+                send_udp(peer, NODE, 3, 16);
+                send_udp(peer, NODE, 1, 4000);
+                send_frames(peer, vec![tagged()]);
+                peer.run(|| TcpStream::connect((NODE, PORT)).unwrap_err());
+            })
+            .0;
+        });
+        let (by_typed, by_raw) = (told(&by_typed), told(&by_raw));
+        assert_eq!(by_typed, by_raw);
+        assert!(by_typed.len() >= 14, "{by_typed:#?}");
     });
 }
 

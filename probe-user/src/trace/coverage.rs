@@ -5,7 +5,7 @@ use std::net::IpAddr;
 
 use ipnet::IpNet;
 use probe_model::cilium::EndpointId;
-use probe_model::path::{HookPoint, Namespace, Place};
+use probe_model::path::{HookPoint, Namespace, Path, Place};
 
 use super::scope::{HOOKS_MAX, Scope, Tunnels};
 use crate::attach::{Expression, Filter, Interface, KERNEL_HOOKS, Role};
@@ -59,6 +59,11 @@ impl Coverage {
             && interfaces(self) == interfaces(other)
             && (self.tunnels, &self.pod_namespaces, &self.roles)
                 == (other.tunnels, &other.pod_namespaces, &other.roles)
+    }
+
+    /// Whether somebody wants to be told of a flow.
+    pub(super) fn concerns(&self, path: &Path) -> bool {
+        self.scopes.iter().any(|scope| scope.concerns(path))
     }
 
     /// Whether this is a traced address, or was.
@@ -118,8 +123,39 @@ fn at_most<T>(max: usize, mut all: Vec<T>) -> (Vec<T>, Vec<T>) {
 
 #[cfg(test)]
 mod tests {
+    use probe_common::{Packet, PacketRecord, RecordHeader};
+    use probe_model::path::{Patience, Sighting, Tracker};
+
     use super::*;
     use crate::attach::PortRange;
+
+    /// The flow of one SYN.
+    fn flow(src: [u8; 4], dst: [u8; 4]) -> Path {
+        let mut packet = Packet { version: 4, proto: 6, tcp_flags: 2, dst_port: 80, ..Packet::default() };
+        packet.src[..4].copy_from_slice(&src);
+        packet.dst[..4].copy_from_slice(&dst);
+        let header = RecordHeader { point: HookPoint::UplinkIn as u8, ..RecordHeader::default() };
+        let record = PacketRecord { header, buffer: 0, skb_len: 0, mark: 0, hash: 0, netns: 0, packet };
+        let mut tracker = Tracker::new(Patience::default());
+        tracker.push(Sighting::from_packet(&record, Namespace::Node).unwrap());
+        tracker.finish().remove(0)
+    }
+
+    /// The maps are read for what is judged, and not for what else Cilium notifies of.
+    #[test]
+    fn flows_of_others_concern_nobody() {
+        let (pod, other, client) = ([10, 0, 0, 1], [10, 0, 0, 2], [10, 224, 0, 8]);
+        let one = Scope::of_parts("10.0.0.1", &["10.224.0.8/32"], &[]);
+        let coverage = Coverage::of([&one], false);
+        assert!(coverage.concerns(&flow(client, pod)), "asked for");
+        assert!(
+            coverage.concerns(&flow(pod, other)),
+            "of what a traced pod may not do, its operator is told"
+        );
+        assert!(!coverage.concerns(&flow(other, pod)), "from another source");
+        assert!(!coverage.concerns(&flow(client, other)));
+        assert!(!Coverage::default().concerns(&flow(client, pod)));
+    }
 
     #[test]
     fn what_any_scope_needs_is_seen() {

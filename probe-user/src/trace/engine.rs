@@ -29,7 +29,7 @@ use super::tally::{Tally, Totals};
 use super::verdicts::{Event, Sockets, Verdicts};
 use super::watch::watch;
 use crate::attach::{
-    Attachment, FunctionIds, Hook, HookKind, HookState, Probe, Record, Records, Settings, Skipped,
+    Attachment, Hook, HookKind, HookState, Probe, Record, Records, Settings, Skipped, TypeIds,
 };
 use crate::doctor::privileges;
 use crate::render::trace as text;
@@ -146,10 +146,10 @@ impl Engine {
         // Only without it there is no verdict from our own probe; the hook's state says so.
         config.events_map_id = events_map_id(&setup).unwrap_or(0);
         let names = Names::new(&btf);
-        let function_ids = kernel::function_ids(&btf);
+        let type_ids = kernel::type_ids(&btf);
         // Six megabytes, of which nothing else is wanted.
         drop(btf);
-        let settings = settings(&coverage, config, function_ids, &setup);
+        let settings = settings(&coverage, config, type_ids, &setup);
         let mut notices = Vec::new();
         // Before anything of ours is there, so that nothing that happens to it is missed.
         let changes = Changes::listen().map_err(|error| {
@@ -249,7 +249,7 @@ impl Engine {
                 }
                 self.take_notifications().await;
                 let decided = self.tracker.poll(now_ns());
-                turn.paths = self.of_this_node(decided);
+                turn.paths = self.wanted(decided);
                 turn.late_resets = self.tracker.late_resets(now_ns());
             }
         }
@@ -267,9 +267,10 @@ impl Engine {
         changes != before
     }
 
-    /// Paths that are the node's, with the maps read anew if there are any.
-    fn of_this_node(&mut self, mut paths: Vec<Path>) -> Vec<Path> {
-        paths.retain(|path| path.is_of_node(self.netns));
+    /// Paths that are the node's and that somebody wants, with the maps read anew if there are any. Cilium notifies of
+    /// everybody's: to read the maps for those too would be the dearest of all that a trace does.
+    fn wanted(&mut self, mut paths: Vec<Path>) -> Vec<Path> {
+        paths.retain(|path| path.is_of_node(self.netns) && self.coverage.concerns(path));
         if !paths.is_empty() {
             self.refresh_world();
         }
@@ -281,7 +282,7 @@ impl Engine {
         self.records.drain_some(&mut self.batch);
         self.take_batch();
         let undecided = self.tracker.undecided();
-        self.of_this_node(undecided)
+        self.wanted(undecided)
     }
 
     /// Detaches before anything else; what is left undecided, and what went wrong.
@@ -296,7 +297,7 @@ impl Engine {
         self.take_batch();
         let left = self.tracker.finish();
         let late_resets = self.tracker.late_resets(u64::MAX);
-        (Turn { paths: self.of_this_node(left), late_resets, ..Turn::default() }, ended)
+        (Turn { paths: self.wanted(left), late_resets, ..Turn::default() }, ended)
     }
 
     /// What was counted by now, with this attachment's share while it is there.
@@ -610,7 +611,7 @@ impl Engine {
     }
 
     fn attach_anew(&mut self, coverage: Coverage, config: Config) -> Result<()> {
-        let settings = settings(&coverage, config, self.settings.function_ids.clone(), &self.setup);
+        let settings = settings(&coverage, config, self.settings.type_ids.clone(), &self.setup);
         let (attachment, records) = Attachment::start(&settings)?;
         let switched_ns = now_ns();
         let mut old = std::mem::replace(&mut self.attachment, attachment);
@@ -781,12 +782,12 @@ fn by_netfilter(path: &Path) -> Option<Confirmation> {
     path.confirmation_by_netfilter(nf_conntrack::expected_answer(first).ok()??)
 }
 
-fn settings(coverage: &Coverage, config: Config, function_ids: FunctionIds, setup: &Setup) -> Settings {
+fn settings(coverage: &Coverage, config: Config, type_ids: TypeIds, setup: &Setup) -> Settings {
     let Tunnels { vxlan_port, geneve_port } = coverage.tunnels;
     Settings {
         filter: coverage.filter.clone(),
         config: Config { vxlan_port, geneve_port, ..config },
-        function_ids,
+        type_ids,
         ring_bytes: setup.ring_bytes,
         interfaces: coverage.interfaces.clone(),
         no_tc: setup.no_tc,

@@ -377,6 +377,11 @@ impl Scope {
         is_there && path.outcome != Outcome::Answered && path.evidence.entry == Some(Entry::Network)
     }
 
+    /// Whether there is anything to tell of a flow: it was asked for, is a health probe, or comes from a traced pod.
+    pub fn concerns(&self, path: &Path) -> bool {
+        self.is_probe(path) || self.is_from_pod(path) || self.covers(path)
+    }
+
     /// Whether a flow is one that was asked for: towards the target, on its port, from the sources.
     pub fn covers(&self, path: &Path) -> bool {
         let tuples: Vec<Tuple> =

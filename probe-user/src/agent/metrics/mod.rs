@@ -34,7 +34,7 @@ use super::otlp::Tally;
 use super::status::{Board, Status};
 
 /// Means of attaching a hook, each with a series even when nothing is attached by it.
-const MEANS: [&str; 5] = ["tcx", "legacy tc", "fentry", "kprobe", "raw tracepoint"];
+const MEANS: [&str; 6] = ["tcx", "legacy tc", "fentry", "kprobe", "tp_btf", "raw tracepoint"];
 
 /// Everything that is counted, and what it is asked of.
 #[derive(Debug)]
