@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use libbpf_rs::query::ProgInfoIter;
 use libbpf_rs::{MapCore as _, MapFlags, MapHandle, MapType};
 use probe_lab::scenario::Client;
-use probe_lab::{ClientSaw, Lab, LabOptions, Ns, Shape};
+use probe_lab::{ClientSaw, Lab, LabOptions, Ns, Probe, Shape};
 use probe_model::cilium::Direction::{self, Egress, Ingress};
 use probe_user::sources::btf::Btf;
 use probe_user::sources::{addresses, classifiers};
@@ -162,7 +162,13 @@ fn lab_and_exit(shape: Shape) -> Option<(Lab, u32, Exit)> {
     }
 }
 
-fn probe(lab: &Lab, client: Client) -> ClientSaw {
+/// What a client sees that is let in, however slow an emulated machine is.
+fn welcome(lab: &Lab, client: Client) -> ClientSaw {
+    lab.probe(&Probe { timeout: PATIENCE, ..client.probe() }).unwrap()
+}
+
+/// What one sees that is not.
+fn unwelcome(lab: &Lab, client: Client) -> ClientSaw {
     lab.probe(&client.probe()).unwrap()
 }
 
@@ -171,8 +177,8 @@ fn probe(lab: &Lab, client: Client) -> ClientSaw {
 fn the_action_of_a_tail_called_program_is_its_callers() {
     let _alone = alone();
     let Some((lab, _, at_uplink)) = lab_and_exit(Shape::Kpr) else { return };
-    assert_eq!(probe(&lab, Client::ConsumerFirstNatIp), ClientSaw::Ok);
-    assert_eq!(probe(&lab, Client::ConsumerSecondNatIp), ClientSaw::Timeout);
+    assert_eq!(welcome(&lab, Client::ConsumerFirstNatIp), ClientSaw::Ok);
+    assert_eq!(unwelcome(&lab, Client::ConsumerSecondNatIp), ClientSaw::Timeout);
     let counts = at_uplink.counts();
     println!("fexit: with host routing {counts:?}");
     assert!(counts.contains_key(&TC_ACT_REDIRECT) && counts.contains_key(&TC_ACT_SHOT), "{counts:?}");
@@ -185,8 +191,8 @@ fn the_action_is_seen_and_nothing_is_held_up() {
     let (pod, pod_name) = entry(&lab, probe_lab::addresses::APP_POD.host_interface, Egress);
     let at_pod = Exit::attach(pod, &pod_name).unwrap();
     // What it sees, and that nobody is in the way.
-    assert_eq!(probe(&lab, Client::ConsumerFirstNatIp), ClientSaw::Ok);
-    assert_eq!(probe(&lab, Client::ConsumerSecondNatIp), ClientSaw::Timeout);
+    assert_eq!(welcome(&lab, Client::ConsumerFirstNatIp), ClientSaw::Ok);
+    assert_eq!(unwelcome(&lab, Client::ConsumerSecondNatIp), ClientSaw::Timeout);
     let (uplink_counts, pod_counts) = (at_uplink.counts(), at_pod.counts());
     println!("fexit: uplink {uplink_counts:?}, {pod_name} {pod_counts:?}");
     assert!(uplink_counts.values().sum::<u64>() > 0, "{uplink_counts:?}");
@@ -197,7 +203,7 @@ fn the_action_is_seen_and_nothing_is_held_up() {
     let (renewed, _) = entry(&lab, "eth0", Ingress);
     println!("fexit: the program was {uplink} and is {renewed}");
     let before = at_uplink.counts();
-    assert_eq!(probe(&lab, Client::ConsumerSecondNatIp), ClientSaw::Ok);
+    assert_eq!(welcome(&lab, Client::ConsumerSecondNatIp), ClientSaw::Ok);
     assert_ne!(renewed, uplink);
     assert_eq!(at_uplink.counts(), before, "the new program is not the one that is traced");
     assert!(is_loaded(|info| info.id == uplink), "a traced program stays loaded while it is traced");
@@ -205,7 +211,7 @@ fn the_action_is_seen_and_nothing_is_held_up() {
     wait_until("the replaced program goes", || !is_loaded(|info| info.id == uplink));
     drop(at_pod);
     killed_it_leaves_nothing(renewed);
-    assert_eq!(probe(&lab, Client::ConsumerFirstNatIp), ClientSaw::Ok);
+    assert_eq!(welcome(&lab, Client::ConsumerFirstNatIp), ClientSaw::Ok);
 }
 
 fn killed_it_leaves_nothing(target: u32) {

@@ -1,6 +1,7 @@
 //! The programs in real network namespaces: needs root, iproute2 and the built object, else each test skips.
 //!
 //! A scratch namespace belongs to a thread: nothing has a name, and all of it goes when the threads end.
+use std::collections::BTreeSet;
 use std::net::{IpAddr, TcpStream, UdpSocket};
 use std::os::fd::{AsRawFd as _, FromRawFd as _, OwnedFd};
 use std::process::Command;
@@ -558,7 +559,7 @@ fn the_kernels_drop_has_its_reason() {
     });
 }
 
-/// What a hook at the machine's tracepoints kept of this namespace, in an order that does not depend on when it looked.
+/// What a hook that sees every namespace kept of this one, in an order that does not depend on when it looked.
 fn told(records: &[Record]) -> Vec<String> {
     let netns = network_namespace();
     let what = |record: &Record| match record {
@@ -577,34 +578,69 @@ fn told(records: &[Record]) -> Vec<String> {
     told
 }
 
-/// The same packets, by programs to which the verifier knows their types and by programs that ask for each member.
+/// By which means the hooks of these kinds are attached; `None` if the kernel refuses one.
+fn means(settings: &Settings, kinds: &[HookKind]) -> Option<BTreeSet<&'static str>> {
+    let (attachment, _) = in_runtime(|| Attachment::start(settings).unwrap());
+    let wanted = attachment.hooks().filter(|hook| kinds.contains(&hook.kind));
+    let means = wanted.map(|hook| match hook.state {
+        HookState::Attached(means) => Some(means),
+        _ => None,
+    });
+    means.collect()
+}
+
+/// The same packets are told alike by both. They are received and dropped with an answer, in fragments, with a tag, and
+/// open a TCP connection that is refused.
+fn tell_the_same(peer: &Peer, one: &Settings, other: &Settings) -> Vec<String> {
+    let mut by_other = Vec::new();
+    let (by_one, _) = observe(one, || {
+        by_other = observe(other, || {
+            send_udp(peer, NODE, 3, 16);
+            send_udp(peer, NODE, 1, 4000);
+            send_frames(peer, vec![tagged()]);
+            peer.run(|| TcpStream::connect((NODE, PORT)).unwrap_err());
+        })
+        .0;
+    });
+    let (by_one, by_other) = (told(&by_one), told(&by_other));
+    assert_eq!(by_one, by_other);
+    by_one
+}
+
+/// By programs to which the verifier knows the packet's type, and by programs that ask for each member.
 #[test]
 fn typed_and_raw_tracepoints_tell_the_same() {
     scratch(|peer| {
         let typed = Settings { no_tc: true, ..settings(about(NODE)) };
         let raw = Settings { type_ids: TypeIds::default(), ..typed.clone() };
-        for (settings, means) in [(&typed, "tp_btf"), (&raw, "raw tracepoint")] {
-            let (attachment, _) = in_runtime(|| Attachment::start(settings).unwrap());
-            let of_packets = attachment
-                .hooks()
-                .filter(|hook| matches!(hook.kind, HookKind::KernelDrops | HookKind::Devices));
-            let states: Vec<_> = of_packets.map(|hook| hook.state.clone()).collect();
-            assert_eq!(states, vec![HookState::Attached(means); 3]);
+        let kinds = [HookKind::KernelDrops, HookKind::Devices];
+        assert_eq!(means(&typed, &kinds), Some(BTreeSet::from(["tp_btf"])));
+        assert_eq!(means(&raw, &kinds), Some(BTreeSet::from(["raw tracepoint"])));
+        let told = tell_the_same(peer, &typed, &raw);
+        assert!(told.len() >= 14, "{told:#?}");
+    });
+}
+
+/// The same at functions of the IP layer.
+#[test]
+fn fentry_and_kprobes_tell_the_same() {
+    scratch(|peer| {
+        let by = |probe| Settings { no_tc: true, probe, ..settings(about(NODE)) };
+        let (fentry, kprobe) = (by(Probe::Fentry), by(Probe::Kprobe));
+        let kinds = [HookKind::IpLayer];
+        let found = [means(&fentry, &kinds), means(&kprobe, &kinds)];
+        if found.contains(&None) {
+            fixtures::skip!("this kernel refuses fentry or kprobes");
+            return;
         }
-        let mut by_raw = Vec::new();
-        let (by_typed, _) = observe(&typed, || {
-            by_raw = observe(&raw, || {
-                // Received and dropped with an answer; in fragments; with a tag; a TCP connection refused.
-                send_udp(peer, NODE, 3, 16);
-                send_udp(peer, NODE, 1, 4000);
-                send_frames(peer, vec![tagged()]);
-                peer.run(|| TcpStream::connect((NODE, PORT)).unwrap_err());
-            })
-            .0;
-        });
-        let (by_typed, by_raw) = (told(&by_typed), told(&by_raw));
-        assert_eq!(by_typed, by_raw);
-        assert!(by_typed.len() >= 14, "{by_typed:#?}");
+        assert_eq!(found, ["fentry", "kprobe"].map(|means| Some(BTreeSet::from([means]))));
+        let told = tell_the_same(peer, &fentry, &kprobe);
+        let in_ip = |point: HookPoint| {
+            let prefix = format!("{} ", point as u8);
+            told.iter().filter(|told| told.starts_with(&prefix)).count()
+        };
+        // Three datagrams, the fragments before they are one again, the tagged one, the SYN.
+        assert!(in_ip(HookPoint::IpReceive) >= 7 && in_ip(HookPoint::IpDeliver) >= 7, "{told:#?}");
     });
 }
 

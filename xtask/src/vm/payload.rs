@@ -41,6 +41,11 @@ const PAYLOADS: &[Line] = &[
         source: Source::UnitTests("probe_user"),
         args: &["every_program_loads", "--nocapture"],
     },
+    Line {
+        name: "hooks-agree",
+        source: Source::UnitTests("probe_user"),
+        args: &["tell_the_same", "--nocapture"],
+    },
     Line { name: "kernel-events", source: Source::Test("kernel_events"), args: &["--nocapture"] },
     Line { name: "entry-programs", source: Source::Test("entry_programs"), args: &["--nocapture"] },
 ];
