@@ -1,8 +1,10 @@
 //! `plsprobe trace` on a live node: every scenario in every shape of the lab, and what goes wrong meanwhile.
 
+use std::os::unix::net::UnixListener;
 use std::process::Command;
 use std::time::Duration;
 
+use probe_lab::load::{Load, LoadOptions};
 use probe_lab::scenario::{Client, SCENARIOS};
 use probe_lab::tracing::Trace;
 use probe_lab::{ClientSaw, Header, LINK_ID, Lab, LabOptions, Ns, Shape};
@@ -226,6 +228,34 @@ fn the_agent_stops_and_comes_back() {
     assert_eq!(without["explanation"]["drop_reason"]["code"], 133, "{without:#}");
     assert_eq!(with["outcome"]["outcome"], "dropped-by-cilium", "{with:#}");
     assert_eq!(traced.code, Some(1));
+}
+
+/// It takes connections and answers none of them, so that the maps take seconds to be read. Records go on being read.
+#[test]
+fn an_agent_that_hangs_costs_no_record() {
+    let Some(mut lab) = lab("hangs", Shape::Aks, "allow-nat-ip") else { return };
+    let mut trace = start(&mut lab, "--dst pls-app -o json --ring-bytes 262144 --duration 1h");
+    lab.stop_agent();
+    trace.wait_for("lost Cilium's monitor socket");
+    let silent = UnixListener::bind(lab.run_dir().join("cilium.sock")).unwrap();
+    // The maps have other keys now: the agent is asked at the next look.
+    lab.change_policy("none").unwrap();
+    // A second's records fill half of the ring, and an answer is waited for for five.
+    let options = LoadOptions {
+        pps: Some(1000),
+        connections: 1,
+        requests: 1,
+        new_connections: 2,
+        ..LoadOptions::default()
+    };
+    let load = Load::start(lab.instance(), &options).unwrap();
+    let _asked = silent.accept().unwrap();
+    std::thread::sleep(Duration::from_secs(6));
+    load.stop().unwrap().check_harmless().unwrap();
+    trace.signal("INT");
+    let records = trace.finish().summary()["records"].clone();
+    assert!(records["read"].as_u64().unwrap() > 5000, "{records}");
+    assert_eq!(records["lost"], 0, "{records}");
 }
 
 #[test]

@@ -4,9 +4,10 @@
 use std::collections::BTreeSet;
 use std::io;
 use std::net::IpAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Error, Result, bail};
 use probe_common::{Config, Counter, PacketRecord, PayloadRecord, SocketRecord};
 use probe_model::explain::{Caveat, Code};
 use probe_model::path::evidence::LateReset;
@@ -24,6 +25,7 @@ use super::gaps::{Gap, Gaps};
 use super::judge::{EventSource, Judgement, judge};
 use super::kernel::{self, Names};
 use super::neighbours::{self, Trouble};
+use super::reading::{Maps, Reading};
 use super::scope::{HOOKS_MAX, Tunnels};
 use super::tally::{Tally, Totals};
 use super::verdicts::{Event, Sockets, Verdicts};
@@ -52,6 +54,8 @@ const CLUSTER_AGE: Duration = Duration::from_secs(5);
 /// How long after the last change of an interface a target may turn out to be another one: a pod's interface is there
 /// before Cilium knows the pod.
 const UNSETTLED: Duration = Duration::from_secs(20);
+/// Decided flows that wait for the maps at most; of more, all are judged by the maps at hand.
+const WAITING_MAX: usize = 4096;
 /// Notifications taken in one go.
 const NOTIFICATIONS_MAX: usize = 4096;
 /// NAT IPs with linkIDs that are known from PROXY headers; then they are told again.
@@ -67,8 +71,12 @@ pub(crate) struct Engine {
     pub(super) world: World,
     /// The last maps that had every traced pod, while one is gone from them, and since when.
     complete: Option<(World, Instant)>,
-    node: LiveNode,
+    node: Arc<LiveNode>,
     world_read: Instant,
+    /// The maps are being read anew.
+    reading: Option<Reading>,
+    /// Flows that are decided and wait for that.
+    waiting: Vec<Path>,
     coverage: Coverage,
     names: Names,
     netns: u32,
@@ -86,6 +94,8 @@ pub(crate) struct Engine {
     since_ns: u64,
     /// Until when targets are looked up each second.
     unsettled_until: Instant,
+    /// Since when they are to be looked up, in maps that are read from then on.
+    look_up_since: Option<Instant>,
     /// Changes of the cluster's objects that were looked at.
     cluster_changes: u64,
     verdicts: Verdicts,
@@ -118,6 +128,8 @@ pub(crate) enum Woken {
     Housekeeping,
     /// Time to look at undecided flows.
     Poll,
+    /// The maps were read anew.
+    Maps(Result<Maps>),
 }
 
 /// What happened at a turn.
@@ -127,8 +139,8 @@ pub(crate) struct Turn {
     pub(super) paths: Vec<Path>,
     /// Connections that were reset long after they had been.
     pub(super) late_resets: Vec<LateReset>,
-    /// Targets may be others now: look them up.
-    pub(super) is_unsettled: bool,
+    /// Maps that were read anew since targets may be others: look them up there.
+    pub(super) maps: Option<Maps>,
     /// Records were read.
     pub(super) has_records: bool,
 }
@@ -171,8 +183,10 @@ impl Engine {
             setup,
             world,
             complete: None,
-            node,
+            node: Arc::new(node),
             world_read: Instant::now(),
+            reading: None,
+            waiting: Vec::new(),
             coverage,
             names,
             netns,
@@ -185,6 +199,7 @@ impl Engine {
             observed: BTreeSet::new(),
             since_ns: 0,
             unsettled_until: Instant::now(),
+            look_up_since: None,
             cluster_changes: 0,
             verdicts,
             tracker,
@@ -221,6 +236,7 @@ impl Engine {
             changed = changes(&mut self.changes) => Woken::Change(changed),
             _ = self.housekeeping.tick() => Woken::Housekeeping,
             _ = self.poll.tick(), if self.is_stale || self.tracker.has_work() => Woken::Poll,
+            read = outcome(&mut self.reading) => Woken::Maps(read),
         }
     }
 
@@ -241,7 +257,12 @@ impl Engine {
             Woken::Change(changed) => self.hear(changed)?,
             Woken::Housekeeping => {
                 self.keep_house()?;
-                turn.is_unsettled = Instant::now() < self.unsettled_until || self.has_cluster_changed();
+                if Instant::now() < self.unsettled_until || self.has_cluster_changed() {
+                    self.look_up_since = Some(Instant::now());
+                }
+                if self.look_up_since.is_some() {
+                    self.begin_reading();
+                }
             }
             Woken::Poll => {
                 if self.is_stale {
@@ -249,8 +270,12 @@ impl Engine {
                 }
                 self.take_notifications().await;
                 let decided = self.tracker.poll(now_ns());
-                turn.paths = self.wanted(decided);
+                turn.paths = self.with_young_maps(decided);
                 turn.late_resets = self.tracker.late_resets(now_ns());
+            }
+            Woken::Maps(read) => {
+                turn.maps = self.take_reading(read);
+                turn.paths = std::mem::take(&mut self.waiting);
             }
         }
         Ok(turn)
@@ -267,22 +292,69 @@ impl Engine {
         changes != before
     }
 
-    /// Paths that are the node's and that somebody wants, with the maps read anew if there are any. Cilium notifies of
-    /// everybody's: to read the maps for those too would be the dearest of all that a trace does.
-    fn wanted(&mut self, mut paths: Vec<Path>) -> Vec<Path> {
+    /// Paths that are the node's and that somebody wants. Cilium notifies of everybody's: to read the maps for those too
+    /// would be the dearest of all that a trace does.
+    fn wanted(&self, mut paths: Vec<Path>) -> Vec<Path> {
         paths.retain(|path| path.is_of_node(self.netns) && self.coverage.concerns(path));
-        if !paths.is_empty() {
-            self.refresh_world();
-        }
         paths
     }
 
-    /// Flows that are not decided yet, by what was seen until now. They stay undecided.
+    /// These flows, and those that wait, if the maps are young; else they wait until the maps have been read.
+    fn with_young_maps(&mut self, decided: Vec<Path>) -> Vec<Path> {
+        let decided = self.wanted(decided);
+        self.waiting.extend(decided);
+        if self.is_fresh() || self.waiting.len() > WAITING_MAX {
+            return std::mem::take(&mut self.waiting);
+        }
+        if !self.waiting.is_empty() {
+            self.begin_reading();
+        }
+        Vec::new()
+    }
+
+    fn begin_reading(&mut self) {
+        if self.reading.is_none() {
+            self.reading = Some(Reading::begin(self.setup.live.clone(), Arc::clone(&self.node)));
+        }
+    }
+
+    /// Goes on with maps that were read beside, unless others were read since they were begun. Gives them instead if targets
+    /// are to be looked up in them first.
+    fn take_reading(&mut self, read: Result<Maps>) -> Option<Maps> {
+        let began = self.reading.take()?.began();
+        let mut maps = match read {
+            Ok(maps) if began >= self.world_read => maps,
+            Ok(_) => return None,
+            Err(error) => {
+                // Without a flow to judge it does not matter, and the next look may succeed.
+                if !self.waiting.is_empty() {
+                    self.keep_older_maps(&error);
+                }
+                return None;
+            }
+        };
+        self.complement(&mut maps.1);
+        if self.look_up_since.is_some_and(|since| since <= began) {
+            self.look_up_since = None;
+            return Some(maps);
+        }
+        let (node, world) = *maps;
+        self.take(node, world);
+        if self.look_up_since.is_some() {
+            self.begin_reading();
+        }
+        None
+    }
+
+    /// Flows that are not decided yet, by what was seen until now, and those that are and wait. They stay so.
     pub(crate) fn undecided(&mut self) -> Vec<Path> {
         self.records.drain_some(&mut self.batch);
         self.take_batch();
         let undecided = self.tracker.undecided();
-        self.wanted(undecided)
+        let mut paths = self.waiting.clone();
+        paths.extend(self.wanted(undecided));
+        self.refresh_world_for(&paths);
+        paths
     }
 
     /// Detaches before anything else; what is left undecided, and what went wrong.
@@ -297,7 +369,10 @@ impl Engine {
         self.take_batch();
         let left = self.tracker.finish();
         let late_resets = self.tracker.late_resets(u64::MAX);
-        (Turn { paths: self.wanted(left), late_resets, ..Turn::default() }, ended)
+        let mut paths = std::mem::take(&mut self.waiting);
+        paths.extend(self.wanted(left));
+        self.refresh_world_for(&paths);
+        (Turn { paths, late_resets, ..Turn::default() }, ended)
     }
 
     /// What was counted by now, with this attachment's share while it is there.
@@ -581,14 +656,19 @@ impl Engine {
     fn read_again(&self) -> Result<(LiveNode, World)> {
         let node = live::refresh(&self.setup.live, &self.node)?;
         let mut world = assemble(&node.node);
-        world.inherit(&self.world);
-        self.setup.put_cluster_into(&mut world);
+        self.complement(&mut world);
         Ok((node, world))
+    }
+
+    /// Adds what the maps do not say: what was learnt before, and the cluster's objects.
+    fn complement(&self, world: &mut World) {
+        world.inherit(&self.world);
+        self.setup.put_cluster_into(world);
     }
 
     /// Goes on with these maps: every traced pod is in them.
     pub(super) fn adopt(&mut self, node: LiveNode, world: World) {
-        (self.node, self.world, self.world_read) = (node, world, Instant::now());
+        (self.node, self.world, self.world_read) = (Arc::new(node), world, Instant::now());
         (self.complete, self.nat) = (None, None);
         self.advice.forget();
     }
@@ -725,24 +805,25 @@ impl Engine {
         }
     }
 
-    /// Reads the maps again, unless that was a moment ago. While a pod is gone from them, the last ones that had it
-    /// explain its flows better.
-    fn refresh_world(&mut self) {
-        if self.world_read.elapsed() < WORLD_AGE {
+    /// Reads the maps again if there is anything to judge by them, unless that was a moment ago.
+    fn refresh_world_for(&mut self, paths: &[Path]) {
+        if paths.is_empty() || self.is_fresh() {
             return;
         }
         match self.read_again() {
             Ok((node, world)) => self.take(node, world),
-            Err(error) => {
-                self.world_read = Instant::now();
-                self.notice(format!("flows are judged by older maps: {error:#}"));
-            }
+            Err(error) => self.keep_older_maps(&error),
         }
+    }
+
+    fn keep_older_maps(&mut self, error: &Error) {
+        self.world_read = Instant::now();
+        self.notice(format!("flows are judged by older maps: {error:#}"));
     }
 
     /// Goes on with these maps, and keeps the last ones that had every traced pod if these do not.
     pub(super) fn take(&mut self, node: LiveNode, world: World) {
-        (self.node, self.world_read, self.nat) = (node, Instant::now(), None);
+        (self.node, self.world_read, self.nat) = (Arc::new(node), Instant::now(), None);
         let before = std::mem::replace(&mut self.world, world);
         self.advice.forget();
         let is_there = |id| self.world.endpoints.contains_key(id);
@@ -820,6 +901,14 @@ fn patient(period: Duration) -> Interval {
     let mut ticks = interval(period);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     ticks
+}
+
+/// What was read, if the maps are being read.
+async fn outcome(reading: &mut Option<Reading>) -> Result<Maps> {
+    match reading {
+        Some(reading) => reading.outcome().await,
+        None => std::future::pending().await,
+    }
 }
 
 /// The next change, if somebody tells.

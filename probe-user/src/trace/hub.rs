@@ -177,9 +177,10 @@ impl Hub {
     ///
     /// When the engine cannot go on.
     pub(crate) async fn turn(&mut self, woken: Woken) -> Result<()> {
-        let turn = self.engine.turn(woken).await?;
-        if turn.is_unsettled {
-            self.follow_targets();
+        let mut turn = self.engine.turn(woken).await?;
+        if let Some(maps) = turn.maps.take() {
+            let (node, world) = *maps;
+            self.follow_targets(node, world);
         }
         self.give(&turn);
         Ok(())
@@ -248,9 +249,8 @@ impl Hub {
         }
     }
 
-    /// Looks every target up again, and goes on with those that were made anew or became more.
-    fn follow_targets(&mut self) {
-        let Some((node, world)) = self.engine.look_again() else { return };
+    /// Looks every target up in maps that were read anew, and goes on with those that were made anew or became more.
+    fn follow_targets(&mut self, node: LiveNode, world: World) {
         let mut grown = Vec::new();
         for (id, view) in &self.views {
             // A pod that is being made anew is none for a while.

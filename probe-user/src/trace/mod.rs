@@ -9,6 +9,7 @@ pub mod judge;
 pub mod kernel;
 pub(crate) mod listener;
 pub(crate) mod neighbours;
+mod reading;
 pub mod scope;
 pub(crate) mod session;
 pub mod summary;
