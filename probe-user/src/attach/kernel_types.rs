@@ -18,9 +18,6 @@ const TYPEDEF: u32 = 8 << 24;
 const FUNCTION: u32 = 12 << 24;
 const PROTOTYPE: u32 = 13 << 24;
 
-/// What the kernel's type of a tracepoint is called, before its own name.
-pub const TRACEPOINT_PREFIX: &str = "btf_trace_";
-
 /// Type information in which each of them has the number that it has in the kernel's, and all before it is nothing.
 ///
 /// aya asks type information for these numbers and for nothing else. To have it read all of the kernel's takes
@@ -33,8 +30,7 @@ pub(super) fn of_hooks(ids: &TypeIds) -> Result<Btf, BtfError> {
 
 fn raw(ids: &TypeIds) -> Vec<u8> {
     let functions = ids.functions.iter().map(|(name, id)| (*id, (FUNCTION, (*name).to_owned())));
-    let tracepoints =
-        ids.tracepoints.iter().map(|(name, id)| (*id, (TYPEDEF, format!("{TRACEPOINT_PREFIX}{name}"))));
+    let tracepoints = ids.tracepoints.iter().map(|(name, id)| (*id, (TYPEDEF, format!("btf_trace_{name}"))));
     let by_id: BTreeMap<u32, (u32, String)> = functions.chain(tracepoints).collect();
     let last = by_id.keys().next_back().copied().unwrap_or(0);
     let mut strings = vec![0];
@@ -84,7 +80,7 @@ mod tests {
             assert_eq!(read.function_id(name), Some(*id), "{name}");
         }
         for (name, id) in &ids.tracepoints {
-            assert_eq!(read.typedef_id(&format!("{TRACEPOINT_PREFIX}{name}")), Some(*id), "{name}");
+            assert_eq!(read.tracepoint_id(name), Some(*id), "{name}");
         }
         assert_eq!(read.function_id("ip_forward"), None);
     }

@@ -27,7 +27,7 @@ use probe_common::{Config, Counter};
 pub use classifiers::{Interface, Leftover, Ours, Role};
 pub use expression::Expression;
 pub use filter::{Filter, PortRange, Target};
-pub use kernel_types::{TRACEPOINT_PREFIX, TypeIds};
+pub use kernel_types::TypeIds;
 pub use object::is_built_in;
 pub use records::{Record, Records};
 pub use tracing::{KERNEL_HOOKS, ip_functions, probed_functions, tracepoints, typed_tracepoints};

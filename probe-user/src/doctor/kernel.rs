@@ -38,6 +38,8 @@ pub(super) fn checks() -> Vec<Check> {
             checks.push(Check::ok(Kernel, "BTF", format!("`{VMLINUX}`")));
             checks
                 .push(tracepoints(attach::tracepoints().map(|name| (name, features::raw_tracepoint(name)))));
+            let typed = |name| (name, features::typed_tracepoint(&btf, name));
+            checks.push(typed_tracepoints(attach::typed_tracepoints().map(typed)));
             checks.push(ip_layer(&btf));
             checks.push(verdicts("kprobe", features::kprobe()));
             checks.push(verdicts("fentry", features::fentry(&btf)));
@@ -131,19 +133,32 @@ fn lpm_batches(tried: Result<bool>) -> Check {
 
 /// The kernel's drops, its sockets, and what stands in for classifiers.
 fn tracepoints(tried: impl Iterator<Item = (&'static str, Result<()>)>) -> Check {
-    let what = "tracepoints";
+    let next = "what they would show is not seen; CAP_PERFMON and CAP_BPF are needed";
+    all_take(("tracepoints", "our programs"), tried, next)
+}
+
+/// Those of them that see packets.
+fn typed_tracepoints(tried: impl Iterator<Item = (&'static str, Result<()>)>) -> Check {
+    let next = "raw tracepoints are used, at twice the cost of a packet";
+    all_take(("tp_btf", "programs that know a packet's type"), tried, next)
+}
+
+fn all_take(
+    (what, taken): (&str, &str),
+    tried: impl Iterator<Item = (&'static str, Result<()>)>,
+    next: &str,
+) -> Check {
     let (well, refused): (Vec<_>, Vec<_>) = tried.partition(|(_, tried)| tried.is_ok());
     let names = |all: &[(&str, Result<()>)]| all.iter().map(|(name, _)| *name).collect::<Vec<_>>().join(", ");
     let Some((_, Err(first))) = refused.first() else {
-        return Check::ok(Kernel, what, format!("{} take our programs", names(&well)));
+        return Check::ok(Kernel, what, format!("{} take {taken}", names(&well)));
     };
     let found = format!(
-        "{} of {} take our programs, not {}: {first:#}",
+        "{} of {} take {taken}, not {}: {first:#}",
         well.len(),
         well.len() + refused.len(),
         names(&refused)
     );
-    let next = "what they would show is not seen; CAP_PERFMON and CAP_BPF are needed";
     Check::degraded(Kernel, what, found, next)
 }
 

@@ -135,9 +135,10 @@ impl Btf {
         self.named::<Func<'_>>(name).map(|function| function.type_id().into())
     }
 
-    /// The type id of a typedef; a tracepoint `NAME` has `btf_trace_NAME`.
-    pub fn typedef_id(&self, name: &str) -> Option<u32> {
-        self.named::<Typedef<'_>>(name).map(|typedef| typedef.type_id().into())
+    /// The type id of a tracepoint, as typed programs are loaded for it: `kfree_skb` has the typedef `btf_trace_kfree_skb`.
+    pub fn tracepoint_id(&self, name: &str) -> Option<u32> {
+        let typedef = self.named::<Typedef<'_>>(&format!("btf_trace_{name}"));
+        typedef.map(|typedef| typedef.type_id().into())
     }
 
     fn composite(&self, name: &str) -> Option<Composite<'_>> {
@@ -261,8 +262,8 @@ mod tests {
     #[test]
     fn functions_and_tracepoints_have_ids() {
         let Some(btf) = kernel() else { return };
-        assert!(btf.typedef_id("btf_trace_kfree_skb").unwrap() > 0);
-        assert_eq!(btf.typedef_id("btf_trace_no_such"), None);
+        assert!(btf.tracepoint_id("kfree_skb").unwrap() > 0);
+        assert_eq!(btf.tracepoint_id("no_such"), None);
         assert_eq!(btf.function_id("no_such_function"), None);
         assert!(btf.function_id("tcp_v4_rcv").unwrap() > 0);
     }

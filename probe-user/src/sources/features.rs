@@ -84,6 +84,20 @@ pub fn raw_tracepoint(tracepoint: &str) -> Result<()> {
         .with_context(|| format!("`{tracepoint}` does not take a program"))
 }
 
+/// Whether a tracepoint (`kfree_skb`) takes a program to which the verifier knows the types of its arguments.
+///
+/// # Errors
+///
+/// With the kernel's reason.
+pub fn typed_tracepoint(btf: &Btf, tracepoint: &str) -> Result<()> {
+    let id = btf
+        .tracepoint_id(tracepoint)
+        .with_context(|| format!("no tracepoint `{tracepoint}` in the kernel's BTF"))?;
+    let program = load(libbpf_sys::BPF_PROG_TYPE_TRACING, Some((libbpf_sys::BPF_TRACE_RAW_TP, id)))
+        .with_context(|| format!("a typed program for `{tracepoint}` does not load"))?;
+    attach(&program).with_context(|| format!("`{tracepoint}` does not take a typed program"))
+}
+
 /// Whether fentry attaches to [`EVENT_OUTPUT`].
 ///
 /// # Errors
@@ -184,7 +198,8 @@ mod tests {
         }
         // Whatever the answers, each is one line with a reason.
         let btf = Btf::load().unwrap();
-        for answer in [ring_buffer(), raw_tracepoint("skb:kfree_skb"), fentry(&btf), kprobe()] {
+        let tracepoints = [raw_tracepoint("skb:kfree_skb"), typed_tracepoint(&btf, "kfree_skb")];
+        for answer in tracepoints.into_iter().chain([ring_buffer(), fentry(&btf), kprobe()]) {
             if let Err(error) = answer {
                 let error = format!("{error:#}");
                 assert!(!error.is_empty() && !error.contains('\n'), "{error}");

@@ -5,7 +5,7 @@ use anyhow::{Context as _, Result};
 use probe_common::{Config, KernelOffsets};
 use probe_model::path::{DropCause, Namespace, Path, PathDrop, classify};
 
-use crate::attach::{TRACEPOINT_PREFIX, TypeIds, probed_functions, typed_tracepoints};
+use crate::attach::{TypeIds, probed_functions, typed_tracepoints};
 use crate::sources::btf::Btf;
 use crate::sys;
 
@@ -62,10 +62,9 @@ pub fn config(btf: &Btf) -> Result<Config> {
 
 /// The numbers of what is hooked, of what this kernel has of it.
 pub fn type_ids(btf: &Btf) -> TypeIds {
-    let typedef = |name| btf.typedef_id(&format!("{TRACEPOINT_PREFIX}{name}"));
     TypeIds {
         functions: probed_functions().filter_map(|name| Some((name, btf.function_id(name)?))).collect(),
-        tracepoints: typed_tracepoints().filter_map(|name| Some((name, typedef(name)?))).collect(),
+        tracepoints: typed_tracepoints().filter_map(|name| Some((name, btf.tracepoint_id(name)?))).collect(),
     }
 }
 
