@@ -118,6 +118,7 @@ fn the_list() {
           tc-program            Another tc program may have taken the packet
           cilium-unread         Cilium may have dropped it, unheard
           host-stack            The host's network stack may have dropped it
+          netfilter-queue       A program that reads netfilter's queue may hold it
           pod-stack             The pod's network stack may have dropped it
           other-node            It went on to another node
           device                The interface dropped it or did not send it

@@ -143,6 +143,7 @@ codes! {
     TcProgram "tc-program" Gap Warning "Another tc program may have taken the packet"
     CiliumUnread "cilium-unread" Gap Warning "Cilium may have dropped it, unheard"
     HostStack "host-stack" Gap Warning "The host's network stack may have dropped it"
+    NetfilterQueue "netfilter-queue" Gap Warning "A program that reads netfilter's queue may hold it"
     PodStack "pod-stack" Gap Warning "The pod's network stack may have dropped it"
     OtherNode "other-node" Gap Note "It went on to another node"
     Device "device" Gap Warning "The interface dropped it or did not send it"

@@ -179,8 +179,22 @@ pub enum Target {
     },
     /// One of these, at random.
     Random(Vec<Target>),
+    /// A program that reads a queue of netfilter's decides, as written.
+    Queue(String),
     /// Anything else, as written.
     Unknown(String),
+}
+
+impl Target {
+    /// Whether some packet may be given to a program, which can keep it.
+    fn may_queue(&self) -> bool {
+        match self {
+            Self::Queue(_) => true,
+            Self::Map { elements, .. } => elements.iter().any(|(_, target)| target.may_queue()),
+            Self::Random(targets) => targets.iter().any(Self::may_queue),
+            _ => false,
+        }
+    }
 }
 
 impl Ruleset {
@@ -192,6 +206,12 @@ impl Ruleset {
     /// no error: it counts when a packet meets it.
     pub fn parse(text: &str) -> Result<Self, ParseError> {
         parse::ruleset(text)
+    }
+
+    /// Whether a rule gives packets to a program that reads a queue, whatever its conditions.
+    pub fn may_queue(&self) -> bool {
+        let chains = self.tables.values().flat_map(BTreeMap::values);
+        chains.flat_map(|chain| &chain.rules).any(|rule| rule.target.may_queue())
     }
 
     /// Adds a chain; one of the same table and name is replaced.

@@ -235,10 +235,11 @@ fn target(name: Option<(String, bool)>, options: &[(String, Vec<String>)]) -> Ta
             .and_then(|(_, values)| values.first())
             .map(String::as_str)
     };
-    let unknown = || {
+    let written = || {
         let words = options.iter().map(|(option, values)| format!("{option} {}", values.join(" ")));
-        Target::Unknown(std::iter::once(name.clone()).chain(words).collect::<Vec<_>>().join(" "))
+        std::iter::once(name.clone()).chain(words).collect::<Vec<_>>().join(" ")
     };
+    let unknown = || Target::Unknown(written());
     match name.as_str() {
         "ACCEPT" => Target::Accept,
         "DROP" => Target::Drop,
@@ -254,7 +255,8 @@ fn target(name: Option<(String, bool)>, options: &[(String, Vec<String>)]) -> Ta
         "CT" | "LOG" | "NFLOG" | "ULOG" | "TRACE" | "CONNMARK" | "CHECKSUM" | "TCPMSS" | "DSCP" | "TOS"
         | "CLASSIFY" | "AUDIT" | "SET" => Target::Continue,
         // Targets are upper case and not chains of the table; a chain that is missing shows in the walk.
-        "REDIRECT" | "TPROXY" | "NFQUEUE" | "QUEUE" | "NETMAP" | "TEE" | "SYNPROXY" | "HMARK" => unknown(),
+        "REDIRECT" | "TPROXY" | "NETMAP" | "TEE" | "SYNPROXY" | "HMARK" => unknown(),
+        "NFQUEUE" | "QUEUE" => Target::Queue(written()),
         _ if goto => Target::Goto(name),
         _ => Target::Jump(name),
     }
@@ -291,6 +293,18 @@ fn destinations(text: &str) -> Option<Vec<(Ipv4Addr, Option<u16>)>> {
 #[cfg(test)]
 mod tests {
     use super::ruleset;
+
+    #[test]
+    fn who_may_be_given_packets() {
+        let queues = |rule: &str| {
+            let text = format!("*filter\n:FORWARD ACCEPT [0:0]\n:IDS - [0:0]\n{rule}\nCOMMIT\n");
+            ruleset(&text).unwrap().may_queue()
+        };
+        assert!(queues("-A IDS -p tcp --dport 80 -j NFQUEUE --queue-num 3 --queue-bypass"));
+        assert!(queues("-A FORWARD -j QUEUE"));
+        assert!(!queues("-A FORWARD -j DROP"));
+        assert!(!queues("-A FORWARD -p tcp -m comment --comment NFQUEUE -j IDS"));
+    }
 
     #[test]
     fn a_line_may_begin_with_any_character() {

@@ -294,7 +294,9 @@ impl<'a> Walker<'a> {
                 }
                 return;
             }
-            Target::Jump(_) | Target::Goto(_) | Target::Unknown(_) => self.way.end = End::Unknown(evidence()),
+            Target::Jump(_) | Target::Goto(_) | Target::Queue(_) | Target::Unknown(_) => {
+                self.way.end = End::Unknown(evidence());
+            }
         }
         done.push(self.way);
     }

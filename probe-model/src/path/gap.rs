@@ -51,6 +51,8 @@ pub struct Ways {
     /// By the host's stack, where netfilter and routing decide; else Cilium moves them straight into the pod, past the
     /// host's side of its veth.
     pub through_stack: bool,
+    /// By rules of netfilter's that may give packets to a program, or that are not known.
+    pub may_be_queued: bool,
     /// Perhaps to a backend on another node.
     pub to_other_node: bool,
 }
@@ -80,6 +82,8 @@ pub enum Candidate {
     },
     /// Netfilter, routing or the reverse path filter of the host dropped it: the kernel's drops are not watched.
     HostStack,
+    /// A program that reads a queue of netfilter's has it, and did not decide; a drop of its would have been seen.
+    NetfilterQueue,
     /// It was sent on to a backend on another node, which our filter does not follow.
     OtherNode,
     /// The interface did not send it.
@@ -110,6 +114,7 @@ impl Candidate {
             Self::CiliumUnread => Code::CiliumUnread,
             Self::TcProgram { .. } => Code::TcProgram,
             Self::HostStack => Code::HostStack,
+            Self::NetfilterQueue => Code::NetfilterQueue,
             Self::OtherNode => Code::OtherNode,
             Self::Device { .. } => Code::Device,
             Self::PodStack => Code::PodStack,
@@ -185,9 +190,7 @@ impl Path {
         if let Some(place) = last {
             candidates.extend(at_classifier(place, watch));
         }
-        if ways.through_stack && !watch.drops {
-            candidates.push(Candidate::HostStack);
-        }
+        candidates.extend(in_host_stack(watch, ways));
         if watch.sees_any(exits) {
             candidates.push(Candidate::OtherInterface);
         } else {
@@ -203,9 +206,7 @@ fn on_the_way(last: Option<Hop>, watch: &Watch, ways: Ways) -> Vec<Candidate> {
     if let Some(hop) = last {
         candidates.extend(at_classifier(hop.place, watch));
     }
-    if ways.through_stack && !watch.drops {
-        candidates.push(Candidate::HostStack);
-    }
+    candidates.extend(in_host_stack(watch, ways));
     if ways.to_other_node {
         candidates.push(Candidate::OtherNode);
     }
@@ -215,6 +216,13 @@ fn on_the_way(last: Option<Hop>, watch: &Watch, ways: Ways) -> Vec<Candidate> {
         candidates.push(Candidate::Unwatched);
     }
     candidates
+}
+
+/// What the host's stack may have done.
+fn in_host_stack(watch: &Watch, ways: Ways) -> impl Iterator<Item = Candidate> {
+    let dropped = (ways.through_stack && !watch.drops).then_some(Candidate::HostStack);
+    let queued = (ways.through_stack && ways.may_be_queued).then_some(Candidate::NetfilterQueue);
+    dropped.into_iter().chain(queued)
 }
 
 /// What may follow a classifier of ours at its place; nothing at places of the stack.

@@ -31,6 +31,7 @@ pub(super) fn candidate_text(candidate: Candidate, names: &Names) -> String {
             "the host's netfilter, routing or rp_filter dropped it (the kernel's drops are not watched here)"
                 .to_owned()
         }
+        Candidate::NetfilterQueue => "a program that reads netfilter's queue (NFQUEUE) holds it".to_owned(),
         Candidate::OtherNode => "it was sent on to a backend on another node".to_owned(),
         Candidate::Device { place } => format!("{} did not send it", whose_text(place, names)),
         Candidate::PodStack => {

@@ -8,6 +8,7 @@ use probe_model::cilium::drop_reason::DropReason;
 use probe_model::cilium::events::Notification;
 use probe_model::cilium::identity::Identity;
 use probe_model::explain::{self, Explanation, Finding, Remedy, Verdict};
+use probe_model::netfilter::Ruleset;
 use probe_model::path::evidence::Entry;
 use probe_model::path::probe::is_probe_source;
 use probe_model::path::proxy::{self, Consumer, ProxyFault};
@@ -181,7 +182,9 @@ fn ways(world: &World, explanation: &Explanation) -> Ways {
         );
         is_unknown || way.steps.iter().any(|step| matches!(step, Step::Forward { .. }))
     });
-    Ways { through_stack: !world.config.node_port || world.config.host_legacy_routing, to_other_node }
+    let through_stack = !world.config.node_port || world.config.host_legacy_routing;
+    let may_be_queued = world.rules(explanation.question.tuple.daddr).is_none_or(Ruleset::may_queue);
+    Ways { through_stack, may_be_queued, to_other_node }
 }
 
 /// Asks the maps about the packet as it came; where they leave the backend open, about the one that was observed.

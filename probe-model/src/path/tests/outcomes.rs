@@ -25,7 +25,7 @@ fn watch() -> Watch {
     Watch { points, drops: true, cilium: true, lost_records: false }
 }
 
-const STACK: Ways = Ways { through_stack: true, to_other_node: false };
+const STACK: Ways = Ways { through_stack: true, may_be_queued: false, to_other_node: false };
 
 #[track_caller]
 fn check_gap(path: &Path, watch: &Watch, ways: Ways, last: Option<HookPoint>, codes: &[&str]) {
@@ -46,6 +46,10 @@ fn silence_names_what_can_hide_in_it() {
     check_gap(&path, &deaf, Ways::default(), last, &["tc-program", "unwatched"]);
     let blind = Watch { cilium: false, ..deaf };
     check_gap(&path, &blind, STACK, last, &["cilium-unread", "tc-program", "host-stack"]);
+    let queued = Ways { may_be_queued: true, ..STACK };
+    check_gap(&path, &all, queued, last, &["tc-program", "netfilter-queue"]);
+    let past_it = Ways { may_be_queued: true, ..Ways::default() };
+    check_gap(&path, &all, past_it, last, &["tc-program", "unwatched"]);
     let on = Ways { to_other_node: true, ..STACK };
     check_gap(&path, &all, on, last, &["tc-program", "other-node"]);
     let lossy = Watch { lost_records: true, ..all.clone() };

@@ -67,6 +67,7 @@ impl Reading<'_> {
                 let to = body["addr"].as_str().and_then(|address| address.parse().ok());
                 to.map_or_else(unknown, Target::Snat)
             }
+            "queue" => Target::Queue(text::statements(std::slice::from_ref(statement), None)),
             "masquerade" => Target::Masquerade,
             "reject" => Target::Reject,
             "xt" => match extension(body) {
@@ -148,7 +149,7 @@ impl Reading<'_> {
             .iter()
             .filter_map(|element| {
                 let [key, to] = element.as_array()?.as_slice() else { return None };
-                Some((bare(key), verdict(to).unwrap_or_else(unknown)))
+                Some((bare(key), verdict(to).unwrap_or_else(|| queue(to).unwrap_or_else(unknown))))
             })
             .collect();
         let key = &body["key"];
@@ -185,6 +186,12 @@ impl Reading<'_> {
             self.steps.push((matches, target));
         }
     }
+}
+
+/// What an element of a verdict map says, if it is a queue.
+fn queue(to: &Value) -> Option<Target> {
+    let (name, _) = only(to)?;
+    (name == "queue").then(|| Target::Queue(text::statements(std::slice::from_ref(to), None)))
 }
 
 /// How a condition turned out.

@@ -313,6 +313,13 @@ fn what_is_unknown_counts_only_where_it_decides() {
     assert_eq!(end(&[&format!("{udp},{queue}")]).0, End::Accept, "not for this packet");
     let End::Unknown(rule) = end(&[queue]).0 else { panic!() };
     assert_eq!(rule, r#"inet fw: c: {"queue":{"num":3}}"#);
+    let may_queue = |rule: &str| read(&forward(&[rule])).may_queue();
+    assert!(may_queue(&format!("{udp},{queue}")));
+    let vmap = |to: &str| {
+        let key = r#"{"payload": {"protocol": "tcp", "field": "dport"}}"#;
+        format!(r#"{{"vmap": {{"key": {key}, "data": {{"set": [[80, {to}]]}}}}}}"#)
+    };
+    assert!(may_queue(&vmap(queue)) && !may_queue(&vmap(DROP)));
     let limited_log = r#"{"limit": {"rate": 3, "per": "second"}},{"log": {"prefix": "x"}}"#;
     assert_eq!(end(&[limited_log]).0, End::Accept, "it only notes");
     let End::Unknown(rule) = end(&[&format!("{limited_log},{DROP}")]).0 else { panic!() };
