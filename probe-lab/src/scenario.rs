@@ -322,6 +322,10 @@ impl Client {
         Self::AppToVm,
         Self::AppToNatIp,
     ];
+    /// Those whose flows end at `pls-app`, which is what `plsprobe trace --dst pls-app` counts; it watches the health probe
+    /// besides.
+    pub const TO_APP: [Self; 4] =
+        [Self::ConsumerFirstNatIp, Self::ConsumerSecondNatIp, Self::PeeredVm, Self::Nginx];
 
     /// What it sends, but for a PROXY header.
     pub fn probe(self) -> Probe {

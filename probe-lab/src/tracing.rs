@@ -194,6 +194,23 @@ impl Trace {
     }
 }
 
+/// Tries until it is so, and gives what it gave.
+///
+/// # Panics
+///
+/// With what is still wrong after [`PATIENCE`].
+#[track_caller]
+pub fn wait_until<T>(mut what: impl FnMut() -> Result<T, String>) -> T {
+    let until = Instant::now() + PATIENCE;
+    loop {
+        match what() {
+            Ok(value) => return value,
+            Err(wrong) => assert!(Instant::now() < until, "still after {PATIENCE:?}: {wrong}"),
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
 /// Reads a pipe to its end, a line at a time.
 fn lines(pipe: impl Read + Send + 'static) -> Receiver<String> {
     let (sender, lines) = channel();

@@ -1,16 +1,12 @@
 //! How many flows Hubble's API tells one client over a unix socket: all that are kept, and those that come.
 
-use std::net::IpAddr;
+#[path = "../src/agent/hubble/tests/denied.rs"]
+mod denied;
+
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use probe_model::cilium::drop_reason::DropReason;
-use probe_model::cilium::identity::Identity;
-use probe_model::cilium::{Direction, EndpointId};
-use probe_model::explain::Code;
-use probe_model::tuple::{Protocol, Tuple};
-use probe_model::world::{PodName, PolicyRef};
 use probe_user::agent::feed::Feed;
 use probe_user::agent::flow::{Flow, Peer, SourceClass, Stop};
 use probe_user::agent::hubble::{Options, services};
@@ -21,6 +17,8 @@ use probe_user::grpc::unix::Socket;
 use probe_user::trace::judge::FlowVerdict;
 use tokio::runtime::{Builder, Runtime};
 use tokio::sync::watch;
+
+use denied::denied;
 
 /// As many as the agent keeps.
 const KEPT: u32 = 4096;
@@ -162,57 +160,21 @@ fn push(feed: &Arc<Feed>, first: u64, last: u64, rate: u32) -> std::thread::Join
 
 /// One as large as they come: dropped by policy, with its pod, its labels and its way.
 fn flow(number: u64) -> Flow {
-    let address = |text: &str| text.parse::<IpAddr>().expect("an address");
-    let (saddr, daddr) = (address("10.224.0.8"), address("10.224.0.7"));
-    let tuple = Tuple { saddr, daddr, sport: 40_122, dport: 80, protocol: Protocol::TCP };
-    let translated = Tuple { daddr: address("10.244.1.17"), dport: 8080, ..tuple };
+    let denied = denied(number);
     let stop = |place: &str, tuple| Stop { place: place.to_owned(), at_ns: number, tuple };
+    let labels = ["app=pls-app", "io.kubernetes.pod.namespace=shop", "io.cilium.k8s.policy.cluster=default"];
     Flow {
-        number,
         first_ns: number,
         last_ns: number,
-        answered_ns: None,
-        tuple,
-        translated,
-        verdict: FlowVerdict::Dropped,
-        drop_reason: Some(DropReason::POLICY_DENY),
-        is_refused: false,
-        retransmissions: 2,
-        source: Peer {
-            identity: Some(Identity(16_777_218)),
-            labels: vec!["cidr:10.224.0.8/32".to_owned(), "reserved:world".to_owned()],
-            ..Peer::default()
-        },
-        destination: Peer {
-            identity: Some(Identity(12_345)),
-            endpoint: Some(EndpointId(2686)),
-            pod: Some(PodName { namespace: "shop".to_owned(), name: "pls-app-7d9".to_owned() }),
-            labels: [
-                "app=pls-app",
-                "io.kubernetes.pod.namespace=shop",
-                "io.cilium.k8s.policy.cluster=default",
-            ]
-            .map(|label| format!("k8s:{label}"))
-            .into(),
-        },
-        class: SourceClass::PrivateLink,
-        service: Some(("shop".to_owned(), "pls-app".to_owned())),
-        cause: Code::parse("PLS-03").expect("a code"),
+        destination: Peer { labels: labels.map(|label| format!("k8s:{label}")).into(), ..denied.destination },
         sentence: "a deny rule of CiliumNetworkPolicy shop/deny-nat drops it".to_owned(),
-        policies: vec![PolicyRef {
-            kind: "CiliumNetworkPolicy".to_owned(),
-            namespace: Some("shop".to_owned()),
-            name: "deny-nat".to_owned(),
-        }],
-        direction: Some(Direction::Ingress),
+        policies: denied.policies[..1].to_vec(),
         nearest: None,
-        disagreements: Vec::new(),
-        link_id: Some(1_234_567),
         hops: vec![
-            stop("eth0 in", tuple),
-            stop("eth0 in, translated", translated),
-            stop("lxc6e1a to pod", translated),
+            stop("eth0 in", denied.tuple),
+            stop("eth0 in, translated", denied.translated),
+            stop("lxc6e1a to pod", denied.translated),
         ],
-        replies: Vec::new(),
+        ..denied
     }
 }

@@ -1,5 +1,6 @@
 //! `plsprobe agent` on a live node: what its sessions print, how they end, and what goes wrong meanwhile.
 
+mod live;
 #[path = "harmless/state.rs"]
 #[expect(dead_code, reason = "objects in the kernel are the harmlessness test's")]
 mod state;
@@ -18,36 +19,19 @@ use probe_lab::load::{Load, LoadOptions};
 use probe_lab::plsprobe_agent::PlsprobeAgent;
 use probe_lab::scenario::Client;
 use probe_lab::standin::{Standin, StandinConfig};
-use probe_lab::tracing::{PATIENCE, Trace, Traced};
-use probe_lab::{ClientSaw, Lab, LabOptions, Ns, Probe, Shape};
+use probe_lab::tracing::{PATIENCE, Trace, Traced, wait_until};
+use probe_lab::{ClientSaw, Lab, Ns, Probe, Shape};
 use probe_user::agent::proto::{Answer, TRACE, TraceAnswer, TraceRequest};
 use probe_user::grpc::client::{self, Answers};
 use serde_json::Value;
+
+use live::lab;
 use state::State;
 
 const PLSPROBE: &str = env!("CARGO_BIN_EXE_plsprobe");
 const WATCH: &str = "--watch pls-app --watch my-nginx";
 /// Sessions at a time, as `docs/agent.md` has it.
 const SESSIONS_MAX: usize = 64;
-const TO_APP: [Client; 4] =
-    [Client::ConsumerFirstNatIp, Client::ConsumerSecondNatIp, Client::PeeredVm, Client::Nginx];
-
-fn options(test: &str, shape: Shape, scenario: &str) -> Option<LabOptions> {
-    let built = probe_user::attach::is_built_in();
-    let why =
-        probe_lab::standin::unavailable().or((!built).then(|| "built without its eBPF object".to_owned()));
-    if let Some(why) = why {
-        fixtures::skip!("{why}");
-        return None;
-    }
-    let instance = format!("t{}-a-{test}", std::process::id());
-    Some(LabOptions { instance, shape, scenario: scenario.to_owned() })
-}
-
-fn lab(test: &str, shape: Shape, scenario: &str) -> Option<Lab> {
-    let options = options(test, shape, scenario)?;
-    Some(Lab::up(&options).unwrap_or_else(|error| panic!("{test}: {error:#}")))
-}
 
 /// A lab without a policy and its agent.
 fn watched(test: &str, scenario: &str) -> Option<(Lab, PlsprobeAgent)> {
@@ -61,19 +45,6 @@ fn send(lab: &Lab, clients: &[Client]) {
     for client in clients {
         let saw = lab.probe(&lab.scenario().probe(*client)).unwrap();
         assert_eq!(saw, lab.scenario().expected(*client), "{client}");
-    }
-}
-
-/// Tries until it is so.
-#[track_caller]
-fn wait_until<T>(mut what: impl FnMut() -> Result<T, String>) -> T {
-    let until = Instant::now() + PATIENCE;
-    loop {
-        match what() {
-            Ok(value) => return value,
-            Err(wrong) => assert!(Instant::now() < until, "still after {PATIENCE:?}: {wrong}"),
-        }
-        std::thread::sleep(Duration::from_millis(20));
     }
 }
 
@@ -147,11 +118,11 @@ fn same_as_alone(shape: Shape, scenario: &str) {
     let test = format!("{shape}: {scenario}");
     let Some(mut lab) = lab(&format!("same-{shape}"), shape, scenario) else { return };
     let agent = PlsprobeAgent::attached(&mut lab, PLSPROBE, "");
-    let flows = TO_APP.len();
+    let flows = Client::TO_APP.len();
     let args = |output: &str| format!("--dst pls-app -o {output} --count {flows} --duration 2m");
     let by_agent = ["json", "text"].map(|output| agent.tracing(&args(output)));
     let alone = ["json", "text"].map(|output| Trace::attached(&mut lab, PLSPROBE, &args(output)));
-    send(&lab, &TO_APP);
+    send(&lab, &Client::TO_APP);
     let [json, text] = by_agent.map(Trace::finish);
     let [json_alone, text_alone] = alone.map(Trace::finish);
     assert_eq!(flows_of(&json).len(), flows, "{}{}", json.stdout, json.stderr);
@@ -476,7 +447,7 @@ fn a_killed_agent_leaves_what_the_next_removes() {
 
 #[test]
 fn it_waits_for_cilium() {
-    let Some(options) = options("waits", Shape::Aks, "none") else { return };
+    let Some(options) = live::options("waits", Shape::Aks, "none") else { return };
     let mut lab = Lab::up_without_datapath(&options).unwrap();
     let mut agent = PlsprobeAgent::start(&mut lab, PLSPROBE, WATCH);
     agent.process().wait_for("nothing is seen for now");

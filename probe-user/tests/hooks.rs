@@ -1,6 +1,8 @@
 //! Hooks of a running `plsprobe trace` on a live node: without tc, after others have interfered, and after the pod
 //! that is traced was made anew.
 
+mod live;
+
 use std::net::TcpStream;
 use std::process::Command;
 
@@ -9,29 +11,15 @@ use probe_lab::agent::answers::Answers;
 use probe_lab::agent::rest::Source;
 use probe_lab::scenario::{Client, SCENARIOS};
 use probe_lab::tracing::{PATIENCE, Trace};
-use probe_lab::{ClientSaw, Lab, LabOptions, Ns, Shape};
+use probe_lab::{ClientSaw, Lab, Ns, Shape};
 use probe_model::cilium::EndpointId;
 use probe_model::cilium::lxc::{EndpointInfo, EndpointKey};
 use serde_json::Value;
 
-/// Those whose flows end at `pls-app` and count.
-const TO_APP: [Client; 4] =
-    [Client::ConsumerFirstNatIp, Client::ConsumerSecondNatIp, Client::PeeredVm, Client::Nginx];
+use live::lab;
+
 /// The host's side of `pls-app`'s veth.
 const VETH: &str = APP_POD.host_interface;
-
-fn lab(test: &str, shape: Shape, scenario: &str) -> Option<Lab> {
-    let built = probe_user::attach::is_built_in();
-    let why =
-        probe_lab::standin::unavailable().or((!built).then(|| "built without its eBPF object".to_owned()));
-    if let Some(why) = why {
-        fixtures::skip!("{why}");
-        return None;
-    }
-    let instance = format!("h{}-{test}", std::process::id());
-    let options = LabOptions { instance, shape, scenario: scenario.to_owned() };
-    Some(Lab::up(&options).unwrap_or_else(|error| panic!("{test}: {error:#}")))
-}
 
 /// Starts one of `pls-app` in the lab's node and waits until it is attached.
 fn start(lab: &mut Lab, args: &str) -> Trace {
@@ -90,14 +78,14 @@ fn without_tc(shape: Shape) {
         if args.contains("--no-tc") {
             assert_eq!(filters(&lab), before, "nothing is attached to tc");
         }
-        let saw = send(&lab, &TO_APP);
+        let saw = send(&lab, &Client::TO_APP);
         (saw, trace.finish())
     };
     let (with_saw, with) = by("");
     let (without_saw, traced) = by("--no-tc");
     let (with, without, summary) = (with.flows(), traced.flows(), traced.summary());
     assert_eq!(with_saw, without_saw);
-    for client in TO_APP {
+    for client in Client::TO_APP {
         let (tc, no_tc) = (judged(&with, client), judged(&without, client));
         assert_eq!((tc.0, tc.1), (no_tc.0, no_tc.1), "{client} in {shape}: {without:#?}");
     }

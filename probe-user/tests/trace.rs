@@ -1,5 +1,7 @@
 //! `plsprobe trace` on a live node: every scenario in every shape of the lab, and what goes wrong meanwhile.
 
+mod live;
+
 use std::os::unix::net::UnixListener;
 use std::process::Command;
 use std::time::Duration;
@@ -7,25 +9,10 @@ use std::time::Duration;
 use probe_lab::load::{Load, LoadOptions};
 use probe_lab::scenario::{Client, SCENARIOS};
 use probe_lab::tracing::Trace;
-use probe_lab::{ClientSaw, Header, LINK_ID, Lab, LabOptions, Ns, Shape};
+use probe_lab::{ClientSaw, Header, LINK_ID, Lab, Ns, Shape};
 use serde_json::Value;
 
-/// Those whose flows end at `pls-app` and count; the health probe's is watched beside them.
-const TO_APP: [Client; 4] =
-    [Client::ConsumerFirstNatIp, Client::ConsumerSecondNatIp, Client::PeeredVm, Client::Nginx];
-
-fn lab(test: &str, shape: Shape, scenario: &str) -> Option<Lab> {
-    let built = probe_user::attach::is_built_in();
-    let why =
-        probe_lab::standin::unavailable().or((!built).then(|| "built without its eBPF object".to_owned()));
-    if let Some(why) = why {
-        fixtures::skip!("{why}");
-        return None;
-    }
-    let instance = format!("t{}-{test}", std::process::id());
-    let options = LabOptions { instance, shape, scenario: scenario.to_owned() };
-    Some(Lab::up(&options).unwrap_or_else(|error| panic!("{test}: {error:#}")))
-}
+use live::lab;
 
 /// Starts one in the lab's node and waits until it is attached.
 fn start(lab: &mut Lab, args: &str) -> Trace {
@@ -98,10 +85,10 @@ fn every_scenario(shape: Shape) {
         let trace = start(&mut lab, "--dst pls-app -o json --count 4 --duration 12s");
         // The probe first: what is watched besides does not keep a trace from its end.
         let probed = send(&lab, &[Client::HealthProbe])[0];
-        let saw = send(&lab, &TO_APP);
+        let saw = send(&lab, &Client::TO_APP);
         let traced = trace.finish();
         assert_eq!(filters(&lab), before, "{name}: nothing of ours remains");
-        for (client, saw) in TO_APP.into_iter().zip(&saw) {
+        for (client, saw) in Client::TO_APP.into_iter().zip(&saw) {
             assert_eq!(*saw, scenario.expected(client), "{name}, {client}");
             check(&name, client, *saw, &traced.flow(client));
         }

@@ -10,10 +10,6 @@ use super::background::check_up;
 use super::interrupt::Interrupt;
 use super::plsprobe::{self, Plsprobe};
 
-/// The clients whose flows end at `pls-app`, which is what `plsprobe trace --dst pls-app` counts; it watches the health
-/// probe besides.
-const TO_APP: [Client; 4] =
-    [Client::ConsumerFirstNatIp, Client::ConsumerSecondNatIp, Client::PeeredVm, Client::Nginx];
 /// The clients of the demo: who reaches the node from outside.
 const FROM_OUTSIDE: [Client; 4] =
     [Client::HealthProbe, Client::ConsumerFirstNatIp, Client::ConsumerSecondNatIp, Client::PeeredVm];
@@ -70,7 +66,9 @@ fn run_one(
     say!("{} ({shape}): {}", scenario.name, scenario.shows);
     let mut lab = up(scenario, shape, instance)?;
     let tracing = match plsprobe {
-        Some(Asked { program, trace: true }) => Some(Plsprobe::trace(program, &mut lab, TO_APP.len())?),
+        Some(Asked { program, trace: true }) => {
+            Some(Plsprobe::trace(program, &mut lab, Client::TO_APP.len())?)
+        }
         _ => None,
     };
     let saw = attempts(&lab, &Client::ALL, interrupt)?;

@@ -10,6 +10,7 @@ pub mod bugtool;
 pub mod changes;
 pub mod classifiers;
 pub mod cluster;
+mod command;
 pub mod features;
 pub mod folder;
 pub mod http;

@@ -5,18 +5,21 @@
 //! asked for. What is not read is said, because it may rewrite or drop a packet.
 
 use std::{
-    env, fs,
-    io::{self, Read},
+    env, fs, io,
     path::{Path, PathBuf},
     process::{Command, Stdio},
-    sync::mpsc,
     thread,
-    time::{Duration, Instant},
+    time::Duration,
 };
 
-use anyhow::{Context as _, Result, anyhow, bail};
+use anyhow::{Context as _, Result, bail};
 
-use super::{nft::IPTABLES_TABLES, raw::Missing, unusable::Unusable};
+use super::{
+    command::{self, Ended},
+    nft::IPTABLES_TABLES,
+    raw::Missing,
+    unusable::Unusable,
+};
 
 /// How long one program may take. 50,000 rules take about a second.
 const TIMEOUT: Duration = Duration::from_secs(10);
@@ -167,50 +170,21 @@ impl Reader {
     /// What a program prints. It is killed when it takes too long.
     fn run(&self, program: &Path, arguments: &[&str]) -> Result<String> {
         let name = program.file_name().unwrap_or_default().to_string_lossy();
-        let mut child = Command::new(program)
-            .args(arguments)
-            .env("LC_ALL", "C")
-            .stdin(Stdio::null())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .spawn()
+        let mut command = Command::new(program);
+        command.args(arguments).env("LC_ALL", "C").stderr(Stdio::piped());
+        let ended = command::run(&mut command, self.timeout, MAX_OUTPUT)
             .with_context(|| format!("failed to run `{name}`"))?;
-        let deadline = Instant::now() + self.timeout;
-        let output = read_in_background(child.stdout.take());
-        let errors = read_in_background(child.stderr.take());
-        let left = || deadline.saturating_duration_since(Instant::now());
-        let (Ok(output), Ok(errors)) = (output.recv_timeout(left()), errors.recv_timeout(left())) else {
-            // It may have ended meanwhile, and then cannot be killed: the wait tells.
-            drop(child.kill());
-            child.wait().with_context(|| format!("failed to end `{name}`"))?;
+        let Some(Ended { status, stdout, stderr }) = ended else {
             bail!("`{name}` took longer than {:?} and was ended", self.timeout);
         };
-        let status = child.wait().with_context(|| format!("failed to wait for `{name}`"))?;
-        let output = output.with_context(|| format!("failed to read what `{name}` prints"))?;
+        let output = stdout.with_context(|| format!("failed to read what `{name}` prints"))?;
         if !status.success() {
-            let errors = errors.unwrap_or_default();
+            let errors = stderr.unwrap_or_default();
             let first = errors.lines().next().unwrap_or("no message");
-            return Err(anyhow!("`{name}` failed with {status}: {first}"));
+            bail!("`{name}` failed with {status}: {first}");
         }
         Ok(output)
     }
-}
-
-/// Reads a child's pipe to its end, or to the most that is accepted.
-fn read_in_background<R: Read + Send + 'static>(pipe: Option<R>) -> mpsc::Receiver<io::Result<String>> {
-    let (sender, receiver) = mpsc::channel();
-    if let Some(pipe) = pipe {
-        thread::spawn(move || {
-            let mut text = String::new();
-            let read = pipe.take(MAX_OUTPUT + 1).read_to_string(&mut text).and_then(|read| {
-                let fits = read as u64 <= MAX_OUTPUT;
-                if fits { Ok(text) } else { Err(io::ErrorKind::FileTooLarge.into()) }
-            });
-            // Nobody listens after the time-out.
-            drop(sender.send(read));
-        });
-    }
-    receiver
 }
 
 fn has_rules(text: &str) -> bool {
@@ -219,6 +193,8 @@ fn has_rules(text: &str) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Instant;
+
     use super::*;
 
     const NFT: &str = "*nat\n:PREROUTING ACCEPT [0:0]\n-A PREROUTING -j KUBE-SERVICES\nCOMMIT\n";

@@ -77,14 +77,7 @@ impl Hub {
         let coverage = Coverage::of([&view.scope], setup.no_tc);
         let Node { live, world } = node;
         let engine = Engine::start(setup, live, world, coverage).await?;
-        Ok(Self {
-            engine,
-            views: BTreeMap::from([(0, view)]),
-            next: 1,
-            base: None,
-            is_wide: false,
-            news: Vec::new(),
-        })
+        Ok(Self::new(engine, vec![view], None))
     }
 
     /// Attaches at the node's own interfaces and for these questions, whose views are numbered from 0 on; others may come.
@@ -98,9 +91,13 @@ impl Hub {
         let scopes = std::iter::once(&base).chain(views.iter().map(|view| &view.scope));
         let coverage = Coverage::of(scopes, setup.no_tc);
         let engine = Engine::start(setup, live, world, coverage).await?;
+        Ok(Self::new(engine, views, Some(base)))
+    }
+
+    fn new(engine: Engine, views: Vec<View>, base: Option<Scope>) -> Self {
         let views: BTreeMap<_, _> = (0..).zip(views).collect();
         let next = views.len() as ViewId;
-        Ok(Self { engine, views, next, base: Some(base), is_wide: false, news: Vec::new() })
+        Self { engine, views, next, base, is_wide: false, news: Vec::new() }
     }
 
     /// Takes another question.

@@ -2,16 +2,20 @@
 //! replaced: no packet is lost, changed or seen twice, no connection ends, and the node is afterwards as it was.
 //!
 //! `docs/harmless.md` has the method and the figures. `PLSPROBE_HARMLESS_CYCLES=200` makes it as many cycles.
+#[path = "../live/mod.rs"]
+#[expect(dead_code, reason = "its labs choose how the datapath is attached")]
+mod live;
 mod plsprobe;
 mod state;
 
 use std::fmt;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use probe_lab::addresses::NGINX_POD;
 use probe_lab::load::{Load, LoadOptions, check_seen_once};
 use probe_lab::standin::AttachBy;
-use probe_lab::{Lab, LabOptions, Ns, Shape};
+use probe_lab::tracing::wait_until;
+use probe_lab::{Lab, Ns, Shape};
 
 use plsprobe::{Signal, end, trace};
 use state::{KernelObjects, State};
@@ -22,8 +26,6 @@ const PPS: u32 = 100_000;
 const CYCLES: usize = 12;
 /// Every so many cycles something else happens meanwhile.
 const EVENT_EVERY: usize = 4;
-/// How long anything here may take on a busy machine.
-const PATIENCE: Duration = Duration::from_mins(1);
 
 /// Whose packets are traced: of all the load, of none of it, of its new connections.
 const TARGETS: [&str; 3] = ["--dst pls-app", "--dst my-nginx", "--dst pls-app --port 80/tcp"];
@@ -82,35 +84,17 @@ impl fmt::Display for Tally {
 }
 
 fn lab(test: &str, shape: Shape, attach_by: AttachBy) -> Option<Lab> {
-    let built = probe_user::attach::is_built_in();
-    let why = probe_lab::standin::unavailable()
-        .or((!built).then(|| "built without its eBPF object".to_owned()))
-        .or((attach_by == AttachBy::Tcx && !probe_user::sources::classifiers::has_tcx())
-            .then(|| "no tcx in this kernel".to_owned()));
-    if let Some(why) = why {
-        fixtures::skip!("{why}");
+    let options = live::options(test, shape, "none")?;
+    if attach_by == AttachBy::Tcx && !probe_user::sources::classifiers::has_tcx() {
+        fixtures::skip!("no tcx in this kernel");
         return None;
     }
-    let instance = format!("t{}-{test}", std::process::id());
-    let options = LabOptions { instance, shape, ..LabOptions::default() };
     Some(Lab::up_attached(&options, attach_by).unwrap_or_else(|error| panic!("{test}: {error:#}")))
 }
 
 fn start_load(lab: &Lab) -> Load {
     let options = LoadOptions { pps: Some(PPS), ..LoadOptions::default() };
     Load::start(lab.instance(), &options).unwrap()
-}
-
-/// Waits until `done` is; what is still wrong after [`PATIENCE`] fails the test.
-fn wait_until<T>(mut done: impl FnMut() -> Result<T, String>) -> T {
-    let began = Instant::now();
-    loop {
-        match done() {
-            Ok(value) => return value,
-            Err(wrong) => assert!(began.elapsed() < PATIENCE, "still after {PATIENCE:?}: {wrong}"),
-        }
-        std::thread::sleep(Duration::from_millis(20));
-    }
 }
 
 fn harmless(test: &str, shape: Shape, attach_by: AttachBy, seed: u64) {

@@ -4,6 +4,8 @@
 //! `docs/agent.md` has the figures. Some 20 s, unless `PLSPROBE_SOAK_MINUTES=30` makes it more; with the binary that is
 //! built with the tests, unless `PLSPROBE_BIN` names another.
 mod api;
+#[path = "../live/mod.rs"]
+mod live;
 mod pods;
 mod samples;
 mod visitors;
@@ -16,9 +18,11 @@ use std::time::{Duration, Instant};
 use probe_lab::addresses::NGINX_POD;
 use probe_lab::load::{Load, LoadOptions};
 use probe_lab::plsprobe_agent::PlsprobeAgent;
-use probe_lab::{Lab, LabOptions};
+use probe_lab::tracing::PATIENCE;
+use probe_lab::{Lab, Shape};
 
 use api::{Api, Mood};
+use live::lab;
 use pods::Pods;
 use samples::Samples;
 use visitors::visit;
@@ -29,8 +33,6 @@ const SHORT: Duration = Duration::from_secs(20);
 const EVENT_EVERY: Duration = Duration::from_secs(3);
 /// How long a pod may be there before a flow of its is seen.
 const MISSED_MAX: Duration = Duration::from_secs(2);
-/// How long anything here may take on a busy machine.
-const PATIENCE: Duration = Duration::from_mins(1);
 /// What an agent says when it begins anew.
 const RESTARTED: &str = "nothing is seen for now";
 
@@ -95,18 +97,6 @@ fn plsprobe() -> PathBuf {
     std::env::var_os("PLSPROBE_BIN").map_or_else(|| env!("CARGO_BIN_EXE_plsprobe").into(), PathBuf::from)
 }
 
-fn lab() -> Option<Lab> {
-    let built = probe_user::attach::is_built_in();
-    let why =
-        probe_lab::standin::unavailable().or((!built).then(|| "built without its eBPF object".to_owned()));
-    if let Some(why) = why {
-        fixtures::skip!("{why}");
-        return None;
-    }
-    let options = LabOptions { instance: format!("t{}-soak", std::process::id()), ..LabOptions::default() };
-    Some(Lab::up(&options).unwrap())
-}
-
 /// What a machine with other things to do can send as well; every packet of it is recorded where it passes.
 fn start_load(lab: &Lab) -> Load {
     let options = LoadOptions {
@@ -121,7 +111,7 @@ fn start_load(lab: &Lab) -> Load {
 
 #[test]
 fn steady() {
-    let Some(mut lab) = lab() else { return };
+    let Some(mut lab) = lab("soak", Shape::Aks, "none") else { return };
     let span = span();
     let api = Api::start(&lab);
     let args = format!("--watch pls-app --watch my-nginx --kubeconfig {}", api.kubeconfig().display());

@@ -4,11 +4,9 @@ use std::fmt;
 use std::time::{Duration, Instant};
 
 use probe_lab::addresses::{NGINX, SERVICE_PORT, VM};
-use probe_lab::tracing::Trace;
+use probe_lab::tracing::{PATIENCE, Trace};
 use probe_lab::{ClientSaw, Lab, Ns, Probe};
 use serde_json::Value;
-
-use crate::PATIENCE;
 
 /// From one connection to a new pod to the next.
 const TRY_EVERY: Duration = Duration::from_millis(50);

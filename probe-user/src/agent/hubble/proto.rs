@@ -1,13 +1,16 @@
 //! The messages that Hubble's clients are sent, as far as plsprobe fills them. What both sides speak of is
 //! [`sources::hubble`](crate::sources::hubble)'s.
 //!
+//! A flow and its endpoints stand in both: as it is read it leaves out what is only told, labels, names and the cause's
+//! JSON, which would be copied for every flow of Cilium's, and could make one unreadable that is of use.
+//!
 //! Source: field numbers of `api/v1/{flow,observer,peer}/*.proto`, the same in Cilium 1.13 to 1.20 (1.14 on for
 //! `GetNamespaces`, 1.15 on for `extensions`), and of gRPC's `health.proto`.
 
 use prost::{Message, Oneof};
 
 pub(super) use crate::sources::hubble::proto::{
-    Datagram, EventType, Icmp, Layer4, LostEvent, Policy, Ports, ServerStatusResponse, Tcp, Timestamp,
+    Datagram, EventType, Icmp, Ip, Layer4, LostEvent, Policy, Ports, ServerStatusResponse, Tcp, Timestamp,
     Verdict,
 };
 
@@ -92,20 +95,6 @@ pub(super) struct Flow {
 
 /// `flow.FlowType`: layers 3 and 4.
 pub(super) const L3_L4: i32 = 1;
-
-/// `flow.IP`.
-#[derive(Clone, PartialEq, Eq, Message)]
-pub(super) struct Ip {
-    #[prost(string, tag = "1")]
-    pub source: String,
-    #[prost(string, tag = "2")]
-    pub destination: String,
-    /// [`IpVersion`].
-    #[prost(int32, tag = "3")]
-    pub version: i32,
-    #[prost(string, tag = "5")]
-    pub source_xlated: String,
-}
 
 /// `flow.IPVersion`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

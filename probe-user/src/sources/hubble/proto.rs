@@ -193,13 +193,16 @@ pub(crate) enum Verdict {
 
 /// `flow.IP`.
 #[derive(Clone, PartialEq, Eq, Message)]
-pub(super) struct Ip {
+pub(crate) struct Ip {
     /// Source address, before SNAT where the datapath tells it.
     #[prost(string, tag = "1")]
     pub source: String,
     /// Destination address.
     #[prost(string, tag = "2")]
     pub destination: String,
+    /// 1 for IPv4, 2 for IPv6.
+    #[prost(int32, tag = "3")]
+    pub version: i32,
     /// Source address in the packet where it differs, since 1.16.
     #[prost(string, tag = "5")]
     pub source_xlated: String,

@@ -2,16 +2,14 @@
 //!
 //! Source: `client.authentication.k8s.io/v1`, "client-go credential plugins".
 
-use std::io::Read as _;
-use std::process::{Command, Stdio};
-use std::sync::mpsc;
-use std::thread;
+use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, anyhow, bail, ensure};
 use serde_json::{Value as Json, json};
 
 use crate::sources::{
+    command,
     http::shown,
     yaml::{Node, Value},
 };
@@ -75,24 +73,11 @@ fn list<'n>(exec: &'n Node, name: &str) -> impl Iterator<Item = &'n Node> {
 
 /// What a command prints; it is ended when it takes too long.
 fn run(mut command: Command, patience: Duration) -> Result<String> {
-    let mut child = command.stdin(Stdio::null()).stdout(Stdio::piped()).spawn()?;
-    let pipe = child.stdout.take().context("it has no output")?;
-    let (sender, printed) = mpsc::channel();
-    thread::spawn(move || {
-        let mut text = String::new();
-        let read = pipe.take(OUTPUT_MAX).read_to_string(&mut text).map(|_| text);
-        // Nobody listens after the time-out.
-        drop(sender.send(read));
-    });
-    let Ok(printed) = printed.recv_timeout(patience) else {
-        // It may have ended meanwhile, and then cannot be killed: the wait tells.
-        drop(child.kill());
-        child.wait()?;
+    let Some(ended) = command::run(&mut command, patience, OUTPUT_MAX)? else {
         bail!("it took longer than {patience:?} and was ended");
     };
-    let status = child.wait()?;
-    ensure!(status.success(), "it ended with {status}");
-    Ok(printed?)
+    ensure!(ended.status.success(), "it ended with {}", ended.status);
+    Ok(ended.stdout?)
 }
 
 /// The token in an `ExecCredential`. What it printed is never shown.

@@ -4,6 +4,7 @@ mod decode;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
+use std::ops::RangeInclusive;
 use std::sync::Mutex;
 
 use expect_test::expect;
@@ -13,7 +14,7 @@ use self::decode::Fields;
 use super::spans::{STEP_S, STOPS_MAX, spans};
 use super::*;
 use crate::agent::metrics::testing::{FIRST_NS, dropped, flow};
-use crate::sources::http::testing::{Authority, Reply, Seen, Server, nobody};
+use crate::sources::http::testing::{Authority, Reply, Server, nobody};
 
 /// Long enough on a busy machine.
 const PATIENT: Duration = Duration::from_mins(1);
@@ -53,7 +54,19 @@ async fn start(settings: Settings, pace: Pace) -> Running {
     Running { feed, tally, said }
 }
 
+/// Starts one, gives it a flow, and waits until a counter has come so far.
+async fn one_flow(settings: Settings, counter: fn(&Tally) -> &AtomicU64, at_least: u64) -> Running {
+    let running = start(settings, hasty()).await;
+    running.feed.push(flow());
+    running.until(counter, at_least).await;
+    running
+}
+
 impl Running {
+    fn push(&self, numbers: RangeInclusive<u64>) {
+        numbers.for_each(|number| self.feed.push(Flow { number, ..flow() }));
+    }
+
     async fn until(&self, counter: fn(&Tally) -> &AtomicU64, at_least: u64) {
         let reached = async {
             while counter(&self.tally).load(Ordering::Relaxed) < at_least {
@@ -87,9 +100,9 @@ fn status(line: &str, headers: &str) -> Reply {
     Reply::bytes(line, "application/x-protobuf", headers, &[])
 }
 
-/// The spans of a request: `resource_spans` 1, `scope_spans` 2, `spans` 2.
-fn sent(seen: &Seen) -> Vec<Fields> {
-    Fields::read(&seen.bytes).message(1).message(2).messages(2)
+/// The spans of a message: `resource_spans` 1, `scope_spans` 2, `spans` 2.
+fn spans_in(message: &[u8]) -> Vec<Fields> {
+    Fields::read(message).message(1).message(2).messages(2)
 }
 
 /// Spans as lines: name, times after the flow's first packet in microseconds, attributes.
@@ -112,8 +125,7 @@ fn text(spans: &[Fields]) -> String {
 }
 
 fn decoded(flow: &Flow, node: &str) -> Vec<Fields> {
-    let encoded = message(spans(flow, node), node).encode_to_vec();
-    Fields::read(&encoded).message(1).message(2).messages(2)
+    spans_in(&message(spans(flow, node), node).encode_to_vec())
 }
 
 #[test]
@@ -280,9 +292,7 @@ fn a_span_never_ends_before_it_begins_and_is_bounded() {
 async fn a_batch_that_is_taken() {
     let server = Server::start(|_| ok());
     let running = start(settings(&server.url("http")), hasty()).await;
-    for number in 1..=3 {
-        running.feed.push(Flow { number, ..flow() });
-    }
+    running.push(1..=3);
     running.until(|tally| &tally.spans_exported, 15).await;
     assert_eq!(running.counts(), [15, 0, 0, 0, 0]);
     let seen = server.seen();
@@ -302,7 +312,8 @@ async fn a_batch_that_is_taken() {
     let expected: BTreeMap<_, _> = expected.map(|(key, value)| (key.to_owned(), value.to_owned())).into();
     assert_eq!(resource, expected);
     assert_eq!(Fields::read(&first.bytes).message(1).message(2).message(1).text(1), "plsprobe");
-    let roots: Vec<_> = seen.iter().flat_map(sent).filter(|span| span.bytes(4).is_empty()).collect();
+    let roots: Vec<_> =
+        seen.iter().flat_map(|seen| spans_in(&seen.bytes)).filter(|span| span.bytes(4).is_empty()).collect();
     let numbers: Vec<_> = roots.iter().map(|span| span.attributes(9)["plsprobe.flow"].clone()).collect();
     assert_eq!(numbers, ["1", "2", "3"]);
 }
@@ -311,11 +322,9 @@ async fn a_batch_that_is_taken() {
 async fn many_flows_go_in_batches() {
     let server = Server::start(|_| ok());
     let running = start(settings(&server.url("http")), hasty()).await;
-    for number in 1..=600 {
-        running.feed.push(Flow { number, ..flow() });
-    }
+    running.push(1..=600);
     running.until(|tally| &tally.spans_exported, 3000).await;
-    let sizes: Vec<_> = server.seen().iter().map(|seen| sent(seen).len() / 5).collect();
+    let sizes: Vec<_> = server.seen().iter().map(|seen| spans_in(&seen.bytes).len() / 5).collect();
     assert_eq!((sizes.iter().sum::<usize>(), &sizes[..2]), (600, &[BATCH_FLOWS, BATCH_FLOWS][..]));
     // Flows with much to say fill it by their bytes.
     let mut batch = Batch::default();
@@ -335,9 +344,7 @@ async fn what_cannot_be_taken_now_is_sent_again() {
             Server::start(
                 move |_| if tries.fetch_add(1, Ordering::SeqCst) < 2 { status(line, "") } else { ok() },
             );
-        let running = start(settings(&server.url("http")), hasty()).await;
-        running.feed.push(flow());
-        running.until(|tally| &tally.spans_exported, 5).await;
+        let running = one_flow(settings(&server.url("http")), |tally| &tally.spans_exported, 5).await;
         assert_eq!(running.counts(), [5, 0, 0, 0, 0], "{line}");
         assert_eq!(running.tally.retries.load(Ordering::Relaxed), 2);
         let seen = server.seen();
@@ -356,10 +363,8 @@ async fn a_wait_that_is_asked_for_is_kept() {
     let busy = || status("429 Too Many Requests", "Retry-After: 1\r\n");
     let server =
         Server::start(move |_| if tries.fetch_add(1, Ordering::SeqCst) == 0 { busy() } else { ok() });
-    let running = start(settings(&server.url("http")), hasty()).await;
     let started = Instant::now();
-    running.feed.push(flow());
-    running.until(|tally| &tally.spans_exported, 5).await;
+    one_flow(settings(&server.url("http")), |tally| &tally.spans_exported, 5).await;
     assert!(started.elapsed() >= Duration::from_secs(1));
 }
 
@@ -391,9 +396,7 @@ async fn what_is_refused_is_not_sent_again() {
         "500 Internal Server Error",
     ] {
         let server = Server::start(move |_| status(line, "Retry-After: 1\r\n"));
-        let running = start(settings(&server.url("http")), hasty()).await;
-        running.feed.push(flow());
-        running.until(|tally| &tally.refused, 1).await;
+        let running = one_flow(settings(&server.url("http")), |tally| &tally.refused, 1).await;
         assert_eq!(running.counts(), [0, 0, 0, 1, 0], "{line}");
         assert_eq!(server.seen().len(), 1);
     }
@@ -405,9 +408,7 @@ async fn spans_that_are_rejected_of_a_batch_that_is_taken() {
     let server = Server::start(|_| {
         Reply::bytes("200 OK", "application/x-protobuf", "", &[0x0a, 7, 0x08, 2, 0x12, 3, b'n', 0x1b, b'o'])
     });
-    let running = start(settings(&server.url("http")), hasty()).await;
-    running.feed.push(flow());
-    running.until(|tally| &tally.spans_exported, 3).await;
+    let running = one_flow(settings(&server.url("http")), |tally| &tally.spans_exported, 3).await;
     assert_eq!(running.counts(), [3, 2, 0, 0, 0]);
     assert_eq!(server.seen().len(), 1, "a batch that is partly taken is not sent again");
     assert_eq!(running.said(&server), ["otlp: http://SERVER rejects 2 of 5 spans: n o"]);
@@ -417,20 +418,16 @@ async fn spans_that_are_rejected_of_a_batch_that_is_taken() {
 async fn answers_that_are_none_of_the_protocol_are_no_complaint() {
     for body in [&b"\xff\xff\xff"[..], b"{}", b"<html>", &[0x0a, 2, 0x08]] {
         let server = Server::start(|_| Reply::bytes("200 OK", "text/html", "", body));
-        let running = start(settings(&server.url("http")), hasty()).await;
-        running.feed.push(flow());
-        running.until(|tally| &tally.spans_exported, 5).await;
+        let running = one_flow(settings(&server.url("http")), |tally| &tally.spans_exported, 5).await;
         assert_eq!(running.counts(), [5, 0, 0, 0, 0]);
     }
     // More rejected than were sent, or fewer than none.
     for rejected in [&[0x08, 100][..], &[0x08, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 1]] {
         let body = [&[0x0a, rejected.len() as u8], rejected].concat();
         let server = Server::start(move |_| Reply::bytes("200 OK", "application/x-protobuf", "", &body));
-        let running = start(settings(&server.url("http")), hasty()).await;
-        running.feed.push(flow());
         let all: fn(&Tally) -> &AtomicU64 =
             if rejected.len() > 2 { |tally| &tally.spans_exported } else { |tally| &tally.spans_rejected };
-        running.until(all, 5).await;
+        one_flow(settings(&server.url("http")), all, 5).await;
     }
 }
 
@@ -442,9 +439,7 @@ async fn nobody_there_costs_flows_and_nothing_else() {
     running.feed.push(flow());
     // Far more than wait in the feed: whoever judges is not held up.
     sleep(Duration::from_millis(30)).await;
-    for number in 0..20_000 {
-        running.feed.push(Flow { number, ..flow() });
-    }
+    running.push(0..=19_999);
     running.until(|tally| &tally.behind, 1).await;
     running.until(|tally| &tally.unreachable, 300).await;
     let [exported, _, behind, refused, unreachable] = running.counts();
@@ -482,17 +477,13 @@ async fn over_tls_with_an_authority_of_its_own() {
     let server = Server::start_tls(authority.server("127.0.0.1", false), |_| ok());
     let dir = tempfile::tempdir().unwrap();
     let ca = dir.path().join("ca.pem");
-    std::fs::write(&ca, authority.pem()).unwrap();
-    let settings = Settings::new(&server.url("https"), Some(&ca), Headers::default(), "aks-1").unwrap();
-    let running = start(settings, hasty()).await;
-    running.feed.push(flow());
-    running.until(|tally| &tally.spans_exported, 5).await;
+    let trusting = |authority: &Authority| {
+        std::fs::write(&ca, authority.pem()).unwrap();
+        Settings::new(&server.url("https"), Some(&ca), Headers::default(), "aks-1").unwrap()
+    };
+    one_flow(trusting(&authority), |tally| &tally.spans_exported, 5).await;
     // Somebody else's authority: nothing is sent.
-    std::fs::write(&ca, Authority::new().pem()).unwrap();
-    let settings = Settings::new(&server.url("https"), Some(&ca), Headers::default(), "aks-1").unwrap();
-    let running = start(settings, hasty()).await;
-    running.feed.push(flow());
-    running.until(|tally| &tally.retries, 2).await;
+    let running = one_flow(trusting(&Authority::new()), |tally| &tally.retries, 2).await;
     assert_eq!((running.counts(), server.seen().len()), ([0; 5], 1));
 }
 
