@@ -47,6 +47,10 @@ impl From<h2::Error> for Failure {
     }
 }
 
+/// What messages that are not read yet may take beside their own bytes, as h2 counts it: 255 bytes for one of a byte. With
+/// a window of 64 KiB no server comes to more. h2's own limit ends a connection with a hundred short lines unread.
+const UNREAD_OVERHEAD: usize = 16 << 20;
+
 /// A connection to a server.
 #[derive(Clone, Debug)]
 pub struct Client(SendRequest<Bytes>);
@@ -67,7 +71,9 @@ impl Client {
     ///
     /// When it is not open any more.
     pub async fn over(stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static) -> std::io::Result<Self> {
-        let (client, connection) = h2::client::handshake(stream).await.map_err(std::io::Error::other)?;
+        let mut builder = h2::client::Builder::new();
+        builder.data_frame_budget(UNREAD_OVERHEAD);
+        let (client, connection) = builder.handshake(stream).await.map_err(std::io::Error::other)?;
         // How it ends, every open answer says too.
         tokio::spawn(async move { drop(connection.await) });
         Ok(Self(client))

@@ -14,6 +14,9 @@ use super::{Code, Status};
 /// Bytes of a message of `Flood`, with its prefix: 1019 in a `BytesValue`, which takes three more.
 const FLOOD: usize = 1024 + 3;
 
+/// Messages of `Trickle`: all of them fit into a window.
+const TRICKLE: usize = 500;
+
 /// Answers, and counts what it was made to do.
 #[derive(Default)]
 struct Test {
@@ -41,6 +44,13 @@ impl Service for Test {
                     sender.send(&vec![7_u8; 1019]).await?;
                     self.sent.fetch_add(1, SeqCst);
                 },
+                "Trickle" => {
+                    for _ in 0..TRICKLE {
+                        sender.send(&vec![7_u8; 20]).await?;
+                        self.sent.fetch_add(1, SeqCst);
+                    }
+                    Ok(())
+                }
                 "Hang" => std::future::pending().await,
                 "Some" => {
                     sender.send(&vec![1_u8]).await?;
@@ -192,6 +202,21 @@ async fn a_client_that_does_not_read_its_call() {
 
 /// Its windows are open, but nobody takes anything from the socket: what is unsent stays bounded, and when it gives no
 /// sign of life it is closed.
+/// A pager may hold up whoever prints, while many small lines come.
+#[tokio::test]
+async fn small_messages_wait_for_a_client_that_reads_later() {
+    let (served, test) = served(Limits::AGENT).await;
+    let client = Client::connect(&served.path).await.unwrap();
+    let mut answers = client.call::<Vec<u8>>("/a.Test/Trickle", &()).await.unwrap();
+    until("all are sent", || test.sent.load(SeqCst) == TRICKLE).await;
+    // Behind them on the same connection: whoever is answered has been given the others.
+    assert_eq!(echo(&client, &[1]).await.unwrap(), [1]);
+    for at in 0..TRICKLE {
+        assert_eq!(answers.next().await.unwrap().as_deref(), Some(&[7_u8; 20][..]), "{at}");
+    }
+    assert_eq!(answers.next().await.unwrap(), None);
+}
+
 #[tokio::test]
 async fn a_client_that_reads_nothing_at_all() {
     let limits =
