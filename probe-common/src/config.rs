@@ -95,6 +95,39 @@ impl AddressSet {
     }
 }
 
+/// Which network namespaces may matter, by the inode numbers that the kernel gives them one after another: a set without
+/// false negatives.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct NamespaceSet {
+    /// 256 bits, one for each remainder.
+    pub words: [u64; 4],
+}
+
+impl NamespaceSet {
+    /// Every namespace.
+    pub const ALL: Self = Self { words: [u64::MAX; 4] };
+
+    /// Where the bit of a namespace is: word and bit in it.
+    #[inline(always)]
+    #[expect(clippy::inline_always, reason = "an eBPF program has no room for calls")]
+    pub const fn place(inum: u32) -> (usize, u32) {
+        ((inum >> 6) as usize & 3, inum & 63)
+    }
+
+    /// Adds a namespace.
+    pub const fn insert(&mut self, inum: u32) {
+        let (word, bit) = Self::place(inum);
+        self.words[word] |= 1 << bit;
+    }
+
+    /// Whether a namespace may be in it; `true` for each that is.
+    pub const fn may_contain(&self, inum: u32) -> bool {
+        let (word, bit) = Self::place(inum);
+        self.words[word] & 1 << bit != 0
+    }
+}
+
 #[inline(always)]
 #[expect(clippy::inline_always, reason = "an eBPF program has no room for calls")]
 const fn halves(addr: &[u8; 16]) -> [u64; 2] {
@@ -199,6 +232,8 @@ pub struct Config {
     pub has_expression: u32,
     /// Addresses of the target trie.
     pub addresses: AddressSet,
+    /// Namespaces whose packets are kept by hooks that see every one's.
+    pub namespaces: NamespaceSet,
 }
 
 const _: () = {
@@ -214,7 +249,8 @@ const _: () = {
     assert!(size_of::<KernelOffsets>() == 84);
     assert!(size_of::<AddressSet>() == 64);
     assert!(offset_of!(AddressSet, masks) == 32);
-    assert!(size_of::<Config>() == 176);
+    assert!(size_of::<NamespaceSet>() == 32);
+    assert!(size_of::<Config>() == 208);
     assert!(offset_of!(Config, events_map_id) == 84);
     assert!(offset_of!(Config, filter_sources) == 88);
     assert!(offset_of!(Config, has_drop_reason) == 92);
@@ -224,6 +260,7 @@ const _: () = {
     assert!(offset_of!(Config, wake_bytes) == 104);
     assert!(offset_of!(Config, has_expression) == 108);
     assert!(offset_of!(Config, addresses) == 112);
+    assert!(offset_of!(Config, namespaces) == 176);
 };
 
 #[cfg(test)]
@@ -245,6 +282,18 @@ mod tests {
         let wrong = (0..10_000).filter(|n| set.may_contain(&address(0xc0a8_0000 + n), 4)).count();
         assert!(wrong < 1_000, "{wrong} of 10,000 other addresses seem to be in a set of eight");
         assert!(!AddressSet::default().may_contain(&address(1), 4));
+    }
+
+    #[test]
+    fn namespaces_that_were_added_are_found_and_their_neighbours_are_not() {
+        let mut set = NamespaceSet::default();
+        let pods = [4_026_531_840, 4_026_532_101, 4_026_532_319];
+        assert!(!pods.iter().any(|pod| set.may_contain(*pod)));
+        for pod in pods {
+            set.insert(pod);
+        }
+        assert!(pods.iter().all(|pod| set.may_contain(*pod) && !set.may_contain(pod + 1)));
+        assert!((0..1000).all(|inum| NamespaceSet::ALL.may_contain(inum)));
     }
 
     #[test]

@@ -1,7 +1,8 @@
 //! Which packets the operator asked about.
 use aya_ebpf::maps::lpm_trie::{Key, LpmTrie};
 use probe_common::{
-    AddressSet, CAPTURE_MAX, Capture, FRAGMENT_LATER, PORTS_ANY, Packet, PortKey, PrefixKey, RecordKind,
+    AddressSet, CAPTURE_MAX, Capture, FRAGMENT_LATER, NamespaceSet, PORTS_ANY, Packet, PortKey, PrefixKey,
+    RecordKind,
 };
 
 use crate::maps::{PORTS, SOURCES, TARGETS, capture, config, setting};
@@ -27,6 +28,17 @@ fn may_be_target(addr: &[u8; 16], version: u8) -> bool {
     let bits =
         unsafe { core::ptr::read_volatile((&raw const (*config()).addresses.words).cast::<u64>().add(word)) };
     bits & 1 << bit != 0
+}
+
+/// Whether packets of a network namespace matter, at a hook that sees every one's; those of none, without a device, do.
+#[inline(always)]
+pub(crate) fn may_be_watched(netns: u32) -> bool {
+    let (word, bit) = NamespaceSet::place(netns);
+    // SAFETY: as in `may_be_target`.
+    let bits = unsafe {
+        core::ptr::read_volatile((&raw const (*config()).namespaces.words).cast::<u64>().add(word))
+    };
+    netns == 0 || bits & 1 << bit != 0
 }
 
 /// The set of ports that matter at an address; `None` if it is no target.

@@ -17,6 +17,9 @@ const VLAN_HEADER_LEN: u64 = 4;
 
 /// How the members of the kernel's structures are read.
 pub(crate) trait Access: Copy {
+    /// Whether a few reads cost less than to look at the packet's addresses.
+    const IS_CHEAP: bool;
+
     /// The member at `base + offset`, a value of plain bytes.
     fn read<T: Copy>(base: u64, offset: u32) -> Option<T>;
 }
@@ -26,6 +29,8 @@ pub(crate) trait Access: Copy {
 pub(crate) struct Probed;
 
 impl Access for Probed {
+    const IS_CHEAP: bool = false;
+
     #[inline(always)]
     fn read<T: Copy>(base: u64, offset: u32) -> Option<T> {
         read(base, offset)
@@ -38,6 +43,8 @@ impl Access for Probed {
 pub(crate) struct Typed;
 
 impl Access for Typed {
+    const IS_CHEAP: bool = true;
+
     #[inline(always)]
     fn read<T: Copy>(base: u64, offset: u32) -> Option<T> {
         let member = (base + u64::from(offset)) as *const T;

@@ -2,7 +2,7 @@
 use aya_ebpf::macros::map;
 use aya_ebpf::maps::{Array, LpmTrie, PerCpuArray, ProgramArray, RingBuf};
 use probe_common::{
-    AddressSet, Capture, Config, Counter, KernelOffsets, Packet, PortKey, PrefixKey, RecordKind,
+    AddressSet, Capture, Config, Counter, KernelOffsets, NamespaceSet, Packet, PortKey, PrefixKey, RecordKind,
 };
 
 /// Records for user space. The loader sets the size.
@@ -97,6 +97,7 @@ static CONFIG: Config = Config {
     wake_bytes: 0,
     has_expression: 0,
     addresses: AddressSet { words: [0; 4], masks: [[0; 2]; 2] },
+    namespaces: NamespaceSet { words: [0; 4] },
 };
 
 /// Where [`setting!`] reads.

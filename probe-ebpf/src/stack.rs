@@ -101,6 +101,10 @@ fn known<A: Access>(skb: SkBuff<A>) -> Option<(MemorySource<A>, u16)> {
 #[inline(always)]
 fn look<A: Access>(skb: SkBuff<A>, packet: Option<(MemorySource<A>, u16)>, point: HookPoint) -> Option<()> {
     count(Counter::StackSeen);
+    // Most packets of a node are in the namespaces of other pods.
+    if A::IS_CHEAP && !filter::may_be_watched(skb.device()?.1) {
+        return Some(());
+    }
     let Some((source, tag)) = packet else {
         return Some(()); // without a network header, no IP packet
     };
@@ -117,8 +121,11 @@ fn look<A: Access>(skb: SkBuff<A>, packet: Option<(MemorySource<A>, u16)>, point
     if !filter::wanted(packet) || !filter::matches_expression(&source, &network, RecordKind::Packet) {
         return Some(());
     }
-    packet.vlan = if tag == 0 { skb.vlan() } else { tag };
     let (ifindex, netns) = skb.device()?;
+    if !A::IS_CHEAP && !filter::may_be_watched(netns) {
+        return Some(());
+    }
+    packet.vlan = if tag == 0 { skb.vlan() } else { tag };
     let (buffer, skb_len, mark) = (skb.head()?, skb.len()?, skb.mark()?);
     let counters = (Counter::PacketMatched, Counter::PacketLost);
     emit(counters, (RecordKind::Packet, point as u8), ifindex, |record: &mut PacketRecord| {

@@ -193,7 +193,8 @@ fn attached_with(targets: &[Target], no_tc: bool, type_ids: TypeIds) -> (Attachm
     let interfaces = vec![Interface { name: "v0".into(), role: Role::Uplink }];
     let filter = Filter { targets: targets.to_vec(), ..Filter::default() };
     let (ring_bytes, probe) = (RING_BYTES, Probe::Any);
-    let settings = Settings { filter, config, type_ids, ring_bytes, interfaces, no_tc, probe };
+    let namespaces = std::collections::BTreeSet::new();
+    let settings = Settings { filter, config, type_ids, ring_bytes, interfaces, namespaces, no_tc, probe };
     Attachment::start(&settings).expect("attached")
 }
 

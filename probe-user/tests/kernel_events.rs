@@ -219,6 +219,7 @@ fn notifications_arrive_whole_by(probe: Probe, means: &'static str) {
             type_ids: kernel::type_ids(&btf),
             ring_bytes: RING_BYTES,
             interfaces: vec![],
+            namespaces: std::collections::BTreeSet::new(),
             no_tc: false,
             probe,
         };

@@ -17,6 +17,7 @@ mod tracing;
 #[cfg(test)]
 pub(crate) mod tests;
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, anyhow};
@@ -48,6 +49,9 @@ pub struct Settings {
     pub ring_bytes: u32,
     /// Interfaces to look at.
     pub interfaces: Vec<Interface>,
+    /// Inode numbers of the network namespaces whose packets are kept by the hooks that see every namespace (IP layer,
+    /// devices); empty: every one's.
+    pub namespaces: BTreeSet<u32>,
     /// Attach nothing to tc: tracepoints at receive and transmit stand in.
     pub no_tc: bool,
     /// By which means kernel functions are to be probed.

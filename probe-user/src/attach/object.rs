@@ -1,11 +1,12 @@
 //! The embedded eBPF object: checked before it is loaded.
+use std::collections::BTreeSet;
 use std::io::Read as _;
 
 use anyhow::{Context as _, Result, anyhow, bail, ensure};
 use aya::{Ebpf, EbpfLoader};
 use flate2::read::ZlibDecoder;
 use object::{Object as _, ObjectSection as _, ObjectSymbol as _};
-use probe_common::{Config, WIRE_VERSION};
+use probe_common::{Config, NamespaceSet, WIRE_VERSION};
 
 use super::filter::Compiled;
 use super::{Settings, expression, records};
@@ -39,6 +40,7 @@ pub(super) fn load(settings: &Settings) -> Result<Ebpf> {
         filter_sources: (!settings.filter.sources.is_empty()).into(),
         wake_bytes: records::wake_bytes(settings.ring_bytes),
         addresses: filter.addresses(),
+        namespaces: namespaces(&settings.namespaces),
         has_expression: settings.filter.expression.is_some().into(),
         ..settings.config
     });
@@ -54,6 +56,17 @@ pub(super) fn load(settings: &Settings) -> Result<Ebpf> {
     let mut ebpf = loader.load(&object).context("failed to load our eBPF object; CAP_BPF, CAP_PERFMON and CAP_NET_ADMIN are needed, and Linux 5.10 or later")?;
     filter.fill(&mut ebpf)?;
     Ok(ebpf)
+}
+
+fn namespaces(wanted: &BTreeSet<u32>) -> NamespaceSet {
+    if wanted.is_empty() {
+        return NamespaceSet::ALL;
+    }
+    let mut set = NamespaceSet::default();
+    for inum in wanted {
+        set.insert(*inum);
+    }
+    set
 }
 
 fn check_wire_version(elf: &[u8]) -> Result<()> {

@@ -113,7 +113,16 @@ pub(crate) fn settings(filter: Filter) -> Settings {
     let btf = Btf::load().unwrap();
     let (config, type_ids) = (kernel::config(&btf).unwrap(), kernel::type_ids(&btf));
     let interfaces = vec![Interface { name: "v0".into(), role: Role::Uplink }];
-    Settings { filter, config, type_ids, ring_bytes: RING_BYTES, interfaces, no_tc: false, probe: Probe::Any }
+    Settings {
+        filter,
+        config,
+        type_ids,
+        ring_bytes: RING_BYTES,
+        interfaces,
+        namespaces: BTreeSet::new(),
+        no_tc: false,
+        probe: Probe::Any,
+    }
 }
 
 /// Packets to or from `addr`.
@@ -618,6 +627,26 @@ fn typed_and_raw_tracepoints_tell_the_same() {
         assert_eq!(means(&raw, &kinds), Some(BTreeSet::from(["raw tracepoint"])));
         let told = tell_the_same(peer, &typed, &raw);
         assert!(told.len() >= 14, "{told:#?}");
+    });
+}
+
+/// Of a hook that sees every namespace, whichever way it reads packets.
+#[test]
+fn only_the_namespaces_asked_for() {
+    scratch(|peer| {
+        let own = network_namespace();
+        for type_ids in [settings(about(NODE)).type_ids, TypeIds::default()] {
+            let kept = |namespaces: BTreeSet<u32>| {
+                let settings =
+                    Settings { namespaces, no_tc: true, type_ids: type_ids.clone(), ..settings(about(NODE)) };
+                let (records, counters) = observe(&settings, || send_udp(peer, NODE, 3, 16));
+                assert!(counters.get(Counter::StackSeen) >= 6, "{counters:?}");
+                of_this_namespace(&records, HookPoint::Received).iter().filter(|one| one.proto == 17).count()
+            };
+            assert_eq!(kept(BTreeSet::new()), 3);
+            assert_eq!(kept(BTreeSet::from([own, own + 1])), 3);
+            assert_eq!(kept(BTreeSet::from([own + 1])), 0);
+        }
     });
 }
 

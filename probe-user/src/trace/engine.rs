@@ -161,7 +161,8 @@ impl Engine {
         let type_ids = kernel::type_ids(&btf);
         // Six megabytes, of which nothing else is wanted.
         drop(btf);
-        let settings = settings(&coverage, config, type_ids, &setup);
+        let netns = sys::network_namespace().context("failed to read this network namespace's number")?;
+        let settings = settings(&coverage, config, type_ids, netns, &setup);
         let mut notices = Vec::new();
         // Before anything of ours is there, so that nothing that happens to it is missed.
         let changes = Changes::listen().map_err(|error| {
@@ -177,7 +178,6 @@ impl Engine {
         let probe = probe_state(&attachment);
         let verdicts = Verdicts::open(probe, Sockets::new(&setup.live, coverage.watched())).await;
         let tracker = Tracker::new(patience(verdicts.source())).with_capacity(setup.capacity);
-        let netns = sys::network_namespace().context("failed to read this network namespace's number")?;
         let names = names.with_namespaces(netns, coverage.pod_namespaces.clone());
         let mut engine = Self {
             setup,
@@ -691,7 +691,7 @@ impl Engine {
     }
 
     fn attach_anew(&mut self, coverage: Coverage, config: Config) -> Result<()> {
-        let settings = settings(&coverage, config, self.settings.type_ids.clone(), &self.setup);
+        let settings = settings(&coverage, config, self.settings.type_ids.clone(), self.netns, &self.setup);
         let (attachment, records) = Attachment::start(&settings)?;
         let switched_ns = now_ns();
         let mut old = std::mem::replace(&mut self.attachment, attachment);
@@ -863,7 +863,7 @@ fn by_netfilter(path: &Path) -> Option<Confirmation> {
     path.confirmation_by_netfilter(nf_conntrack::expected_answer(first).ok()??)
 }
 
-fn settings(coverage: &Coverage, config: Config, type_ids: TypeIds, setup: &Setup) -> Settings {
+fn settings(coverage: &Coverage, config: Config, type_ids: TypeIds, netns: u32, setup: &Setup) -> Settings {
     let Tunnels { vxlan_port, geneve_port } = coverage.tunnels;
     Settings {
         filter: coverage.filter.clone(),
@@ -871,6 +871,8 @@ fn settings(coverage: &Coverage, config: Config, type_ids: TypeIds, setup: &Setu
         type_ids,
         ring_bytes: setup.ring_bytes,
         interfaces: coverage.interfaces.clone(),
+        // As `namespace` has it: the node's own and the traced pods'.
+        namespaces: coverage.pod_namespaces.iter().copied().chain([netns]).collect(),
         no_tc: setup.no_tc,
         probe: Probe::Any,
     }
