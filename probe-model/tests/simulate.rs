@@ -1,6 +1,5 @@
 //! Ways through the node that no recording has: small worlds, one fact each.
 
-use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr};
 
 use probe_model::cilium::ct::{CtEntry, CtTuple};
@@ -15,6 +14,7 @@ use probe_model::explain::{Code, JudgedAs, SourceBy, Verdict, explain, source_hi
 use probe_model::netfilter::Ruleset;
 use probe_model::simulate::{Question, simulate};
 use probe_model::tuple::{Protocol, Tuple};
+use probe_model::world::conntrack::Conntrack;
 use probe_model::world::{ConfigSource, Forwarding, Link, NamedPolicyMap, Route, RoutingMode, World};
 
 const APP: EndpointId = EndpointId(2686);
@@ -62,7 +62,7 @@ fn world() -> World {
         policy: [policy(APP, &open), policy(OTHER, &open)].into(),
         ipcache: Some(ipcache(&[("0.0.0.0/0", 2), ("10.224.0.4/32", 1), ("10.0.0.143/32", 63921)])),
         lb: Some(load_balancer(LbService::ROUTABLE | LbService::LOADBALANCER, &[APP_IP], &[])),
-        conntrack: Some(BTreeMap::new()),
+        conntrack: Conntrack::from_iter([]),
         ..World::default()
     };
     world.config.node_port = true;
@@ -246,7 +246,7 @@ fn answers_are_not_judged() {
         "a new connection of the pod's"
     );
     let entry = CtTuple::ingress(answer.tuple.reversed());
-    world.conntrack.as_mut().expect("a map").insert(entry, CtEntry::default());
+    world.conntrack.learn(entry, Some(CtEntry::default()));
     let explanation = explain(&world, &answer);
     assert_eq!((explanation.verdict, explanation.cause.code), (Verdict::Allowed, Code::Reply));
 }

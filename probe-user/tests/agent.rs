@@ -12,7 +12,7 @@ use std::path::Path;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use probe_lab::addresses::{AKS_ROUTER, NGINX, NGINX_POD, SERVICE_PORT, VM};
+use probe_lab::addresses::{AKS_ROUTER, APP, NGINX, NGINX_POD, SERVICE_PORT, VM};
 use probe_lab::agent::map_entries::map_entries;
 use probe_lab::agent::realize::Realized;
 use probe_lab::load::{Load, LoadOptions};
@@ -21,6 +21,8 @@ use probe_lab::scenario::Client;
 use probe_lab::standin::{Standin, StandinConfig};
 use probe_lab::tracing::{PATIENCE, Trace, Traced, wait_until};
 use probe_lab::{ClientSaw, Lab, Ns, Probe, Shape};
+use probe_model::cilium::ct::{CtEntry, CtTuple};
+use probe_model::tuple::{Protocol, Tuple};
 use probe_user::agent::proto::{Answer, TRACE, TraceAnswer, TraceRequest};
 use probe_user::grpc::client::{self, Answers};
 use serde_json::Value;
@@ -30,6 +32,8 @@ use state::State;
 
 const PLSPROBE: &str = env!("CARGO_BIN_EXE_plsprobe");
 const WATCH: &str = "--watch pls-app --watch my-nginx";
+/// More connections than the agent reads of a conntrack map, as `docs/agent.md` has it.
+const CONNECTIONS: u32 = 9000;
 /// Sessions at a time, as `docs/agent.md` has it.
 const SESSIONS_MAX: usize = 64;
 
@@ -208,6 +212,30 @@ fn sessions_end_as_a_trace_does() {
         assert_eq!(ended.code, Some(code), "{signal}: {}\n{}", ended.stdout, ended.stderr);
         assert_eq!(ended.summary()["flows"]["total"], clients.len(), "{signal}");
     }
+}
+
+/// A conntrack map that is too large to be read is asked for each flow's own entries.
+#[test]
+fn a_flow_among_many_connections_is_confirmed() {
+    let Some(mut lab) = lab("many", Shape::Aks, "none") else { return };
+    let conntrack = lab.standin().expect("a stand-in").map("cilium_ct4_global").unwrap();
+    let value = [0; CtEntry::SIZE];
+    for number in 0..CONNECTIONS {
+        let [_, _, high, low] = number.to_be_bytes();
+        let (saddr, daddr) = ([10, 99, high, low].into(), APP.into());
+        let tuple = Tuple { saddr, daddr, sport: 40_000, dport: 80, protocol: Protocol::TCP };
+        conntrack.update(&CtTuple::ingress(tuple).encode(), &value).unwrap();
+    }
+    let agent = PlsprobeAgent::attached(&mut lab, PLSPROBE, "");
+    let session = agent.tracing("--dst pls-app -o json --count 2 --duration 5m");
+    send(&lab, &[Client::ConsumerFirstNatIp, Client::PeeredVm]);
+    let traced = session.finish();
+    for client in [Client::ConsumerFirstNatIp, Client::PeeredVm] {
+        let flow = traced.flow(client);
+        assert_eq!(flow["confirmed_by"]["map"], "cilium_ct4_global", "{flow:#}");
+        assert!(!flow.to_string().contains("conntrack-unknown"), "{flow:#}");
+    }
+    end(agent);
 }
 
 #[test]

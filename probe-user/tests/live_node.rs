@@ -8,9 +8,16 @@ use std::{
     time::Duration,
 };
 
+use libbpf_rs::{MapCore as _, MapFlags, MapHandle, MapType};
+use probe_lab::addresses::APP;
 use probe_lab::{Lab, LabOptions, Ns, Shape};
+use probe_model::cilium::ct::{CtEntry, CtTuple};
+use probe_model::tuple::{Protocol, Tuple};
 use probe_user::sources::{self, LiveOptions, addresses, classifiers, live, raw::RawMap};
 use rustix::process::{Pid, Signal, kill_process};
+
+/// More than are read of a conntrack map for an answer.
+const CONNECTIONS: u32 = 66_000;
 
 /// A node with a pod `default/pls-app` that admits the NAT IP 10.224.0.8 alone.
 struct Node {
@@ -138,6 +145,42 @@ fn a_map_that_is_missing_is_named() {
     assert_eq!(code, 2);
     assert_eq!(found["cilium_ipcache"], ("missing".to_owned(), "no such pin".to_owned()));
     assert_eq!(found["explain, dump"], ("missing".to_owned(), "needs cilium_ipcache".to_owned()));
+}
+
+/// Puts a conntrack map in the place of the node's that holds more than is read for an answer: the connections of many
+/// clients, by their ports and addresses, to the pod.
+fn many_connections(node: &Node) {
+    let pin = node.lab.bpffs().join("tc/globals/cilium_ct4_global");
+    fs::remove_file(&pin).unwrap();
+    let opts = libbpf_sys::bpf_map_create_opts {
+        sz: size_of::<libbpf_sys::bpf_map_create_opts>() as libbpf_sys::size_t,
+        ..Default::default()
+    };
+    let mut map = MapHandle::create(MapType::LruHash, Some("ct"), 14, 56, 4 * CONNECTIONS, &opts).unwrap();
+    map.pin(&pin).unwrap();
+    for number in 0..CONNECTIONS {
+        let [_, first, second, third] = number.to_be_bytes();
+        let (saddr, daddr) = ([10, 99 + first, second, third].into(), APP.into());
+        let tuple = Tuple { saddr, daddr, sport: 40_000, dport: 80, protocol: Protocol::TCP };
+        map.update(&CtTuple::ingress(tuple).encode(), &[0; CtEntry::SIZE], MapFlags::ANY).unwrap();
+    }
+}
+
+/// Of more connections than are read those of a question are looked up; one that is not there is new.
+#[test]
+fn an_answer_among_many_connections_is_known() {
+    let Some(node) = Node::up("many", Shape::Aks) else { return };
+    many_connections(&node);
+    for (client, is_answer) in
+        [("10.99.1.2:40000", true), ("10.100.0.0:40000", true), ("10.99.1.2:40001", false)]
+    {
+        let ran = node.run(&format!("explain -o json --src {APP}:80 --dst {client}"));
+        assert_eq!((ran.code, ran.stderr.as_str()), (0, ""), "{}", ran.stdout);
+        let said: serde_json::Value = serde_json::from_str(&ran.stdout).unwrap();
+        assert_eq!(said["cause"]["code"] == "REPLY", is_answer, "{client}: {said:#}");
+        assert!(!ran.stdout.contains("conntrack-unknown"), "{said:#}");
+        assert_eq!(said["world"]["missing"], serde_json::json!([]), "{said:#}");
+    }
 }
 
 /// What the node says, its snapshot says: to every client's flow, of every map.

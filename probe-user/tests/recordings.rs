@@ -3,12 +3,13 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
+use probe_model::cilium::ct::{CtEntry, CtTuple};
 use probe_model::cilium::drop_reason::DropReason;
 use probe_model::cilium::identity::Identity;
 use probe_model::explain::{Verdict, explain};
-use probe_model::simulate::Question;
+use probe_model::simulate::{Question, simulate_noting};
 use probe_model::tuple::{Protocol, Tuple};
-use probe_model::world::World;
+use probe_model::world::{Missing, World};
 use probe_user::sources::{assemble, folder};
 use serde::Deserialize;
 
@@ -423,4 +424,53 @@ fn conntrack_entries_tell_their_layout() {
         }
     }
     assert_eq!(undecided, ["cilium-1.16/deny-all", "cilium-1.16/none", "cilium-1.16/port-range"]);
+}
+
+/// Every packet of a recorded connection and of a probe, first or answer, is judged by lookups as by the whole maps; where
+/// only more entries tell their layout, which decides of one that is closing, the answer says what it assumes.
+#[test]
+fn what_is_looked_up_answers_as_the_whole_maps() {
+    let (mut asked, mut decided, mut assumed, mut lookups) = (0, 0, 0, 0);
+    for recording in ["cilium-1.14", "cilium-1.14-tunnel-kubeproxy", "cilium-1.16"] {
+        for scenario in fixtures::scenarios(recording) {
+            let (whole, mut unread) = (world(&scenario), without_conntrack(&scenario));
+            let connections = whole.conntrack.known().map(|(key, _)| Question::new(key.connection()));
+            let probes = probes(&scenario).into_iter().filter_map(|probe| question(&probe));
+            let packets = connections.chain(probes);
+            for question in packets.flat_map(|first| [first, Question::new(first.tuple.reversed())]) {
+                let without = simulate_noting(&unread, &question).0;
+                let asked_of = |world: &World| simulate_noting(world, &question).1;
+                unread.look_up(asked_of, |key| {
+                    lookups += 1;
+                    Ok::<_, ()>(whole.connection(key).entry().copied())
+                });
+                let expected = simulate_noting(&whole, &question);
+                let said = simulate_noting(&unread, &question);
+                let is_closing =
+                    |key: &CtTuple| unread.connection(key).entry().is_some_and(CtEntry::is_closing);
+                let is_assumed = !said.1.is_empty() && said.1.iter().all(is_closing);
+                assert!(is_assumed || said == expected, "{recording}/{} {question:?}", scenario.name);
+                asked += 1;
+                decided += usize::from(without != expected.0);
+                assumed += usize::from(said.1 != expected.1);
+                unread.forget_lookups();
+            }
+        }
+    }
+    let counts = format!("{asked} packets, {lookups} lookups, {decided} decided by them, {assumed} assumed");
+    assert!(decided > 500 && assumed < asked / 10 && lookups < 4 * asked, "{counts}");
+}
+
+/// A recorded node whose conntrack maps were too large to be read.
+fn without_conntrack(scenario: &fixtures::Scenario) -> World {
+    let mut node = folder::read(&scenario.path).expect("a readable recording");
+    let unread = node.maps.extract_if(.., |name, _| name.starts_with("cilium_ct"));
+    node.unread = unread.map(|(what, _)| Missing { what, why: "it is too large".to_owned() }).collect();
+    let world = assemble::assemble(&node);
+    assert!(
+        world.missing.iter().all(|missing| !missing.what.starts_with("cilium_ct")),
+        "{:?}",
+        world.missing
+    );
+    world
 }

@@ -99,6 +99,12 @@ impl CtTuple {
         self.flags & Self::SERVICE != 0
     }
 
+    /// The pin of the map that has such keys.
+    pub fn map(&self) -> String {
+        let is_tcp = Protocol(self.nexthdr) == Protocol::TCP;
+        Family::of(self.daddr).pin(if is_tcp { "cilium_ct4_global" } else { "cilium_ct_any4_global" })
+    }
+
     /// The connection's first packet, from client to server or frontend.
     pub fn connection(&self) -> Tuple {
         let Self { daddr, saddr, dport, sport, nexthdr, .. } = *self;

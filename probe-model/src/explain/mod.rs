@@ -10,13 +10,14 @@ mod near_miss;
 mod observed;
 mod remedy;
 
+use std::collections::BTreeSet;
 use std::net::SocketAddr;
 
+use crate::cilium::ct::CtTuple;
 use crate::cilium::drop_reason::DropReason;
-use crate::cilium::family::Family;
 use crate::cilium::identity::Identity;
 use crate::cilium::policy::PolicyVerdict;
-use crate::simulate::{IdentityOrigin, Outcome, PolicyStep, Question, Step, Trajectory, simulate};
+use crate::simulate::{IdentityOrigin, Outcome, PolicyStep, Question, Step, Trajectory, simulate_noting};
 use crate::tuple::Protocol;
 use crate::world::{ConfigSource, PolicyRef, World};
 
@@ -105,7 +106,7 @@ pub struct Caveat {
 ///
 /// Cannot fail: a missing fact that decides makes the verdict inconclusive, any other becomes a caveat.
 pub fn explain(world: &World, question: &Question) -> Explanation {
-    let trajectories = simulate(world, question);
+    let (trajectories, unknown_entries) = simulate_noting(world, question);
     let verdict = verdict(world, &trajectories);
     let first = &trajectories[0];
     let policies =
@@ -114,7 +115,8 @@ pub fn explain(world: &World, question: &Question) -> Explanation {
     let near_miss =
         first.deciding_policy().filter(|_| default_deny).and_then(|step| near_miss(world, step, step.peer()));
     let cause = cause::cause(world, &verdict, first, &policies, near_miss.as_ref());
-    let caveats = caveats(world, question, first);
+    let mut caveats = caveats(world, question, first);
+    caveats.extend(conntrack_unknown(world, &unknown_entries));
     Explanation { question: *question, verdict, trajectories, cause, policies, near_miss, caveats }
 }
 
@@ -214,6 +216,24 @@ fn of_outcome(outcome: &Outcome) -> Verdict {
     }
 }
 
+/// What conntrack has of the packet and nobody can tell: by the maps' names, with the reasons.
+fn conntrack_unknown(world: &World, entries: &BTreeSet<CtTuple>) -> Option<Caveat> {
+    let first = entries.first()?;
+    let unread = entries.iter().filter(|key| world.connection(key).entry().is_none());
+    let unread: BTreeSet<_> = unread.map(CtTuple::map).collect();
+    let named = |map: &String| world.missing(map).map_or_else(|| format!("`{map}`"), ToString::to_string);
+    let unread = unread.iter().map(named).collect::<Vec<_>>().join("; ");
+    let what = if unread.is_empty() {
+        format!(
+            "`{}` has a closing entry of it, which Cilium opens again up to 1.15 and not later",
+            first.map()
+        )
+    } else {
+        format!("what conntrack has of it is not known ({unread})")
+    };
+    Some(Caveat { code: Code::ConntrackUnknown, text: format!("{what}: judged as a new connection") })
+}
+
 fn caveats(world: &World, question: &Question, way: &Trajectory) -> Vec<Caveat> {
     let mut all = Vec::new();
     let mut add = |code, text: String| all.push(Caveat { code, text });
@@ -242,12 +262,6 @@ fn caveats(world: &World, question: &Question, way: &Trajectory) -> Vec<Caveat> 
     if through_stack && rules.is_none() && !from_host {
         let text = "the packet passes the host's stack, where netfilter may rewrite or drop it; its rules are not known";
         add(Code::NetfilterUnknown, text.to_owned());
-    }
-    if world.connections(Family::of(question.tuple.daddr)).is_none() {
-        add(
-            Code::ConntrackUnknown,
-            "the conntrack maps are not known: judged as a new connection".to_owned(),
-        );
     }
     for step in way.policy_steps().filter(|step| step.audited) {
         let endpoint = step.endpoint;

@@ -3,7 +3,7 @@
 use super::flow::Path;
 use crate::cilium::ct::{CtEntry, CtTuple};
 use crate::cilium::family::Family;
-use crate::tuple::{Protocol, Tuple};
+use crate::tuple::Tuple;
 use crate::world::World;
 
 /// An entry, Cilium's or netfilter's, that says that a frontend's connection is this backend's.
@@ -17,23 +17,21 @@ pub struct Confirmation {
 
 impl Path {
     /// The conntrack entry that has the flow's first and last destination together; `None` if nothing was translated,
-    /// conntrack was not read, or somebody else translated it.
+    /// conntrack is not known there, or somebody else translated it.
     pub fn confirmation(&self, world: &World) -> Option<Confirmation> {
         let (first, last) = self.translation()?;
-        let family = Family::of(first.daddr);
-        let connections = world.connections(family)?;
-        let service = CtTuple::service(first);
-        let of_service = connections.get(&service).filter(|entry| keeps_with(world, entry, last));
-        let backends = [CtTuple::ingress(last), CtTuple::egress(last)].into_iter();
-        let of_backend = || {
-            backends
-                .into_iter()
-                .find(|tuple| connections.get(tuple).is_some_and(|entry| came_by(world, entry, first)))
+        let confirms = |key: &CtTuple| {
+            let Some(entry) = world.connection(key).entry() else { return false };
+            if key.is_service() { keeps_with(world, entry, last) } else { came_by(world, entry, first) }
         };
-        let entry = of_service.map(|_| service).or_else(of_backend)?;
-        let name =
-            if first.protocol == Protocol::TCP { "cilium_ct4_global" } else { "cilium_ct_any4_global" };
-        Some(Confirmation { map: family.pin(name), entry: entry.to_string() })
+        let entry = self.confirming_keys().into_iter().find(confirms)?;
+        Some(Confirmation { map: entry.map(), entry: entry.to_string() })
+    }
+
+    /// The keys of conntrack under which [`Self::confirmation`] looks, in its order.
+    pub fn confirming_keys(&self) -> Vec<CtTuple> {
+        let keys = |(first, last)| [CtTuple::service(first), CtTuple::ingress(last), CtTuple::egress(last)];
+        self.translation().map(keys).into_iter().flatten().collect()
     }
 
     /// The same by netfilter, whose table says with which tuple the answers will come.

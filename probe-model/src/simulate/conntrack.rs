@@ -5,6 +5,7 @@ use crate::cilium::Direction;
 use crate::cilium::ct::{CtEntry, CtLayout, CtTuple};
 use crate::cilium::family::Family;
 use crate::tuple::{Protocol, Tuple};
+use crate::world::conntrack::Tracked;
 
 /// ICMP types that speak of another packet: destination unreachable, time exceeded, parameter problem.
 const ICMP_ERRORS: [u8; 3] = [3, 11, 12];
@@ -25,7 +26,7 @@ pub(super) enum Known {
     Related(CtTuple),
 }
 
-impl Walk<'_> {
+impl<'w> Walk<'w> {
     /// The connection that lets a packet pass the endpoint's policy in `direction` unasked.
     ///
     /// Looked up as the datapath does: the opposite direction first (an answer), then the own one, which only counts for
@@ -39,14 +40,14 @@ impl Walk<'_> {
         };
         if related {
             let about = |tuple: CtTuple| CtTuple { flags: tuple.flags | CtTuple::RELATED, ..tuple };
-            let found = [about(answered), about(own)].into_iter().find(|tuple| self.is_tracked(tuple));
+            let found = [about(answered), about(own)].into_iter().find(|tuple| self.entry(tuple).is_some());
             return found.map(Known::Related);
         }
         if self.is_echo_reply() {
             return self.echo_of(answered).map(Known::Reply);
         }
         let has_ports = packet.protocol.has_ports() && packet.sport != 0 && packet.dport != 0;
-        (has_ports && self.is_tracked(&answered)).then_some(Known::Reply(answered))
+        (has_ports && self.entry(&answered).is_some()).then_some(Known::Reply(answered))
     }
 
     /// The service entry that keeps this client with a backend, still before translation.
@@ -55,15 +56,26 @@ impl Walk<'_> {
             return None;
         }
         let tuple = CtTuple::service(self.tuple);
-        let entry = self.world.connections(Family::of(tuple.daddr))?.get(&tuple)?;
+        let entry = self.entry(&tuple)?;
         // The first packet of a new connection: up to 1.15 it opens a closing entry again, later it makes a new one.
-        let begins_anew = entry.is_closing() && self.world.ct_layouts != [CtLayout::PerDirection];
+        let layouts = &self.world.ct_layouts;
+        let begins_anew = entry.is_closing() && *layouts != [CtLayout::PerDirection];
+        if begins_anew && layouts.contains(&CtLayout::PerDirection) {
+            self.unknown_entries.borrow_mut().insert(tuple);
+        }
         (!begins_anew).then_some((tuple, *entry))
     }
 
     /// An echo request between the same ends; conntrack has its identifier in the client's port, the packet's is not known.
     fn echo_of(&self, request: CtTuple) -> Option<CtTuple> {
-        let entries = self.world.connections(Family::of(request.daddr))?;
+        let Some(entries) = self.world.connections(Family::of(request.daddr)).other.whole() else {
+            // A lookup finds it with its identifier alone, and tells of no other.
+            let found = self.entry(&request).map(|_| request);
+            if found.is_none() {
+                self.unknown_entries.borrow_mut().insert(request);
+            }
+            return found;
+        };
         let first = CtTuple { nexthdr: 0, flags: 0, ..request };
         let last = CtTuple { sport: u16::MAX, nexthdr: u8::MAX, flags: u8::MAX, ..request };
         let same_kind = |tuple: &&CtTuple| (tuple.nexthdr, tuple.flags) == (request.nexthdr, request.flags);
@@ -80,8 +92,13 @@ impl Walk<'_> {
             }
     }
 
-    fn is_tracked(&self, tuple: &CtTuple) -> bool {
-        self.world.connections(Family::of(tuple.daddr)).is_some_and(|entries| entries.contains_key(tuple))
+    /// The entry under a key; one that is not known counts as absent, and is noted.
+    fn entry(&self, key: &CtTuple) -> Option<&'w CtEntry> {
+        let found = self.world.connection(key);
+        if found == Tracked::Unknown {
+            self.unknown_entries.borrow_mut().insert(*key);
+        }
+        found.entry()
     }
 
     fn icmp_error(&self) -> bool {

@@ -28,7 +28,7 @@ use crate::cilium::{Direction, EndpointId};
 use crate::netfilter::Hook;
 use crate::tuple::Tuple;
 
-pub use walk::simulate;
+pub use walk::{simulate, simulate_noting};
 
 /// ICMP echo request, what a ping sends.
 pub const ICMP_ECHO_REQUEST: u8 = 8;

@@ -1,8 +1,12 @@
 //! The walk itself: where a packet enters, and whose policies it meets.
 
+use std::cell::RefCell;
+use std::collections::BTreeSet;
+
 use super::conntrack::Known;
 use super::identity::{MAGIC_HOST, Resolved, identity_mark};
 use super::{Destination, IdentityOrigin, Outcome, Question, Step, Trajectory, Unknown};
+use crate::cilium::ct::CtTuple;
 use crate::cilium::drop_reason::DropReason;
 use crate::cilium::family::Family;
 use crate::cilium::ipcache::Ipcache;
@@ -13,17 +17,35 @@ use crate::world::{AddressOwner, ConfigSource, Endpoint, RoutingMode, World};
 
 /// Follows the first packet of a connection through the node: every way it can take.
 pub fn simulate(world: &World, question: &Question) -> Vec<Trajectory> {
+    simulate_noting(world, question).0
+}
+
+/// As [`simulate`], and the conntrack entries that were asked for and are not known, or of which it is not known what they
+/// mean: the ways are those of a packet that has none of them. With them known ([`World::look_up`]) others may be asked for.
+pub fn simulate_noting(world: &World, question: &Question) -> (Vec<Trajectory>, BTreeSet<CtTuple>) {
+    // Of ways that are walked to compare them, too: the comparison rests on those.
+    let unknown_entries = RefCell::default();
+    let ways = simulate_by_any(world, question, &unknown_entries);
+    (ways, unknown_entries.into_inner())
+}
+
+fn simulate_by_any(world: &World, question: &Question, unknown: &UnknownEntries) -> Vec<Trajectory> {
     if let (None, [first, others @ ..]) = (&world.ipcache, world.ipcaches_in_use.as_slice()) {
-        let ways = simulate_by(world, Some(first), question);
+        let ways = simulate_by(world, Some(first), question, unknown);
         // Whichever of them a program on the way asks: every way is the same, to the last step.
-        if others.iter().all(|other| simulate_by(world, Some(other), question) == ways) {
+        if others.iter().all(|other| simulate_by(world, Some(other), question, unknown) == ways) {
             return ways;
         }
     }
-    simulate_by(world, world.ipcache.as_ref(), question)
+    simulate_by(world, world.ipcache.as_ref(), question, unknown)
 }
 
-fn simulate_by(world: &World, ipcache: Option<&Ipcache>, question: &Question) -> Vec<Trajectory> {
+fn simulate_by(
+    world: &World,
+    ipcache: Option<&Ipcache>,
+    question: &Question,
+    unknown_entries: &UnknownEntries,
+) -> Vec<Trajectory> {
     let walk = Walk {
         world,
         ipcache,
@@ -34,6 +56,7 @@ fn simulate_by(world: &World, ipcache: Option<&Ipcache>, question: &Question) ->
         mark: question.mark,
         delivery: Delivery::Stack,
         untracked_fragment: false,
+        unknown_entries,
     };
     if question.tuple.saddr.is_ipv4() != question.tuple.daddr.is_ipv4() {
         return walk.unknown(Unknown::Nat46x64);
@@ -73,7 +96,12 @@ pub(super) struct Walk<'w> {
     pub(super) delivery: Delivery,
     /// A fragment, where Cilium does not track them: it has no ports.
     pub(super) untracked_fragment: bool,
+    /// Conntrack entries that were asked for and are not known, and those that are left aside for that.
+    pub(super) unknown_entries: &'w UnknownEntries,
 }
+
+/// Filled by every way of one question.
+type UnknownEntries = RefCell<BTreeSet<CtTuple>>;
 
 impl Walk<'_> {
     pub(super) fn end(self, outcome: Outcome) -> Vec<Trajectory> {

@@ -1,5 +1,6 @@
 //! Everything known of one node at one time, decoded, with what is missing.
 
+pub mod conntrack;
 pub mod kubernetes;
 pub mod nat;
 pub mod private_link;
@@ -11,7 +12,7 @@ use std::net::{IpAddr, Ipv4Addr};
 use ipnet::IpNet;
 
 use crate::cilium::auth::{AuthInfo, AuthKey};
-use crate::cilium::ct::{CtEntry, CtLayout, CtTuple};
+use crate::cilium::ct::CtLayout;
 use crate::cilium::family::Family;
 use crate::cilium::fragments::{FragmentId, FragmentPorts};
 use crate::cilium::identity::Identity;
@@ -26,6 +27,7 @@ use crate::cilium::{Direction, EndpointId};
 use crate::intent::object::Objects;
 use crate::netfilter::Ruleset;
 use crate::tuple::Protocol;
+use conntrack::Conntrack;
 use kubernetes::Kubernetes;
 use private_link::PrivateLink;
 
@@ -56,10 +58,10 @@ pub struct World {
     pub lb: Option<LoadBalancer>,
     /// The same for IPv6.
     pub lb6: Option<LoadBalancer>,
-    /// Both conntrack maps together (IPv4).
-    pub conntrack: Option<Conntrack>,
+    /// Conntrack (IPv4).
+    pub conntrack: Conntrack,
     /// The same for IPv6.
-    pub conntrack6: Option<Conntrack>,
+    pub conntrack6: Conntrack,
     /// How conntrack entries can be read, see [`crate::cilium::ct::ct_layouts`].
     pub ct_layouts: Vec<CtLayout>,
     /// The ports of fragmented packets, both families.
@@ -93,9 +95,6 @@ pub struct World {
     /// What could not be had.
     pub missing: Vec<Missing>,
 }
-
-/// Conntrack entries of one family.
-pub type Conntrack = BTreeMap<CtTuple, CtEntry>;
 
 /// A policy map with its pin's name.
 #[derive(Clone, Debug)]
@@ -483,14 +482,6 @@ impl World {
         match family {
             Family::V4 => self.lb.as_ref(),
             Family::V6 => self.lb6.as_ref(),
-        }
-    }
-
-    /// Conntrack entries of a family, if known.
-    pub fn connections(&self, family: Family) -> Option<&Conntrack> {
-        match family {
-            Family::V4 => self.conntrack.as_ref(),
-            Family::V6 => self.conntrack6.as_ref(),
         }
     }
 

@@ -4,6 +4,7 @@
 mod conntrack;
 mod delivery;
 mod lookup;
+mod lookups;
 mod missing;
 mod policy;
 mod service;
@@ -95,7 +96,7 @@ impl Net {
             Family::V4 => &mut world.conntrack,
             Family::V6 => &mut world.conntrack6,
         };
-        *connections = Some([].into());
+        *connections = [].into_iter().collect();
         let everywhere =
             Route { destination: everything, via: None, dev: "eth0".into(), src: None, metric: 0 };
         world.routes = vec![everywhere];
@@ -156,7 +157,7 @@ impl Net {
             Family::V4 => &mut world.conntrack,
             Family::V6 => &mut world.conntrack6,
         };
-        connections.get_or_insert_default().insert(tuple, entry);
+        connections.learn(tuple, Some(entry));
     }
 
     /// The family's ICMP.

@@ -43,7 +43,7 @@ const LOSSES: [(&str, Loss); 12] = [
 ];
 
 /// Worlds in which one thing or another decides.
-fn worlds(net: Net, layout: PolicyLayout) -> Vec<(&'static str, World)> {
+pub(super) fn worlds(net: Net, layout: PolicyLayout) -> Vec<(&'static str, World)> {
     let mut all = vec![("open", net.world(layout))];
     let mut add = |name, change: &dyn Fn(&mut World)| {
         let mut world = net.world(layout);
@@ -108,7 +108,7 @@ fn worlds(net: Net, layout: PolicyLayout) -> Vec<(&'static str, World)> {
     all
 }
 
-fn questions(net: Net) -> Vec<Question> {
+pub(super) fn questions(net: Net) -> Vec<Question> {
     let mut all = Vec::new();
     for from in [net.client, net.other, net.node, net.remote_pod, net.remote_node] {
         let to = [

@@ -16,8 +16,8 @@ use crate::trace::Setup;
 /// What an agent keeps of flows and packets: it runs for months, beside what the node is for. A hash table of so many
 /// decided flows takes 3 MB, one more would double it.
 const CAPACITY: Capacity = Capacity { remembered: 14_000, pending: 20_000 };
-/// Conntrack maps with more entries are not read: with every flow they would be, again and again, and each entry takes some
-/// hundred bytes. What they confirm of a flow is then told to be missing.
+/// In conntrack maps with more entries each flow's own are looked up: they would be read with every flow, again and again,
+/// and each entry takes some hundred bytes.
 const CONNTRACK_ENTRIES: usize = 8192;
 /// Its ring buffer: it is mapped twice, and counts twice as the agent's memory.
 const AGENT_RING_BYTES: u32 = 1 << 20;

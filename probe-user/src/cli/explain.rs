@@ -6,7 +6,7 @@ use anyhow::{Context as _, Result, bail};
 use clap::ValueEnum;
 use probe_model::cilium::Direction;
 use probe_model::explain::{self, Explanation, Verdict};
-use probe_model::simulate::Question;
+use probe_model::simulate::{Question, simulate_noting};
 use probe_model::tuple::{Protocol, Tuple};
 use probe_model::world::World;
 
@@ -39,12 +39,13 @@ enum DirectionArg {
 }
 
 pub(super) fn run(args: &Args, global: &Global) -> Result<Outcome> {
-    let world = sources::world(&args.from, &global.live_options()?)?;
+    let (mut world, lookups) = sources::world_to_ask(&args.from, &global.live_options()?)?;
     let mut question = question(&world, &args.src, &args.dst)?;
     question.direction = args.direction.map(|direction| match direction {
         DirectionArg::Ingress => Direction::Ingress,
         DirectionArg::Egress => Direction::Egress,
     });
+    lookups.complete(&mut world, |world| simulate_noting(world, &question).1);
     let explanation = explain::explain(&world, &question);
     let is_by_policy = matches!(explanation.verdict, Verdict::Dropped(_)) && explanation.policy().is_some();
     let advice = is_by_policy.then(|| explain::advise(&world, &explanation));

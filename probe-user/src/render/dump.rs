@@ -22,6 +22,7 @@ use probe_model::cilium::source_file::source_file;
 use probe_model::cilium::{Direction, EndpointId};
 use probe_model::tuple::Protocol;
 use probe_model::world::World;
+use probe_model::world::conntrack::Conntrack;
 use serde_json::{Value, json};
 
 use super::clean;
@@ -407,12 +408,13 @@ fn service_json(Frontend { key, service, backends, quarantined }: &Frontend) -> 
 ///
 /// If the maps could not be read.
 pub fn conntrack(world: &World) -> Result<Dump> {
-    if world.conntrack.is_none() && world.conntrack6.is_none() {
+    let families = [&world.conntrack, &world.conntrack6].map(Conntrack::whole);
+    if families.iter().all(Option::is_none) {
         return Err(missing(world, "cilium_ct4_global"));
     }
     let layouts = &world.ct_layouts;
     let mut dump = Dump::default();
-    for (tuple, entry) in world.conntrack.iter().chain(&world.conntrack6).flatten() {
+    for (tuple, entry) in families.into_iter().flatten().flatten() {
         dump.line(&conntrack_line(tuple, entry, layouts));
         let mut line = json!({
             "schema": "plsprobe.conntrack/1",

@@ -17,9 +17,8 @@ use probe_model::cilium::policystats::{self, PolicyStatsKey};
 use probe_model::cilium::runtime_config::{RuntimeConfig, UTime};
 use probe_model::cilium::{DecodeError, EndpointId};
 use probe_model::netfilter::Ruleset;
-use probe_model::world::{
-    Config, Conntrack, Endpoint, Interface, Missing, NamedPolicyMap, RoutingMode, World,
-};
+use probe_model::world::conntrack::{Conntrack, CtTable};
+use probe_model::world::{Config, Endpoint, Interface, Missing, NamedPolicyMap, RoutingMode, World};
 
 use super::in_use::{self, InUse};
 use super::raw::{RawMap, RawNode};
@@ -136,7 +135,7 @@ fn read_maps(node: &RawNode, world: &mut World) {
     // Only a map with entries tells its layout for certain.
     let policies = world.policy.values().filter(|policy| !policy.map.is_empty());
     let possible = CtLayout::beside(policies.map(|policy| policy.map.layout()));
-    let connections = world.conntrack.iter().chain(&world.conntrack6).flatten();
+    let connections = world.conntrack.known().chain(world.conntrack6.known());
     world.ct_layouts = ct_layouts(connections, &possible);
 }
 
@@ -222,16 +221,18 @@ fn read_load_balancer(node: &RawNode, world: &mut World, family: Family) -> Opti
     Some(LoadBalancer::new(LbMaps { services, backends, source_ranges }))
 }
 
-fn read_conntrack(node: &RawNode, world: &mut World, family: Family) -> Option<Conntrack> {
+fn read_conntrack(node: &RawNode, world: &mut World, family: Family) -> Conntrack {
     let mut read = |name: &str| {
-        entries_of(node, world, &family.pin(name), family, |key, value| {
+        let pin = family.pin(name);
+        if node.unread.iter().any(|unread| unread.what == pin) {
+            return CtTable::default();
+        }
+        let entries = entries_of(node, world, &pin, family, |key, value| {
             Ok((CtTuple::decode(key)?, CtEntry::decode(value)?))
-        })
+        });
+        entries.map_or_else(CtTable::default, CtTable::Whole)
     };
-    let tcp: Option<Conntrack> = read("cilium_ct4_global");
-    let other: Option<Conntrack> = read("cilium_ct_any4_global");
-    // With one of them alone a connection of the other would look like none.
-    tcp.zip(other).map(|(tcp, other)| tcp.into_iter().chain(other).collect())
+    Conntrack { tcp: read("cilium_ct4_global"), other: read("cilium_ct_any4_global") }
 }
 
 /// The fragment maps of both families; IPv6 has one from 1.18 on only.

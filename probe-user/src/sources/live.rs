@@ -4,8 +4,8 @@
 //! network beside them. Only what no answer can do without ends the reading; the rest is listed as missing.
 //!
 //! A busy node has conntrack and NAT maps of hundreds of thousands of entries. An answer needs few of them, so they are
-//! read whole only for `dump`; and who follows a node ([`refresh`]) asks the agent again only when the maps say that
-//! something changed, or after a while.
+//! read whole only for `dump`, and a question looks its own up ([`Lookups`]); and who follows a node ([`refresh`]) asks
+//! the agent again only when the maps say that something changed, or after a while.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -24,7 +24,8 @@ use super::{
     addresses,
     agent::{self, Agent},
     cluster,
-    maps::{Globals, Reading},
+    lookups::Lookups,
+    maps::{Globals, PinnedMap, Reading},
     netfilter, programs,
     raw::{Missing, Network, Program, RawMap, RawNode},
     unusable::Unusable,
@@ -64,10 +65,11 @@ const SHOWN: [&str; 6] = [
     "cilium_lb6_affinity",
     "cilium_lb_affinity_match",
 ];
-/// Conntrack maps with more entries are not read for an answer, unless fewer are allowed: reading and decoding 200,000 took 0.9 s and 0.2 s on two
-/// loaded cores.
+/// Conntrack maps with more entries are not read for an answer, unless fewer are allowed: reading and decoding 200,000
+/// took 0.9 s and 0.2 s on two loaded cores.
 const CONNTRACK_ENTRIES: usize = 65_536;
-/// How old the agent's answers, the netfilter rules and the network may be while the maps have the same keys.
+/// How old the agent's answers, the netfilter rules and the network may be while the maps have the same keys; and how long
+/// a map is taken to be as large as it was.
 const SLOW_AGE: Duration = Duration::from_secs(10);
 /// How long after the maps' keys changed the agent is asked at every look: its answers follow later.
 const SETTLING: Duration = Duration::from_secs(3);
@@ -81,7 +83,7 @@ pub struct LiveOptions {
     pub cilium_run: PathBuf,
     /// What is asked beyond the node, and what was given with the command.
     pub cluster: cluster::Options,
-    /// Conntrack maps with more entries are not read for an answer.
+    /// Conntrack maps with more entries are not read for an answer, but looked up in.
     pub conntrack_entries: usize,
 }
 
@@ -118,18 +120,22 @@ impl LiveOptions {
 pub struct LiveNode {
     /// The facts.
     pub node: RawNode,
+    /// What was too large to be read, for questions to look up in.
+    pub lookups: Lookups,
     /// How long each part took: maps by pin name, `agent`, `iptables-save`, `network`.
     pub took: Vec<(String, Duration)>,
     slow: Slow,
     /// When the maps' keys were last seen to have changed.
     changed: Instant,
+    /// When it was last tried to read those that are too large.
+    counted: Instant,
 }
 
 /// How much is read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Extent {
-    /// What an answer needs; conntrack maps of so many entries.
-    Answer(usize),
+enum Extent<'l> {
+    /// What an answer needs; conntrack maps of so many entries, unless they had more a moment ago.
+    Answer { most: usize, large: &'l [Missing] },
     /// What there is to show.
     Everything,
 }
@@ -141,7 +147,7 @@ enum Extent {
 ///
 /// When there is no Cilium here, or none of its maps can be read: nothing could be judged.
 pub fn read(options: &LiveOptions) -> Result<LiveNode> {
-    read_extent(options, Extent::Answer(options.conntrack_entries))
+    read_extent(options, Extent::Answer { most: options.conntrack_entries, large: &[] })
 }
 
 /// As [`read`], with every entry of the maps that can be shown.
@@ -164,15 +170,18 @@ pub fn read_whole(options: &LiveOptions) -> Result<LiveNode> {
 /// As [`read`].
 pub fn refresh(options: &LiveOptions, last: &LiveNode) -> Result<LiveNode> {
     let (globals, pins) = globals(options)?;
-    let maps = Maps::read(&globals, &pins, Extent::Answer(options.conntrack_entries))?;
+    let is_counted = last.counted.elapsed() < SLOW_AGE;
+    let large = if is_counted { last.node.unread.as_slice() } else { &[] };
+    let maps = Maps::read(&globals, &pins, Extent::Answer { most: options.conntrack_entries, large })?;
     let changed = if maps.same_keys(&last.node) { last.changed } else { Instant::now() };
     let is_settled = last.slow.at.saturating_duration_since(changed) >= SETTLING;
     let is_young = last.slow.at.elapsed() < SLOW_AGE;
     let slow = if is_settled && is_young { last.slow.clone() } else { Slow::read(options) };
-    Ok(LiveNode::new(maps, slow, changed))
+    let counted = if is_counted { last.counted } else { Instant::now() };
+    Ok(LiveNode { counted, ..LiveNode::new(maps, slow, changed) })
 }
 
-fn read_extent(options: &LiveOptions, extent: Extent) -> Result<LiveNode> {
+fn read_extent(options: &LiveOptions, extent: Extent<'_>) -> Result<LiveNode> {
     let (globals, pins) = globals(options)?;
     thread::scope(|scope| {
         let slow = scope.spawn(|| Slow::read(options));
@@ -199,10 +208,12 @@ impl LiveNode {
             iptables_save: slow.iptables_save.clone(),
             nft_ruleset: slow.nft_ruleset.clone(),
             network: slow.network.clone(),
+            unread: maps.unread,
             missing: [maps.missing, slow.missing.clone()].concat(),
             ..RawNode::default()
         };
-        Self { node, took: [maps.took, slow.took.clone()].concat(), slow, changed }
+        let took = [maps.took, slow.took.clone()].concat();
+        Self { node, lookups: maps.lookups, took, slow, changed, counted: Instant::now() }
     }
 }
 
@@ -250,13 +261,23 @@ struct Maps {
     read_at: Option<UTime>,
     read: BTreeMap<String, RawMap>,
     programs: BTreeMap<u32, Program>,
+    unread: Vec<Missing>,
+    lookups: Lookups,
     missing: Vec<Missing>,
     took: Vec<(String, Duration)>,
 }
 
+/// One map, as far as it was read.
+enum Read {
+    /// As far as it is wanted.
+    Map(Reading),
+    /// It has more entries than this.
+    TooLarge(PinnedMap, usize),
+}
+
 impl Maps {
     /// Reads every pin on a few threads: entries where the extent has them, else only what the map is.
-    fn read(globals: &Globals, pins: &[String], extent: Extent) -> Result<Self> {
+    fn read(globals: &Globals, pins: &[String], extent: Extent<'_>) -> Result<Self> {
         let next = AtomicUsize::new(0);
         let read_some = || {
             let mut read = Vec::new();
@@ -277,7 +298,11 @@ impl Maps {
         for (name, reading, took) in read {
             maps.took.push((name.clone(), took));
             match reading {
-                Ok(Reading { map, caveat }) => {
+                Ok(Read::TooLarge(map, most)) => {
+                    maps.unread.push(Missing { what: name.clone(), why: too_large(most) });
+                    maps.lookups.add(name.clone(), map);
+                }
+                Ok(Read::Map(Reading { map, caveat })) => {
                     maps.missing.extend(caveat.map(|why| Missing { what: name.clone(), why }));
                     maps.read.insert(name.clone(), map);
                 }
@@ -368,20 +393,27 @@ fn reachable(socket: &Path) -> io::Result<()> {
     std::os::unix::net::UnixStream::connect(socket).map(drop)
 }
 
-fn read_map(globals: &Globals, name: &str, extent: Extent) -> Result<Reading> {
+fn read_map(globals: &Globals, name: &str, extent: Extent<'_>) -> Result<Read> {
     if is_wanted(name) || (extent == Extent::Everything && is_shown(name)) {
-        return globals.read(name);
+        return globals.read(name).map(Read::Map);
     }
-    if let Extent::Answer(most) = extent
+    let map = globals.map(name)?;
+    if let Extent::Answer { most, large } = extent
         && name.starts_with(CONNTRACK)
     {
-        let reading = globals.read_at_most(name, most)?;
-        return reading.ok_or_else(|| {
-            let limit = format!("it has more than {most} entries, too many to read for one answer");
-            Unusable::new(limit, "look at it with `plsprobe dump conntrack`").into()
+        let is_large = large.iter().any(|unread| unread.what == name);
+        let read = if is_large { None } else { map.read_at_most(most)? };
+        return Ok(match read {
+            Some(map) => Read::Map(Reading { map, caveat: None }),
+            None => Read::TooLarge(map, most),
         });
     }
-    Ok(Reading { map: globals.map(name)?.facts(), caveat: None })
+    Ok(Read::Map(Reading { map: map.facts(), caveat: None }))
+}
+
+fn too_large(most: usize) -> String {
+    let found = format!("it has more than {most} entries, too many to read for one answer");
+    Unusable::new(found, "look at it with `plsprobe dump conntrack`").to_string()
 }
 
 /// Whether some command reads the entries of the map under this pin, so that a snapshot must hold them.
@@ -409,9 +441,13 @@ mod tests {
     use std::os::unix::net::UnixListener;
 
     use libbpf_rs::{MapCore as _, MapFlags, MapType};
+    use probe_model::cilium::ct::{CtEntry, CtTuple};
+    use probe_model::tuple::Protocol;
+    use probe_model::world::conntrack::Tracked;
 
     use super::*;
     use crate::sources::{
+        self,
         assemble::assemble,
         folder,
         testing::{PrivateBpffs, serve_rest},
@@ -518,31 +554,81 @@ mod tests {
         assert!(refresh(&options, &second).unwrap().slow.at > second.slow.at);
     }
 
+    /// The key of a TCP connection, another for each number.
+    fn conntrack_key(number: u32) -> [u8; 14] {
+        let mut key = [0; 14];
+        key[..4].copy_from_slice(&number.to_ne_bytes());
+        key[12] = Protocol::TCP.0;
+        key
+    }
+
     #[test]
-    fn too_many_connections_are_not_read_for_an_answer() {
+    fn too_many_connections_are_looked_up_in_for_an_answer() {
         let Some(bpffs) = PrivateBpffs::mount() else { return };
         drop(bpffs.create("cilium_lxc", MapType::Hash, 20, 48, 16));
         let entries = CONNTRACK_ENTRIES as u32 + 1;
         let conntrack = bpffs.create("cilium_ct4_global", MapType::Hash, 14, 56, entries);
         for i in 0..entries {
-            let mut key = [0; 14];
-            key[..4].copy_from_slice(&i.to_ne_bytes());
-            conntrack.update(&key, &[0; 56], MapFlags::ANY).unwrap();
+            conntrack.update(&conntrack_key(i), &[0; 56], MapFlags::ANY).unwrap();
         }
         let options = LiveOptions {
             bpffs: bpffs.path().to_owned(),
             cilium_run: bpffs.path().join("run"),
             ..LiveOptions::default()
         };
-        let node = read(&options).unwrap().node;
-        let missing = node.missing.iter().find(|missing| missing.what == "cilium_ct4_global").unwrap();
-        assert!(missing.why.starts_with("it has more than 65536 entries"), "{missing}");
+        let LiveNode { node, lookups, .. } = read(&options).unwrap();
+        let unread: Vec<_> = node.unread.iter().map(ToString::to_string).collect();
+        assert_eq!(unread.len(), 1);
+        assert!(unread[0].starts_with("`cilium_ct4_global`: it has more than 65536 entries"), "{unread:?}");
         assert!(!node.maps.contains_key("cilium_ct4_global"));
-        assert_eq!(assemble(&node).conntrack, None);
+        let mut world = assemble(&node);
+        let listed = world.missing.iter().any(|missing| missing.what == "cilium_ct4_global");
+        assert!(world.conntrack.tcp.whole().is_none() && !listed, "{:?}", world.missing);
+        // Who looks nothing up is told.
+        let world_of_all = sources::world(&sources::From::Live, &options).unwrap();
+        assert_eq!(world_of_all.missing("cilium_ct4_global"), node.unread.first());
+
+        let [there, absent] = [1, entries].map(|i| CtTuple::decode(&conntrack_key(i)).unwrap());
+        lookups.complete(&mut world, |_| [there, absent].into());
+        assert_eq!(world.connection(&there), Tracked::Entry(&CtEntry::default()));
+        assert_eq!(world.connection(&absent), Tracked::Absent);
+        // The next question's take their place.
+        lookups.complete(&mut world, |_| [absent].into());
+        assert_eq!(world.connection(&there), Tracked::Unknown);
         assert_eq!(
             read_whole(&options).unwrap().node.maps["cilium_ct4_global"].entries.len(),
             entries as usize
         );
+    }
+
+    #[test]
+    fn a_map_that_was_too_large_is_not_read_again_at_once() {
+        let Some(bpffs) = PrivateBpffs::mount() else { return };
+        drop(bpffs.create("cilium_lxc", MapType::Hash, 20, 48, 16));
+        let conntrack = bpffs.create("cilium_ct4_global", MapType::Hash, 14, 56, 16);
+        for i in 0..2 {
+            conntrack.update(&conntrack_key(i), &[0; 56], MapFlags::ANY).unwrap();
+        }
+        let options = LiveOptions {
+            bpffs: bpffs.path().to_owned(),
+            cilium_run: bpffs.path().join("run"),
+            conntrack_entries: 1,
+            ..LiveOptions::default()
+        };
+        let first = read(&options).unwrap();
+        conntrack.delete(&conntrack_key(0)).unwrap();
+        let mut second = refresh(&options, &first).unwrap();
+        assert_eq!((second.node.unread.len(), second.counted), (1, first.counted));
+        // Its entries are those of now all the same.
+        let mut world = assemble(&second.node);
+        let [gone, there] = [0, 1].map(|i| CtTuple::decode(&conntrack_key(i)).unwrap());
+        second.lookups.complete(&mut world, |_| [gone, there].into());
+        assert_eq!(world.connection(&gone), Tracked::Absent);
+        assert_eq!(world.connection(&there), Tracked::Entry(&CtEntry::default()));
+        second.counted -= SLOW_AGE;
+        let third = refresh(&options, &second).unwrap();
+        assert_eq!((third.node.unread.len(), third.node.maps["cilium_ct4_global"].entries.len()), (0, 1));
+        assert!(third.counted > first.counted);
     }
 
     #[test]

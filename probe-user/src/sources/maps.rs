@@ -107,16 +107,6 @@ impl Globals {
     pub fn read(&self, name: &str) -> Result<Reading> {
         read_settled(&self.path.join(name), || {})
     }
-
-    /// Reads one pinned map unless it has more than `limit` entries: then the reading stops and `None` is the answer.
-    ///
-    /// # Errors
-    ///
-    /// As [`Self::read`].
-    pub fn read_at_most(&self, name: &str, limit: usize) -> Result<Option<Reading>> {
-        let map = self.map(name)?.read_at_most(limit)?;
-        Ok(map.map(|map| Reading { map, caveat: None }))
-    }
 }
 
 /// A map as it was read.
@@ -162,6 +152,11 @@ impl PinnedMap {
     /// The map's id in the kernel. Cilium may replace a map under its pin: the id tells.
     pub fn id(&self) -> u32 {
         self.id
+    }
+
+    /// Bytes of a key, as the map declares it.
+    pub fn key_size(&self) -> u32 {
+        self.handle.key_size()
     }
 
     /// What the map declares of itself, without entries.

@@ -19,6 +19,7 @@ pub mod in_use;
 pub mod kubernetes;
 pub mod links;
 pub mod live;
+pub mod lookups;
 pub mod maps;
 pub mod monitor;
 pub mod namespaces;
@@ -50,6 +51,7 @@ use anyhow::{Context as _, Result, bail};
 use probe_model::world::World;
 
 pub use live::LiveOptions;
+use lookups::Lookups;
 use raw::RawNode;
 
 /// How much of a file's beginning tells what it is: a block of a tar.
@@ -125,9 +127,24 @@ fn read_path(path: &Path) -> Result<RawNode> {
 ///
 /// As [`raw()`].
 pub fn world(from: &From, live: &LiveOptions) -> Result<World> {
-    let node = match from {
+    let mut node = match from {
         From::Live => live::read(live)?.node,
         From::Path(_) => raw(from, live)?,
     };
+    // Nobody looks anything up in them.
+    node.missing.append(&mut node.unread);
     Ok(assemble::assemble(&node))
+}
+
+/// The same for single questions: each has to look up what it needs of the maps that were too large to be read.
+///
+/// # Errors
+///
+/// As [`raw()`].
+pub fn world_to_ask(from: &From, live: &LiveOptions) -> Result<(World, Lookups)> {
+    let (node, lookups) = match from {
+        From::Live => live::read(live).map(|live| (live.node, live.lookups))?,
+        From::Path(_) => (raw(from, live)?, Lookups::default()),
+    };
+    Ok((assemble::assemble(&node), lookups))
 }

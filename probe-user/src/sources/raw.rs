@@ -29,6 +29,8 @@ pub struct RawNode {
     pub azure: BTreeMap<String, String>,
     /// Interfaces and routes of the node.
     pub network: Option<Network>,
+    /// Conntrack maps that were too large to be read for an answer, and in which it can look keys up; not in `maps`.
+    pub unread: Vec<Missing>,
     /// What could not be had.
     pub missing: Vec<Missing>,
 }

@@ -22,7 +22,7 @@ use super::Setup;
 use super::advice::Adviser;
 use super::coverage::Coverage;
 use super::gaps::{Gap, Gaps};
-use super::judge::{EventSource, Judgement, judge};
+use super::judge::{EventSource, Judgement, asked_of_conntrack, judge};
 use super::kernel::{self, Names};
 use super::neighbours::{self, Trouble};
 use super::reading::{Maps, Reading};
@@ -762,6 +762,10 @@ impl Engine {
         self.names.learn_functions(&path);
         let departed = self.complete.as_ref().map(|(complete, _)| complete);
         let departed = departed.filter(|complete| self.is_of_departed(complete, &path));
+        if departed.is_none() {
+            // Where the maps are of an earlier time, what conntrack has now would not go with them.
+            self.node.lookups.complete(&mut self.world, |world| asked_of_conntrack(world, &path));
+        }
         let world = departed.unwrap_or(&self.world);
         let nat = self.nat.get_or_insert_with(|| nat_sources(world));
         let mut judgement = judge(world, path, self.verdicts.source(), &self.watch, nat);

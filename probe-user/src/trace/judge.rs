@@ -4,6 +4,7 @@ use std::net::{IpAddr, SocketAddr};
 
 use ipnet::IpNet;
 use probe_model::cilium::Direction;
+use probe_model::cilium::ct::CtTuple;
 use probe_model::cilium::drop_reason::DropReason;
 use probe_model::cilium::events::Notification;
 use probe_model::cilium::identity::Identity;
@@ -14,7 +15,7 @@ use probe_model::path::probe::is_probe_source;
 use probe_model::path::proxy::{self, Consumer, ProxyFault};
 use probe_model::path::{CiliumEvent, Confirmation, Gap, Outcome, Path, Refusal, Watch, Ways};
 use probe_model::simulate::{self, Question, Step, Unknown};
-use probe_model::tuple::Tuple;
+use probe_model::world::conntrack::Tracked;
 use probe_model::world::nat::{Confidence, NatSources};
 use probe_model::world::{AddressOwner, PolicyRef, World};
 
@@ -189,13 +190,28 @@ fn ways(world: &World, explanation: &Explanation) -> Ways {
 
 /// Asks the maps about the packet as it came; where they leave the backend open, about the one that was observed.
 fn explain(world: &World, path: &Path) -> Explanation {
-    let ask = |tuple: Tuple| explain::explain(world, &Question::new(tuple));
-    let whole = ask(path.tuple);
-    let after = path.final_tuple();
+    let (first, observed) = questions(path);
+    let whole = explain::explain(world, &first);
+    let Some(observed) = observed else { return whole };
     let backend_open = matches!(whole.verdict, Verdict::Inconclusive(_))
-        || !whole.trajectories.iter().any(|way| way.tuple.daddr == after.daddr);
-    let only_dnat = (after.saddr, after.sport) == (path.tuple.saddr, path.tuple.sport) && after != path.tuple;
-    if backend_open && only_dnat { ask(after) } else { whole }
+        || !whole.trajectories.iter().any(|way| way.tuple.daddr == observed.tuple.daddr);
+    if backend_open { explain::explain(world, &observed) } else { whole }
+}
+
+/// The packet as it came, and as it was observed after only its destination was translated.
+fn questions(path: &Path) -> (Question, Option<Question>) {
+    let (first, last) = (path.tuple, path.final_tuple());
+    let only_dnat = (last.saddr, last.sport) == (first.saddr, first.sport) && last != first;
+    (Question::new(first), only_dnat.then(|| Question::new(last)))
+}
+
+/// The keys of conntrack that [`judge`] asks for and `world` does not know.
+pub fn asked_of_conntrack(world: &World, path: &Path) -> BTreeSet<CtTuple> {
+    let (first, observed) = questions(path);
+    let asked = |question| simulate::simulate_noting(world, &question).1;
+    let confirming = path.confirming_keys().into_iter();
+    let unknown = confirming.filter(|key| world.connection(key) == Tracked::Unknown);
+    asked(first).into_iter().chain(observed.into_iter().flat_map(asked)).chain(unknown).collect()
 }
 
 /// What Cilium did with the flow, as far as its notifications and the packets tell.

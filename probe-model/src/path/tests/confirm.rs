@@ -4,6 +4,7 @@ use super::*;
 use crate::cilium::ct::{CtEntry, CtTuple};
 use crate::cilium::lb::{LbBackend, LbKey, LbMaps, LbService, LoadBalancer};
 use crate::world::World;
+use crate::world::conntrack::Conntrack;
 
 const BACKEND_ID: u32 = 7;
 const SERVICE: u16 = 5;
@@ -21,7 +22,11 @@ fn world(key: CtTuple, entry: CtEntry) -> World {
         backends: Some(vec![(BACKEND_ID, known)]),
         source_ranges: None,
     };
-    World { lb: Some(LoadBalancer::new(maps)), conntrack: Some([(key, entry)].into()), ..World::default() }
+    World {
+        lb: Some(LoadBalancer::new(maps)),
+        conntrack: [(key, entry)].into_iter().collect(),
+        ..World::default()
+    }
 }
 
 fn service_entry(backend_id: u8) -> CtEntry {
@@ -47,7 +52,14 @@ fn conntrack_confirms_a_translation() {
         ("no service", CtTuple::ingress(after), of_service(0), false),
         ("another client", CtTuple::ingress(tuple(NODE, POD, Protocol::TCP)), of_service(SERVICE), false),
     ] {
-        let found = path.confirmation(&world(key, entry));
+        let whole = world(key, entry);
+        let found = path.confirmation(&whole);
+        let mut looked_up = World { conntrack: Conntrack::default(), ..whole.clone() };
+        assert_eq!(path.confirmation(&looked_up), None, "{what}: nobody looked");
+        for key in path.confirming_keys() {
+            looked_up.learn_connection(key, whole.connection(&key).entry().copied());
+        }
+        assert_eq!(path.confirmation(&looked_up), found, "{what}: by lookups");
         assert_eq!(found.is_some(), confirmed, "{what}");
         if let Some(found) = found {
             assert_eq!((found.map.as_str(), found.entry), ("cilium_ct4_global", key.to_string()), "{what}");

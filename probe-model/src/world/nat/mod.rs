@@ -6,6 +6,7 @@ use std::net::IpAddr;
 
 use ipnet::IpNet;
 
+use super::conntrack::Conntrack;
 use super::kubernetes::Service;
 use super::private_link::PrivateLinkService;
 use super::{AddressOwner, World};
@@ -321,7 +322,7 @@ fn uplink_subnets(world: &World) -> Vec<IpNet> {
 /// ports of many clients.
 fn suspects(world: &World, service: &Service) -> Vec<(IpAddr, usize)> {
     let mut ports: BTreeMap<IpAddr, BTreeSet<u16>> = BTreeMap::new();
-    let entries = [&world.conntrack, &world.conntrack6].into_iter().flatten().flatten();
+    let entries = [&world.conntrack, &world.conntrack6].into_iter().filter_map(Conntrack::whole).flatten();
     for (tuple, _) in entries.filter(|(tuple, _)| tuple.is_service()) {
         let connection = tuple.connection();
         if service.ingress.contains(&connection.daddr) && may_be_nat_ip(world, connection.saddr) {

@@ -194,7 +194,7 @@ fn with_connections(sources: &[&str], ports: u16) -> World {
         };
         (CtTuple::service(packet), CtEntry::default())
     };
-    world.conntrack = Some(packets.map(entry).collect());
+    world.conntrack = packets.map(entry).collect();
     world
 }
 
@@ -208,6 +208,14 @@ fn many_ports_of_few_sources_are_suspected() {
     // One client has few ports; the probe, nodes and pods are known; another network has no NAT IP.
     check(&with_connections(&["10.224.0.8"], ports - 1), &[]);
     check(&with_connections(&["168.63.129.16"], ports), &[]);
+    // Some entries that were looked up are not all: ten sources may have as many ports.
+    let whole = with_connections(&["10.224.0.8"], ports);
+    let mut looked_up = World { conntrack: Conntrack::default(), ..whole.clone() };
+    for (key, entry) in whole.conntrack.known() {
+        looked_up.learn_connection(*key, Some(*entry));
+    }
+    assert_eq!(looked_up.conntrack.known().count(), MANY_PORTS);
+    check(&looked_up, &[]);
     let mut node = with_connections(&["10.224.0.4"], ports);
     node.kubernetes.nodes =
         Some(vec![Node { addresses: vec![address("10.224.0.4")], ..Node::default() }].into());

@@ -90,6 +90,7 @@ fn node() -> RawNode {
                 metric: 100,
             }],
         }),
+        unread: Vec::new(),
         missing: vec![Missing { what: "/v1/ip".to_owned(), why: "status 503".to_owned() }],
     }
 }
