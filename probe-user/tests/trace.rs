@@ -221,13 +221,13 @@ fn the_agent_stops_and_comes_back() {
 #[test]
 fn an_agent_that_hangs_costs_no_record() {
     let Some(mut lab) = lab("hangs", Shape::Aks, "allow-nat-ip") else { return };
-    let mut trace = start(&mut lab, "--dst pls-app -o json --ring-bytes 262144 --duration 1h");
+    let mut trace = start(&mut lab, "--dst pls-app -o json --ring-bytes 524288 --duration 1h");
     lab.stop_agent();
     trace.wait_for("lost Cilium's monitor socket");
     let silent = UnixListener::bind(lab.run_dir().join("cilium.sock")).unwrap();
     // The maps have other keys now: the agent is asked at the next look.
     lab.change_policy("none").unwrap();
-    // A second's records fill half of the ring, and an answer is waited for for five.
+    // The ring holds the records of a second and a half, and an answer is waited for for five.
     let options = LoadOptions {
         pps: Some(1000),
         connections: 1,

@@ -144,7 +144,7 @@ fn observe(settings: &Settings, traffic: impl FnOnce()) -> (Vec<Record>, Counter
             assert!(hook.state.is_attached(), "{hook:?}");
         }
         traffic();
-        settle(&attachment);
+        settle(|| attachment.counters().unwrap().get(Counter::PacketSeen));
         assert!(attachment.detach().is_empty());
         let mut batch = Vec::new();
         let counters = attachment.finish(&mut records, &mut batch).unwrap();
@@ -155,8 +155,7 @@ fn observe(settings: &Settings, traffic: impl FnOnce()) -> (Vec<Record>, Counter
 }
 
 /// Waits until no packet of the traffic is under way: on a busy machine it is received by a thread of the kernel's.
-fn settle(attachment: &Attachment) {
-    let seen = || attachment.counters().unwrap().get(Counter::PacketSeen);
+fn settle(seen: impl Fn() -> u64) {
     let mut before = seen();
     loop {
         std::thread::sleep(Duration::from_millis(200));
@@ -587,6 +586,11 @@ fn told(records: &[Record]) -> Vec<String> {
     told
 }
 
+/// Hooks that see every namespace, of which other tests have some with the same addresses.
+fn of_this_namespace_alone() -> Settings {
+    Settings { no_tc: true, namespaces: BTreeSet::from([network_namespace()]), ..settings(about(NODE)) }
+}
+
 /// By which means the hooks of these kinds are attached; `None` if the kernel refuses one.
 fn means(settings: &Settings, kinds: &[HookKind]) -> Option<BTreeSet<&'static str>> {
     let (attachment, _) = in_runtime(|| Attachment::start(settings).unwrap());
@@ -601,26 +605,32 @@ fn means(settings: &Settings, kinds: &[HookKind]) -> Option<BTreeSet<&'static st
 /// The same packets are told alike by both. They are received and dropped with an answer, in fragments, with a tag, and
 /// open a TCP connection that is refused.
 fn tell_the_same(peer: &Peer, one: &Settings, other: &Settings) -> Vec<String> {
-    let mut by_other = Vec::new();
-    let (by_one, _) = observe(one, || {
-        by_other = observe(other, || {
-            send_udp(peer, NODE, 3, 16);
-            send_udp(peer, NODE, 1, 4000);
-            send_frames(peer, vec![tagged()]);
-            peer.run(|| TcpStream::connect((NODE, PORT)).unwrap_err());
-        })
-        .0;
-    });
-    let (by_one, by_other) = (told(&by_one), told(&by_other));
-    assert_eq!(by_one, by_other);
-    by_one
+    in_runtime(|| {
+        let mut both = [one, other].map(|settings| Attachment::start(settings).unwrap());
+        send_udp(peer, NODE, 3, 16);
+        send_udp(peer, NODE, 1, 4000);
+        send_frames(peer, vec![tagged()]);
+        peer.run(|| TcpStream::connect((NODE, PORT)).unwrap_err());
+        settle(|| both.iter().map(|(attachment, _)| attachment.counters().unwrap().made()).sum());
+        for (attachment, _) in &mut both {
+            assert!(attachment.detach().is_empty());
+        }
+        let [by_one, by_other] = both.map(|(attachment, mut records)| {
+            let mut batch = Vec::new();
+            let counters = attachment.finish(&mut records, &mut batch).unwrap();
+            assert_eq!((records.read(), counters.lost()), (counters.made(), 0), "{counters:?}");
+            told(&batch)
+        });
+        assert_eq!(by_one, by_other);
+        by_one
+    })
 }
 
 /// By programs to which the verifier knows the packet's type, and by programs that ask for each member.
 #[test]
 fn typed_and_raw_tracepoints_tell_the_same() {
     scratch(|peer| {
-        let typed = Settings { no_tc: true, ..settings(about(NODE)) };
+        let typed = of_this_namespace_alone();
         let raw = Settings { type_ids: TypeIds::default(), ..typed.clone() };
         let kinds = [HookKind::KernelDrops, HookKind::Devices];
         assert_eq!(means(&typed, &kinds), Some(BTreeSet::from(["tp_btf"])));
@@ -654,7 +664,7 @@ fn only_the_namespaces_asked_for() {
 #[test]
 fn fentry_and_kprobes_tell_the_same() {
     scratch(|peer| {
-        let by = |probe| Settings { no_tc: true, probe, ..settings(about(NODE)) };
+        let by = |probe| Settings { probe, ..of_this_namespace_alone() };
         let (fentry, kprobe) = (by(Probe::Fentry), by(Probe::Kprobe));
         let kinds = [HookKind::IpLayer];
         let found = [means(&fentry, &kinds), means(&kprobe, &kinds)];
