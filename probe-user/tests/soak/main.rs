@@ -33,7 +33,7 @@ const SHORT: Duration = Duration::from_secs(20);
 const EVENT_EVERY: Duration = Duration::from_secs(3);
 /// How long a pod may be there before a flow of its is seen.
 const MISSED_MAX: Duration = Duration::from_secs(2);
-/// Conntrack maps of a lab's node.
+/// Conntrack maps of a lab's node, which has no IPv6: TCP's and all else's.
 const CONNTRACK_MAPS: usize = 2;
 /// What an agent says when it begins anew.
 const RESTARTED: &str = "nothing is seen for now";
@@ -173,7 +173,8 @@ fn happen((lab, api): (&mut Lab, &Api), load: &Load, pods: &mut Pods, span: Dura
     unreachable!("events go round")
 }
 
-/// Nothing is open that was not before anybody came, soon after all have gone.
+/// Nothing is open that was not before anybody came, soon after all have gone; but for conntrack maps that have become too
+/// large to be read, which stay open for lookups.
 fn all_are_gone(agent: &PlsprobeAgent, before: &BTreeMap<String, usize>) {
     let until = Instant::now() + PATIENCE;
     let for_lookups = |kind: &str| if kind == "anon_inode:bpf-map" { CONNTRACK_MAPS } else { 0 };
@@ -186,8 +187,7 @@ fn all_are_gone(agent: &PlsprobeAgent, before: &BTreeMap<String, usize>) {
     }
 }
 
-/// By kind. Conntrack maps that have become too large to be read stay open, for lookups: one of TCP's and one of all else's
-/// at most in a lab, which has no IPv6. At a new pod's interface ours are tcx links or legacy filters, whichever fits what is there at that moment,
+/// By kind. At a new pod's interface ours are tcx links or legacy filters, whichever fits what is there at that moment,
 /// so links, which are two a pod then, say nothing; the programs behind them are counted.
 fn open_files(agent: &PlsprobeAgent) -> BTreeMap<String, usize> {
     let mut files = agent.open_files();
