@@ -25,7 +25,7 @@ use super::gaps::{Gap, Gaps};
 use super::judge::{EventSource, Judgement, asked_of_conntrack, judge};
 use super::kernel::{self, Names};
 use super::neighbours::{self, Trouble};
-use super::reading::{Maps, Reading};
+use super::reading::{self, Maps, Reading};
 use super::scope::{HOOKS_MAX, Tunnels};
 use super::tally::{Tally, Totals};
 use super::verdicts::{Event, Sockets, Verdicts};
@@ -35,10 +35,9 @@ use crate::attach::{
 };
 use crate::doctor::privileges;
 use crate::render::trace as text;
-use crate::sources::assemble::assemble;
 use crate::sources::btf::Btf;
 use crate::sources::changes::{Change, Changes};
-use crate::sources::live::{self, LiveNode};
+use crate::sources::live::LiveNode;
 use crate::sources::maps::Globals;
 use crate::sources::nf_conntrack;
 use crate::sys;
@@ -654,8 +653,7 @@ impl Engine {
     }
 
     fn read_again(&self) -> Result<(LiveNode, World)> {
-        let node = live::refresh(&self.setup.live, &self.node)?;
-        let mut world = assemble(&node.node);
+        let (node, mut world) = reading::read(&self.setup.live, &self.node)?;
         self.complement(&mut world);
         Ok((node, world))
     }

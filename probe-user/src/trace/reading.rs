@@ -14,6 +14,17 @@ use crate::sources::live::{self, LiveNode, LiveOptions};
 /// The maps, and what they say.
 pub(super) type Maps = Box<(LiveNode, World)>;
 
+/// Reads them anew, as far as they may differ from `last`.
+///
+/// # Errors
+///
+/// As [`live::refresh`].
+pub(super) fn read(options: &LiveOptions, last: &LiveNode) -> Result<(LiveNode, World)> {
+    let node = live::refresh(options, last)?;
+    let world = assemble(&node.node);
+    Ok((node, world))
+}
+
 /// A reading of the maps that is under way, on a thread of its own: on a busy node it takes longer than the ring buffer
 /// lasts. Nobody waits for the thread if this is dropped.
 pub(super) struct Reading {
@@ -22,20 +33,15 @@ pub(super) struct Reading {
 }
 
 impl Reading {
-    /// Begins to read them anew, as far as they may differ from `last`.
+    /// Begins it.
     pub(super) fn begin(options: LiveOptions, last: Arc<LiveNode>) -> Self {
         let (teller, outcome) = oneshot::channel();
-        let read = move || {
-            let read = live::refresh(&options, &last).map(|node| {
-                let world = assemble(&node.node);
-                Box::new((node, world))
-            });
-            // Whoever asked may be gone.
-            drop(teller.send(read));
-        };
+        let began = Instant::now();
+        // Whoever asked may be gone.
+        let read = move || drop(teller.send(read(&options, &last).map(Box::new)));
         // Without a thread nobody tells, which is an error to whoever waits.
         drop(thread::Builder::new().name("maps".to_owned()).spawn(read));
-        Self { began: Instant::now(), outcome }
+        Self { began, outcome }
     }
 
     /// When it began.
@@ -47,7 +53,7 @@ impl Reading {
     ///
     /// # Errors
     ///
-    /// As [`live::refresh`], or when it could not be begun.
+    /// As [`read`], or when it could not be begun.
     pub(super) async fn outcome(&mut self) -> Result<Maps> {
         (&mut self.outcome).await.map_err(Error::from).context("the thread that reads the maps ended")?
     }
