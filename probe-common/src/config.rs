@@ -1,6 +1,8 @@
 //! What user space tells the programs: the filter, and where the kernel keeps the fields they read.
 use core::mem::{offset_of, size_of};
 
+use crate::address_words;
+
 /// Value of the filter's target trie for a prefix all of whose packets match; any other is a set of ports.
 pub const PORTS_ANY: u32 = 0;
 
@@ -54,8 +56,8 @@ impl PortKey {
 pub struct AddressSet {
     /// 256 bits, one for each hash.
     pub words: [u64; 4],
-    /// The bits that count, of an IPv4 and of an IPv6 address: two halves as they lie in memory.
-    pub masks: [[u64; 2]; 2],
+    /// The bits that count, of an IPv4 and of an IPv6 address: [`address_words`].
+    pub masks: [[u32; 4]; 2],
 }
 
 impl AddressSet {
@@ -71,12 +73,13 @@ impl AddressSet {
         (version == 6) as usize
     }
 
-    /// Where the bit of an address is: word and bit in it.
+    /// Where the bit of an address is, given by its words: word and bit in it.
     #[inline(always)]
     #[expect(clippy::inline_always, reason = "an eBPF program has no room for calls")]
-    pub const fn place(addr: &[u8; 16], mask: [u64; 2]) -> (usize, u32) {
-        let [low, high] = halves(addr);
-        let key = (low & mask[0]) ^ (high & mask[1]);
+    pub const fn place([a, b, c, d]: [u32; 4], mask: [u32; 4]) -> (usize, u32) {
+        let low = (a & mask[0]) as u64 | ((b & mask[1]) as u64) << 32;
+        let high = (c & mask[2]) as u64 | ((d & mask[3]) as u64) << 32;
+        let key = low ^ high;
         // Fibonacci hashing: the top eight bits of the product.
         let hash = (key.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 56) as u32;
         ((hash >> 6) as usize & 3, hash & 63)
@@ -84,13 +87,13 @@ impl AddressSet {
 
     /// Adds a prefix by its address.
     pub const fn insert(&mut self, addr: &[u8; 16], version: u8) {
-        let (word, bit) = Self::place(addr, self.masks[Self::mask_of(version)]);
+        let (word, bit) = Self::place(address_words(addr), self.masks[Self::mask_of(version)]);
         self.words[word] |= 1 << bit;
     }
 
     /// Whether an address may be in it; `true` for each that is.
     pub const fn may_contain(&self, addr: &[u8; 16], version: u8) -> bool {
-        let (word, bit) = Self::place(addr, self.masks[Self::mask_of(version)]);
+        let (word, bit) = Self::place(address_words(addr), self.masks[Self::mask_of(version)]);
         self.words[word] & 1 << bit != 0
     }
 }
@@ -128,19 +131,10 @@ impl NamespaceSet {
     }
 }
 
-#[inline(always)]
-#[expect(clippy::inline_always, reason = "an eBPF program has no room for calls")]
-const fn halves(addr: &[u8; 16]) -> [u64; 2] {
-    [
-        u64::from_ne_bytes([addr[0], addr[1], addr[2], addr[3], addr[4], addr[5], addr[6], addr[7]]),
-        u64::from_ne_bytes([addr[8], addr[9], addr[10], addr[11], addr[12], addr[13], addr[14], addr[15]]),
-    ]
-}
-
 /// The first `bits` bits of an address.
-const fn mask(bits: u8) -> [u64; 2] {
+const fn mask(bits: u8) -> [u32; 4] {
     let mask = if bits == 0 { 0 } else { u128::MAX << (128 - bits as u32) };
-    halves(&mask.to_be_bytes())
+    address_words(&mask.to_be_bytes())
 }
 
 /// Bytes of a packet that a filter expression can look at.

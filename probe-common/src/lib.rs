@@ -12,7 +12,7 @@ mod record;
 pub use config::{
     AddressSet, CAPTURE_MAX, Capture, Config, KernelOffsets, NamespaceSet, PORTS_ANY, PortKey, PrefixKey,
 };
-pub use packet::{FRAGMENT, FRAGMENT_LATER, Packet, PacketFamily, Tunnel};
+pub use packet::{FRAGMENT, FRAGMENT_LATER, Packet, PacketFamily, Tunnel, address_words, payload_hash};
 pub use record::{
     Counter, DropRecord, EVENT_META_MAX, EVENT_PACKET_MAX, EventRecord, HookPoint, PAYLOAD_MAX, PacketRecord,
     PayloadRecord, RecordHeader, RecordKind, SocketPoint, SocketRecord,
@@ -20,4 +20,4 @@ pub use record::{
 
 /// Version of the layouts in this crate. The eBPF object exports it as `PLSPROBE_WIRE_VERSION`;
 /// user space refuses an object that exports another, before anything is attached.
-pub const WIRE_VERSION: u32 = 7;
+pub const WIRE_VERSION: u32 = 8;

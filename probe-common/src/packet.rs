@@ -100,6 +100,30 @@ impl Packet {
     }
 }
 
+/// An address's bytes as four words, as they lie in memory: what eBPF, which has no instruction for more than eight
+/// bytes, does little work with.
+#[inline(always)]
+#[expect(clippy::inline_always, reason = "an eBPF program has no room for calls")]
+pub const fn address_words(addr: &[u8; 16]) -> [u32; 4] {
+    let [a, b, c, d, e, f, g, h, i, j, k, l, m, n, o, p] = *addr;
+    [
+        u32::from_ne_bytes([a, b, c, d]),
+        u32::from_ne_bytes([e, f, g, h]),
+        u32::from_ne_bytes([i, j, k, l]),
+        u32::from_ne_bytes([m, n, o, p]),
+    ]
+}
+
+/// The hash of [`Packet::payload_hash`] over a payload's first 16 bytes, or 8 or 4 of a shorter one, by words as they lie
+/// in memory, the rest 0. Fibonacci hashing, twice: only equality on one node matters.
+#[inline(always)]
+#[expect(clippy::inline_always, reason = "an eBPF program has no room for calls")]
+pub const fn payload_hash([a, b, c, d]: [u32; 4]) -> u32 {
+    const MULTIPLIER: u64 = 0x9e37_79b9_7f4a_7c15;
+    let (low, high) = (a as u64 | (b as u64) << 32, c as u64 | (d as u64) << 32);
+    ((low.wrapping_mul(MULTIPLIER) ^ high).wrapping_mul(MULTIPLIER) >> 32) as u32
+}
+
 const _: () = {
     assert!(size_of::<Packet>() == 96);
     assert!(offset_of!(Packet, src) == 0);

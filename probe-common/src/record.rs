@@ -258,7 +258,7 @@ pub struct PayloadRecord {
 #[repr(u32)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Counter {
-    /// Packets that passed a classifier of ours.
+    /// Packets that passed a classifier of ours, or what stands in for one at a device, if their namespace matters.
     PacketSeen = 0,
     /// Packets, at any hook, that match the filter: records made.
     PacketMatched = 1,
@@ -276,23 +276,21 @@ pub enum Counter {
     EventLost = 7,
     /// Drops, notifications or packets that could not be read.
     Unreadable = 8,
-    /// Packets that passed a hook on the kernel, in every namespace.
-    StackSeen = 9,
     /// What sockets did, in every namespace.
-    SocketSeen = 10,
+    SocketSeen = 9,
     /// Of these, what matches the filter: records made.
-    SocketMatched = 11,
+    SocketMatched = 10,
     /// Of these, records that found no room.
-    SocketLost = 12,
+    SocketLost = 11,
     /// Segments whose first bytes are kept: records made.
-    PayloadMatched = 13,
+    PayloadMatched = 12,
     /// Of these, records that found no room.
-    PayloadLost = 14,
+    PayloadLost = 13,
 }
 
 impl Counter {
     /// Number of counters.
-    pub const COUNT: u32 = 15;
+    pub const COUNT: u32 = 14;
 }
 
 const _: () = {

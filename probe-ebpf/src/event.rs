@@ -9,7 +9,7 @@ use aya_ebpf::programs::{FEntryContext, ProbeContext};
 use aya_log_ebpf::warn;
 use probe_common::{Counter, EventRecord, RecordKind};
 
-use crate::emit::emit;
+use crate::emit::reserve;
 use crate::kernel::{self, SkBuff};
 use crate::maps::{count, setting};
 
@@ -66,14 +66,16 @@ fn keep(call: &Call) -> Option<()> {
     // Bits 32–51 of the flags: how many packet bytes the helper appends (`BPF_F_CTXLEN_MASK`).
     let cap_len = ((call.flags >> 32) & 0xf_ffff) as u32;
     let counters = (Counter::EventSeen, Counter::EventLost);
-    emit(counters, (RecordKind::Event, 0), ifindex, |record: &mut EventRecord| {
+    if let Some(mut entry) = reserve(counters, (RecordKind::Event, 0), ifindex) {
+        let record: &mut EventRecord = entry.record();
         record.map_id = map_id;
         record.meta_size = call.meta_size as u32;
         record.cap_len = cap_len;
         record.skb_len = skb_len;
         record.meta_len = copy(&mut record.meta, call.meta, call.meta_size as u32);
         record.packet_len = copy(&mut record.packet, data, cap_len.min(linear_len));
-    });
+        entry.submit();
+    }
     Some(())
 }
 

@@ -2,32 +2,90 @@
 use aya_ebpf::maps::lpm_trie::{Key, LpmTrie};
 use probe_common::{
     AddressSet, CAPTURE_MAX, Capture, FRAGMENT_LATER, NamespaceSet, PORTS_ANY, Packet, PortKey, PrefixKey,
-    RecordKind,
+    RecordKind, address_words,
 };
 
-use crate::maps::{PORTS, SOURCES, TARGETS, capture, config, setting};
-use crate::parse::{Network, Source};
+use crate::maps::{End, Ends, PORTS, SOURCES, TARGETS, capture, config, setting};
+use crate::parse::{self, Address, Header, Network, Source, address_bytes};
 
-/// Whether the addresses alone allow a match: most packets are turned away here, their layer 4 unread.
-///
-/// [`wanted`] asks for the addresses again. To hand it what was found here would cost less per packet that matches,
-/// but the verifier would walk through all that follows once for each combination.
+/// Whether a packet's first header is enough to turn it away, as it is for most packets of a node.
+#[inline(always)]
+pub(crate) fn turns_away(header: &Header) -> bool {
+    parse::plain_ipv4(header).is_some_and(|(src, dst)| !may_be_target(src, 4) && !may_be_target(dst, 4))
+}
+
+/// Whether the addresses alone allow a match, by a set without false negatives.
 #[inline(always)]
 pub(crate) fn may_match(network: &Network) -> bool {
-    let is_target = |addr| may_be_target(addr, network.version) && ports(addr, network.version).is_some();
     // An ICMP error may quote a packet of a target's.
-    network.may_quote() || is_target(&network.src) || is_target(&network.dst)
+    network.may_quote()
+        || may_be_target(network.src, network.version)
+        || may_be_target(network.dst, network.version)
 }
 
 /// Whether a lookup is worth its time.
 #[inline(always)]
-fn may_be_target(addr: &[u8; 16], version: u8) -> bool {
+fn may_be_target(addr: Address, version: u8) -> bool {
     let mask = if version == 6 { setting!(addresses.masks[1]) } else { setting!(addresses.masks[0]) };
     let (word, bit) = AddressSet::place(addr, mask);
     // SAFETY: `place` gives an index below four, the length of the array; volatile for `setting!`'s reason.
     let bits =
         unsafe { core::ptr::read_volatile((&raw const (*config()).addresses.words).cast::<u64>().add(word)) };
     bits & 1 << bit != 0
+}
+
+/// Whether the addresses match, by the trie: most that [`may_match`] lets pass by mistake are turned away here, their
+/// layer 4 unread. What is found is kept for [`wanted`].
+#[inline(always)]
+pub(crate) fn find_ends(network: &Network, ends: &mut Ends) -> bool {
+    let version = network.version;
+    if may_be_target(network.src, version) {
+        find_target(network.src, version, &mut ends.src);
+    }
+    if may_be_target(network.dst, version) {
+        find_target(network.dst, version, &mut ends.dst);
+    }
+    if kept(&ends.src.target) | kept(&ends.dst.target) == 0 && !network.may_quote() {
+        return false;
+    }
+    find_peer(network.src, version, &mut ends.src);
+    find_peer(network.dst, version, &mut ends.dst);
+    true
+}
+
+/// The same for the two ends of a socket, whatever they are.
+#[inline(always)]
+pub(crate) fn find_both(addresses: (Address, Address), version: u8, ends: &mut Ends) {
+    for (address, end) in [(addresses.0, &mut ends.src), (addresses.1, &mut ends.dst)] {
+        find_target(address, version, end);
+        find_peer(address, version, end);
+    }
+}
+
+#[inline(always)]
+fn find_target(address: Address, version: u8, end: &mut End) {
+    if let Some(set) = lookup(&TARGETS, prefix_key(address, version)) {
+        keep(&mut end.target, u64::from(set) + 1);
+    }
+}
+
+#[inline(always)]
+fn find_peer(address: Address, version: u8, end: &mut End) {
+    if setting!(filter_sources) == 0 || lookup(&SOURCES, prefix_key(address, version)).is_some() {
+        keep(&mut end.peer, 1);
+    }
+}
+
+#[inline(always)]
+fn keep(at: &mut u64, value: u64) {
+    // SAFETY: a valid reference; volatile, so that the compiler forgets what it knows of the value.
+    unsafe { core::ptr::write_volatile(at, value) };
+}
+
+#[inline(always)]
+fn kept(at: &u64) -> u64 {
+    // SAFETY: as in `keep`.
+    unsafe { core::ptr::read_volatile(at) }
 }
 
 /// Whether packets of a network namespace matter, at a hook that sees every one's; those of none, without a device, do.
@@ -41,15 +99,9 @@ pub(crate) fn may_be_watched(netns: u32) -> bool {
     netns == 0 || bits & 1 << bit != 0
 }
 
-/// The set of ports that matter at an address; `None` if it is no target.
 #[inline(always)]
-fn ports(addr: &[u8; 16], version: u8) -> Option<u32> {
-    lookup(&TARGETS, prefix_key(addr, version))
-}
-
-#[inline(always)]
-fn prefix_key(addr: &[u8; 16], version: u8) -> Key<PrefixKey> {
-    Key::new(PrefixKey::BITS, PrefixKey { version: version.into(), addr: *addr })
+fn prefix_key(addr: Address, version: u8) -> Key<PrefixKey> {
+    Key::new(PrefixKey::BITS, PrefixKey { version: version.into(), addr: address_bytes(addr) })
 }
 
 #[inline(always)]
@@ -59,30 +111,31 @@ fn lookup<K>(trie: &LpmTrie<K, u32>, key: Key<K>) -> Option<u32> {
 
 /// The judgement with layer 4 known.
 #[inline(always)]
-pub(crate) fn wanted(packet: &Packet) -> bool {
-    let quotes_target = packet.quoted_proto != 0 && ports(&packet.quoted_dst, packet.version).is_some();
-    (is_from_peer(&packet.src, packet) && (quotes_target || is_target(&packet.dst, packet.dst_port, packet)))
-        || (is_from_peer(&packet.dst, packet) && is_target(&packet.src, packet.src_port, packet))
+pub(crate) fn wanted(packet: &Packet, ends: &Ends) -> bool {
+    (kept(&ends.src.peer) != 0 && (quotes_target(packet) || is_target(&ends.dst, packet.dst_port, packet)))
+        || (kept(&ends.dst.peer) != 0 && is_target(&ends.src, packet.src_port, packet))
+}
+
+/// Whether the packet is an ICMP error about a packet to a target.
+#[inline(always)]
+fn quotes_target(packet: &Packet) -> bool {
+    let key = || prefix_key(address_words(&packet.quoted_dst), packet.version);
+    packet.quoted_proto != 0 && lookup(&TARGETS, key()).is_some()
 }
 
 /// Whether one side of the packet is what the operator asked about.
 #[inline(always)]
-fn is_target(addr: &[u8; 16], port: u16, packet: &Packet) -> bool {
-    let Some(set) = ports(addr, packet.version) else {
+fn is_target(end: &End, port: u16, packet: &Packet) -> bool {
+    let Some(set) = kept(&end.target).checked_sub(1) else {
         return false;
     };
+    let set = set as u32;
     // Later fragments and ICMP errors carry no port of their own: the address decides.
     if set == PORTS_ANY || packet.fragment & FRAGMENT_LATER != 0 || packet.quoted_proto != 0 {
         return true;
     }
     let key = PortKey { set, proto: packet.proto, pad: 0, port_be: port.to_be_bytes() };
     lookup(&PORTS, Key::new(PortKey::BITS, key)).is_some()
-}
-
-/// Whether the other side is one the operator asked about.
-#[inline(always)]
-fn is_from_peer(addr: &[u8; 16], packet: &Packet) -> bool {
-    setting!(filter_sources) == 0 || lookup(&SOURCES, prefix_key(addr, packet.version)).is_some()
 }
 
 /// Whether the packet is one that the filter expression matches, if there is one.

@@ -132,6 +132,13 @@ impl<A: Access> SkBuff<A> {
         Some((self.head()? + u64::from(network_header)).wrapping_sub(data) as u32)
     }
 
+    /// The network namespace; 0 for a packet that has no device.
+    #[inline(always)]
+    pub(crate) fn netns(&self) -> Option<u32> {
+        let device: u64 = A::read(self.0, setting!(offsets.skb_dev))?;
+        Some(if device == 0 { 0 } else { netns::<A>(device, setting!(offsets.dev_net)) })
+    }
+
     /// Interface and network namespace; zeros for a packet that has no device.
     #[inline(always)]
     pub(crate) fn device(&self) -> Option<(u32, u32)> {
@@ -155,14 +162,14 @@ impl<A: Access> SkBuff<A> {
     /// A packet that an interface has just received, and the VLAN identifier of the tag in it, 0 without one: the data
     /// begins behind the Ethernet header, with the tag if the interface did not take it off.
     #[inline(always)]
-    pub(crate) fn received(&self) -> Option<(MemorySource<A>, u16)> {
+    pub(crate) fn received(self) -> Option<(MemorySource<A>, u16)> {
         let data: u64 = A::read(self.0, setting!(offsets.skb_data))?;
         let protocol: u16 = A::read(self.0, setting!(offsets.skb_protocol))?;
         if matches!(u16::from_be(protocol), ETH_P_8021Q | ETH_P_8021AD) {
             let tci = u16::from_be(read(data, 0)?);
-            return Some((MemorySource { skb: *self, at: data + VLAN_HEADER_LEN }, vlan_id(tci)));
+            return Some((MemorySource { skb: self, at: data + VLAN_HEADER_LEN }, vlan_id(tci)));
         }
-        Some((MemorySource { skb: *self, at: data }, 0))
+        Some((MemorySource { skb: self, at: data }, 0))
     }
 }
 
@@ -174,7 +181,7 @@ pub(crate) struct MemorySource<A> {
 
 impl<A: Access> Source for MemorySource<A> {
     #[inline(always)]
-    fn bytes<const N: usize>(&self, offset: u32) -> Option<[u8; N]> {
+    fn read<T: Copy>(&self, offset: u32) -> Option<T> {
         read(self.at, offset)
     }
 

@@ -4,10 +4,10 @@ use aya_ebpf::programs::{BtfTracePointContext, RawTracePointContext};
 use aya_log_ebpf::warn;
 use probe_common::{Counter, DropRecord, RecordKind};
 
-use crate::emit::emit;
+use crate::emit::reserve;
 use crate::filter;
 use crate::kernel::{Access, SkBuff};
-use crate::maps::{count, scratch, setting};
+use crate::maps::{copy_packet, count, scratch, setting};
 use crate::parse;
 
 /// `trace_kfree_skb(skb, location)`, with `reason` as a third argument from 5.17 on.
@@ -44,28 +44,42 @@ fn look(skb: SkBuff<impl Access>, location: u64, reason: u32) -> Option<()> {
     let Some(source) = skb.network() else {
         return Some(());
     };
-    let Some(network) = parse::network(&source) else {
+    let Some(header) = parse::header(&source) else {
+        return Some(());
+    };
+    if filter::turns_away(&header) {
+        return Some(());
+    }
+    let Some(network) = parse::network(&source, header) else {
         return Some(()); // netlink messages and unix sockets are freed here too
     };
     if !filter::may_match(&network) {
         return Some(());
     }
-    let packet = &mut scratch(RecordKind::Drop)?.packet;
+    let scratch = scratch(RecordKind::Drop)?;
+    if !filter::find_ends(&network, &mut scratch.ends) {
+        return Some(());
+    }
+    let packet = &mut scratch.packet;
     parse::packet(&source, &network, packet);
-    if !filter::wanted(packet) || !filter::matches_expression(&source, &network, RecordKind::Drop) {
+    if !filter::wanted(packet, &scratch.ends)
+        || !filter::matches_expression(&source, &network, RecordKind::Drop)
+    {
         return Some(());
     }
     let (ifindex, netns) = skb.device()?;
     let (buffer, skb_len, mark) = (skb.head()?, skb.len()?, skb.mark()?);
     let counters = (Counter::DropMatched, Counter::DropLost);
-    emit(counters, (RecordKind::Drop, 0), ifindex, |record: &mut DropRecord| {
+    if let Some(mut entry) = reserve(counters, (RecordKind::Drop, 0), ifindex) {
+        let record: &mut DropRecord = entry.record();
         record.buffer = buffer;
         record.location = location;
         record.reason = reason;
         record.netns = netns;
         record.skb_len = skb_len;
         record.mark = mark;
-        record.packet = *packet;
-    });
+        copy_packet(packet, &mut record.packet);
+        entry.submit();
+    }
     Some(())
 }

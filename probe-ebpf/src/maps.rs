@@ -1,8 +1,11 @@
 //! The maps and constants that user space fills or reads.
 use aya_ebpf::macros::map;
 use aya_ebpf::maps::{Array, LpmTrie, PerCpuArray, ProgramArray, RingBuf};
+use core::mem::offset_of;
+
 use probe_common::{
-    AddressSet, Capture, Config, Counter, KernelOffsets, NamespaceSet, Packet, PortKey, PrefixKey, RecordKind,
+    AddressSet, Capture, Config, Counter, DropRecord, KernelOffsets, NamespaceSet, Packet, PacketRecord,
+    PayloadRecord, PortKey, PrefixKey, RecordKind, SocketRecord,
 };
 
 /// Records for user space. The loader sets the size.
@@ -19,6 +22,27 @@ pub(crate) struct Scratch {
     pub(crate) packet: Packet,
     /// Where its payload begins, from its network header on.
     pub(crate) payload_at: u32,
+    /// What the filter knows of its two ends.
+    pub(crate) ends: Ends,
+}
+
+/// What the filter knows of a packet's two addresses.
+#[repr(C)]
+pub(crate) struct Ends {
+    pub(crate) src: End,
+    pub(crate) dst: End,
+}
+
+/// What the filter knows of an address.
+///
+/// It is kept in memory, of which the verifier knows nothing: in registers it would follow each combination through all
+/// that comes.
+#[repr(C)]
+pub(crate) struct End {
+    /// What the target trie says: 0 for none of its prefixes, else the set of ports that matter, plus one.
+    pub(crate) target: u64,
+    /// Not 0 for one that the operator wants as a target's peer.
+    pub(crate) peer: u64,
 }
 
 /// Where a packet is taken apart, a slot for each [`RecordKind`]: with all else it does not fit a program's stack.
@@ -96,7 +120,7 @@ static CONFIG: Config = Config {
     geneve_port: 0,
     wake_bytes: 0,
     has_expression: 0,
-    addresses: AddressSet { words: [0; 4], masks: [[0; 2]; 2] },
+    addresses: AddressSet { words: [0; 4], masks: [[0; 4]; 2] },
     namespaces: NamespaceSet { words: [0; 4] },
 };
 
@@ -141,6 +165,25 @@ pub(crate) unsafe fn zero<T>(at: *mut T) {
     while word < size_of::<T>() / 8 {
         // SAFETY: within the `T`, by the loop's bound; volatile, so that no call is made of it.
         unsafe { at.cast::<u64>().add(word).write_volatile(0) };
+        word += 1;
+    }
+}
+
+/// Copies a packet from where it was taken apart into a record, word by word. What an assignment becomes is a function that goes byte by byte.
+#[inline(always)]
+pub(crate) fn copy_packet(from: &Packet, to: &mut Packet) {
+    const { assert!(size_of::<Packet>().is_multiple_of(8)) };
+    const { assert!(offset_of!(Scratch, packet).is_multiple_of(8)) };
+    const { assert!(offset_of!(PacketRecord, packet).is_multiple_of(8)) };
+    const { assert!(offset_of!(DropRecord, packet).is_multiple_of(8)) };
+    const { assert!(offset_of!(SocketRecord, packet).is_multiple_of(8)) };
+    const { assert!(offset_of!(PayloadRecord, packet).is_multiple_of(8)) };
+    let (from, to): (*const Packet, *mut Packet) = (from, to);
+    let mut word = 0;
+    while word < size_of::<Packet>() / 8 {
+        // SAFETY: within both, by the loop's bound; aligned, as values of maps and records are, at the offsets above. Any
+        // bytes are valid for a packet's integers.
+        unsafe { to.cast::<u64>().add(word).write_volatile(from.cast::<u64>().add(word).read_volatile()) };
         word += 1;
     }
 }

@@ -10,7 +10,6 @@ const IPPROTO_SCTP: u8 = 132;
 const IPPROTO_ICMPV6: u8 = 58;
 const IPV4_HEADER_LEN: u32 = 20;
 const IPV6_HEADER_LEN: u32 = 40;
-const TCP_HEADER_LEN: u32 = 20;
 const UDP_HEADER_LEN: u32 = 8;
 const ICMP_HEADER_LEN: u32 = 8;
 /// VXLAN's header, and Geneve's without options.
@@ -29,10 +28,27 @@ const IPV6_EXTENSIONS_MAX: u32 = 2;
 const LEN_UNSAID: u32 = 1 << 16;
 const IPPROTO_NONE: u8 = 59;
 
+/// An address by [its words](probe_common::address_words), of IPv4 the first.
+pub(crate) type Address = [u32; 4];
+
+/// The IPv4 address of a word as it lies in memory.
+#[inline(always)]
+pub(crate) const fn ipv4_address(word: u32) -> Address {
+    [word, 0, 0, 0]
+}
+
+/// The bytes that a record has of an address.
+#[inline(always)]
+pub(crate) const fn address_bytes(address: Address) -> [u8; 16] {
+    // SAFETY: four words are sixteen bytes, and any bytes are valid.
+    unsafe { core::mem::transmute::<[u32; 4], [u8; 16]>(address) }
+}
+
 /// Bytes of one packet, counted from its network header.
 pub(crate) trait Source {
-    /// `N` bytes at `offset`; `None` when the packet is shorter.
-    fn bytes<const N: usize>(&self, offset: u32) -> Option<[u8; N]>;
+    /// A value of plain bytes at `offset`; `None` when the packet is shorter. Words rather than bytes: each is a load and
+    /// a store, whatever its size.
+    fn read<T: Copy>(&self, offset: u32) -> Option<T>;
 
     /// Copies `len` bytes at `offset`, or as many of them as lie together; `None` when the packet is shorter.
     fn copy(&self, offset: u32, len: u32, to: &mut [u8; CAPTURE_MAX]) -> Option<u32>;
@@ -47,8 +63,8 @@ pub(crate) const fn copy_len(len: u32) -> u32 {
 /// What the IP header says: all that most packets are turned away by. Small, since a program has 512 bytes of stack.
 #[derive(Clone, Copy)]
 pub(crate) struct Network {
-    pub(crate) src: [u8; 16],
-    pub(crate) dst: [u8; 16],
+    pub(crate) src: Address,
+    pub(crate) dst: Address,
     /// Where the IP header begins.
     pub(crate) start: u32,
     /// Bytes from there on, by the IP header.
@@ -81,17 +97,38 @@ impl Network {
     }
 }
 
-/// Reads the IP header, whichever it is, and of a packet in Cilium's tunnel the one inside; `None` for anything else.
+/// An IPv4 header without options, and the beginning of an IPv6 header, in words as they lie in memory: the longer header
+/// begins with as many bytes as the shorter one has, so that one read is enough for most packets.
+pub(crate) type Header = [u32; IPV4_HEADER_LEN as usize / 4];
+
+/// Reads a packet's outer header.
 #[inline(always)]
-pub(crate) fn network(source: &impl Source) -> Option<Network> {
-    let outer = network_at(source, 0)?;
+pub(crate) fn header(source: &impl Source) -> Option<Header> {
+    source.read(0)
+}
+
+/// The two addresses of a packet whose first header tells all of them: IPv4, neither in a tunnel nor quoting another.
+#[inline(always)]
+pub(crate) fn plain_ipv4(header: &Header) -> Option<(Address, Address)> {
+    let [first, _, third, src, dst] = *header;
+    let has_tunnels = setting!(vxlan_port) != 0 || setting!(geneve_port) != 0;
+    let proto = byte(third, 1);
+    let is_plain = proto != IPPROTO_ICMP && proto != IPPROTO_ICMPV6 && !(proto == IPPROTO_UDP && has_tunnels);
+    (byte(first, 0) >> 4 == 4 && is_plain).then_some((ipv4_address(src), ipv4_address(dst)))
+}
+
+/// Reads what the outer header says, whichever it is, and of a packet in Cilium's tunnel the one inside; `None` for
+/// anything else.
+#[inline(always)]
+pub(crate) fn network(source: &impl Source, header: Header) -> Option<Network> {
+    let outer = network_of(source, header, 0)?;
     if setting!(vxlan_port) == 0 && setting!(geneve_port) == 0 {
         return Some(outer);
     }
     let Some((tunnel, tunnel_id, inside)) = tunnel(source, &outer) else {
         return Some(outer);
     };
-    let inner = network_at(source, inside)?;
+    let inner = network_of(source, source.read(inside)?, inside)?;
     Some(Network { tunnel: tunnel as u8, tunnel_id, ..inner })
 }
 
@@ -101,9 +138,9 @@ fn tunnel(source: &impl Source, outer: &Network) -> Option<(Tunnel, u32, u32)> {
     if outer.proto != IPPROTO_UDP || outer.fragment & FRAGMENT_LATER != 0 {
         return None;
     }
-    let port = u16::from_be_bytes(source.bytes(outer.offset + 2)?);
+    let port = u16::from_be(source.read(outer.offset + 2)?);
     let header_at = outer.offset + UDP_HEADER_LEN;
-    let header: [u8; TUNNEL_HEADER_LEN as usize] = source.bytes(header_at)?;
+    let header: [u8; TUNNEL_HEADER_LEN as usize] = source.read(header_at)?;
     let (tunnel, options_len) = if port == setting!(vxlan_port) {
         (Tunnel::Vxlan, if header[0] & VXLAN_HAS_VNI == 0 { return None } else { 0 })
     } else if port == setting!(geneve_port) && [header[2], header[3]] == ETH_P_TEB {
@@ -113,19 +150,17 @@ fn tunnel(source: &impl Source, outer: &Network) -> Option<(Tunnel, u32, u32)> {
     };
     let ethernet_at = header_at + TUNNEL_HEADER_LEN + options_len;
     let inside = ethernet_at + ETHERNET_HEADER_LEN;
-    let protocol: [u8; 2] = source.bytes(inside - 2)?;
+    let protocol: [u8; 2] = source.read(inside - 2)?;
     let is_ip = protocol == ETH_P_IP || protocol == ETH_P_IPV6;
     is_ip.then_some((tunnel, u32::from_be_bytes([0, header[4], header[5], header[6]]), inside))
 }
 
-/// Reads the IP header that begins at `base`.
+/// What the IP header says that begins at `base`.
 #[inline(always)]
-fn network_at(source: &impl Source, base: u32) -> Option<Network> {
-    // The longer header begins with as many bytes as the shorter one has: one read for most packets.
-    let header: [u8; IPV4_HEADER_LEN as usize] = source.bytes(base)?;
-    match header[0] >> 4 {
-        4 => Some(ipv4(&header, base)),
-        6 => ipv6(source, &header, base),
+fn network_of(source: &impl Source, header: Header, base: u32) -> Option<Network> {
+    match byte(header[0], 0) >> 4 {
+        4 => Some(ipv4(header, base)),
+        6 => ipv6(source, header, base),
         _ => None,
     }
 }
@@ -136,30 +171,41 @@ pub(crate) const fn vlan_id(tci: u16) -> u16 {
     tci & 0x0fff
 }
 
+/// A byte of a header's word, and below its halves, as numbers.
 #[inline(always)]
-fn ipv4(header: &[u8; IPV4_HEADER_LEN as usize], base: u32) -> Network {
-    let header_len = u32::from(header[0] & 0x0f) * 4;
-    let total_len = u32::from(u16::from_be_bytes([header[2], header[3]]));
+const fn byte(word: u32, idx: usize) -> u8 {
+    word.to_ne_bytes()[idx]
+}
+
+#[inline(always)]
+const fn high_half(word: u32) -> u16 {
+    u32::from_be(word) as u16
+}
+
+#[inline(always)]
+const fn low_half(word: u32) -> u16 {
+    (u32::from_be(word) >> 16) as u16
+}
+
+#[inline(always)]
+fn ipv4([first, second, third, src, dst]: Header, base: u32) -> Network {
+    let header_len = u32::from(byte(first, 0) & 0x0f) * 4;
+    let total_len = u32::from(high_half(first));
     Network {
-        src: widen(header[12], header[13], header[14], header[15]),
-        dst: widen(header[16], header[17], header[18], header[19]),
+        src: ipv4_address(src),
+        dst: ipv4_address(dst),
         start: base,
         total_len: if total_len == 0 { LEN_UNSAID } else { total_len },
         offset: base + header_len,
         len: total_len.saturating_sub(header_len),
-        ip_id: u16::from_be_bytes([header[4], header[5]]),
+        ip_id: low_half(second),
         version: 4,
-        proto: header[9],
-        ttl: header[8],
-        fragment: fragment_bits(u16::from_be_bytes([header[6], header[7]]), 0x3fff, 0x1fff),
+        proto: byte(third, 1),
+        ttl: byte(third, 0),
+        fragment: fragment_bits(high_half(second), 0x3fff, 0x1fff),
         tunnel: 0,
         tunnel_id: 0,
     }
-}
-
-#[inline(always)]
-const fn widen(a: u8, b: u8, c: u8, d: u8) -> [u8; 16] {
-    [a, b, c, d, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]
 }
 
 #[inline(always)]
@@ -169,34 +215,36 @@ const fn fragment_bits(field: u16, any: u16, offset: u16) -> u8 {
 }
 
 #[inline(always)]
-fn ipv6(source: &impl Source, header: &[u8; IPV4_HEADER_LEN as usize], base: u32) -> Option<Network> {
-    let payload_len = u32::from(u16::from_be_bytes([header[4], header[5]]));
-    let is_unsaid = payload_len == 0 && header[6] != IPPROTO_NONE;
+fn ipv6(source: &impl Source, header: Header, base: u32) -> Option<Network> {
+    let [_, lengths, ..] = header;
+    let payload_len = u32::from(low_half(lengths));
+    let is_unsaid = payload_len == 0 && byte(lengths, 2) != IPPROTO_NONE;
+    let [src, dst]: [Address; 2] = source.read(base + 8)?;
     let mut network = Network {
-        src: source.bytes(base + 8)?,
-        dst: source.bytes(base + 24)?,
+        src,
+        dst,
         start: base,
         total_len: if is_unsaid { LEN_UNSAID } else { IPV6_HEADER_LEN + payload_len },
         offset: base + IPV6_HEADER_LEN,
         len: payload_len,
         ip_id: 0,
         version: 6,
-        proto: header[6],
-        ttl: header[7],
+        proto: byte(lengths, 2),
+        ttl: byte(lengths, 3),
         fragment: 0,
         tunnel: 0,
         tunnel_id: 0,
     };
     for _ in 0..IPV6_EXTENSIONS_MAX {
         let extension: [u8; 4] = match network.proto {
-            0 | 43 | 44 | 60 => source.bytes(network.offset)?,
+            0 | 43 | 44 | 60 => source.read(network.offset)?,
             _ => break,
         };
         let extension_len = if network.proto == 44 {
             network.fragment =
                 FRAGMENT | fragment_bits(u16::from_be_bytes([extension[2], extension[3]]), 0, 0xfff8);
             // The low half of the identification is enough to know a packet's fragments by.
-            network.ip_id = u16::from_be_bytes(source.bytes(network.offset + 6)?);
+            network.ip_id = u16::from_be(source.read(network.offset + 6)?);
             8
         } else {
             u32::from(extension[1]) * 8 + 8
@@ -212,8 +260,8 @@ fn ipv6(source: &impl Source, header: &[u8; IPV4_HEADER_LEN as usize], base: u32
 /// Of a packet cut short the rest stays 0.
 #[inline(always)]
 pub(crate) fn packet(source: &impl Source, network: &Network, packet: &mut Packet) {
-    packet.src = network.src;
-    packet.dst = network.dst;
+    packet.src = address_bytes(network.src);
+    packet.dst = address_bytes(network.dst);
     packet.ip_id = network.ip_id;
     packet.version = network.version;
     packet.proto = network.proto;
@@ -229,7 +277,7 @@ pub(crate) fn packet(source: &impl Source, network: &Network, packet: &mut Packe
         IPPROTO_TCP => tcp(source, network, packet),
         IPPROTO_UDP => udp(source, network, packet),
         IPPROTO_SCTP => {
-            if let Some(ports) = source.bytes::<4>(network.offset) {
+            if let Some(ports) = source.read(network.offset) {
                 set_ports(packet, ports);
             }
             packet.payload_len = network.len.saturating_sub(12);
@@ -240,37 +288,45 @@ pub(crate) fn packet(source: &impl Source, network: &Network, packet: &mut Packe
 }
 
 #[inline(always)]
-fn set_ports(packet: &mut Packet, ports: [u8; 4]) {
-    packet.src_port = u16::from_be_bytes([ports[0], ports[1]]);
-    packet.dst_port = u16::from_be_bytes([ports[2], ports[3]]);
+fn set_ports(packet: &mut Packet, ports: u32) {
+    packet.src_port = low_half(ports);
+    packet.dst_port = high_half(ports);
 }
 
 #[inline(always)]
 fn tcp(source: &impl Source, network: &Network, packet: &mut Packet) {
-    let Some(header) = source.bytes::<{ TCP_HEADER_LEN as usize }>(network.offset) else {
+    let Some([ports, seq, ack, flags]) = source.read::<[u32; 4]>(network.offset) else {
         return;
     };
-    set_ports(packet, [header[0], header[1], header[2], header[3]]);
-    packet.seq = u32::from_be_bytes([header[4], header[5], header[6], header[7]]);
-    packet.ack = u32::from_be_bytes([header[8], header[9], header[10], header[11]]);
-    packet.tcp_flags = header[13];
-    packet.window = u16::from_be_bytes([header[14], header[15]]);
-    packet.payload_len = network.len.saturating_sub(u32::from(header[12] >> 4) * 4);
+    set_ports(packet, ports);
+    packet.seq = u32::from_be(seq);
+    packet.ack = u32::from_be(ack);
+    packet.tcp_flags = byte(flags, 1);
+    packet.window = high_half(flags);
+    packet.payload_len = network.len.saturating_sub(u32::from(byte(flags, 0) >> 4) * 4);
 }
 
 #[inline(always)]
 fn udp(source: &impl Source, network: &Network, packet: &mut Packet) {
-    let Some(ports) = source.bytes::<4>(network.offset) else {
+    packet.payload_len = network.len.saturating_sub(UDP_HEADER_LEN);
+    // One read for most packets.
+    if packet.payload_len >= HASHED_MAX
+        && let Some([ports, _, a, b, c, d]) = source.read::<[u32; 6]>(network.offset)
+    {
+        set_ports(packet, ports);
+        packet.payload_hash = probe_common::payload_hash([a, b, c, d]);
+        return;
+    }
+    let Some(ports) = source.read(network.offset) else {
         return;
     };
     set_ports(packet, ports);
-    packet.payload_len = network.len.saturating_sub(UDP_HEADER_LEN);
-    packet.payload_hash = payload_hash(source, network.offset + UDP_HEADER_LEN, packet.payload_len);
+    packet.payload_hash = hash_of_payload(source, network.offset + UDP_HEADER_LEN, packet.payload_len);
 }
 
 #[inline(always)]
 fn icmp(source: &impl Source, network: &Network, packet: &mut Packet) {
-    let Some(header) = source.bytes::<{ ICMP_HEADER_LEN as usize }>(network.offset) else {
+    let Some(header) = source.read::<[u8; ICMP_HEADER_LEN as usize]>(network.offset) else {
         return;
     };
     packet.icmp_type = header[0];
@@ -285,7 +341,7 @@ fn icmp(source: &impl Source, network: &Network, packet: &mut Packet) {
     if is_echo {
         packet.icmp_id = u16::from_be_bytes([header[4], header[5]]);
         packet.icmp_seq = u16::from_be_bytes([header[6], header[7]]);
-        packet.payload_hash = payload_hash(source, inner, packet.payload_len);
+        packet.payload_hash = hash_of_payload(source, inner, packet.payload_len);
     } else if is_error {
         quoted(source, inner, packet);
     }
@@ -294,52 +350,39 @@ fn icmp(source: &impl Source, network: &Network, packet: &mut Packet) {
 /// The packet that an ICMP error is about.
 #[inline(always)]
 fn quoted(source: &impl Source, offset: u32, packet: &mut Packet) {
-    let (proto, ports_at) = if packet.proto == IPPROTO_ICMP {
-        let Some(header) = source.bytes::<{ IPV4_HEADER_LEN as usize }>(offset) else {
+    let (proto, dst, ports_at) = if packet.proto == IPPROTO_ICMP {
+        let Some([first, _, third, _, dst]) = source.read::<Header>(offset) else {
             return;
         };
-        packet.quoted_dst[0] = header[16];
-        packet.quoted_dst[1] = header[17];
-        packet.quoted_dst[2] = header[18];
-        packet.quoted_dst[3] = header[19];
-        (header[9], offset + u32::from(header[0] & 0x0f) * 4)
+        (byte(third, 1), ipv4_address(dst), offset + u32::from(byte(first, 0) & 0x0f) * 4)
     } else {
-        let (Some([proto]), Some(dst)) = (source.bytes::<1>(offset + 6), source.bytes::<16>(offset + 24))
-        else {
+        let (Some(proto), Some(dst)) = (source.read::<u8>(offset + 6), source.read(offset + 24)) else {
             return;
         };
-        packet.quoted_dst = dst;
-        (proto, offset + IPV6_HEADER_LEN)
+        (proto, dst, offset + IPV6_HEADER_LEN)
     };
+    packet.quoted_dst = address_bytes(dst);
     packet.quoted_proto = proto;
-    if let Some(ports) = source.bytes::<4>(ports_at) {
-        packet.quoted_src_port = u16::from_be_bytes([ports[0], ports[1]]);
-        packet.quoted_dst_port = u16::from_be_bytes([ports[2], ports[3]]);
+    if let Some(ports) = source.read::<u32>(ports_at) {
+        packet.quoted_src_port = low_half(ports);
+        packet.quoted_dst_port = high_half(ports);
     }
 }
 
+/// Bytes of the payload that are hashed at most.
+const HASHED_MAX: u32 = 16;
+
 /// A hash over the first 16, 8 or 4 bytes of the payload (the verifier wants constant lengths).
 #[inline(always)]
-fn payload_hash(source: &impl Source, offset: u32, len: u32) -> u32 {
-    let (low, high) = if len >= 16 {
-        let Some(bytes) = source.bytes::<16>(offset) else {
-            return 0;
-        };
-        let (low, high) = bytes.split_at(8);
-        (word(low), word(high))
+fn hash_of_payload(source: &impl Source, offset: u32, len: u32) -> u32 {
+    let words: Option<[u32; 4]> = if len >= HASHED_MAX {
+        source.read(offset)
     } else if len >= 8 {
-        (source.bytes::<8>(offset).map_or(0, u64::from_be_bytes), 0)
+        source.read(offset).map(|[a, b]: [u32; 2]| [a, b, 0, 0])
     } else if len >= 4 {
-        (source.bytes::<4>(offset).map_or(0, |bytes| u64::from(u32::from_be_bytes(bytes))), 0)
+        source.read(offset).map(|word| [word, 0, 0, 0])
     } else {
-        return 0;
+        None
     };
-    // Fibonacci hashing, twice; only equality between hooks of one node matters.
-    let mixed = (low.wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ high).wrapping_mul(0x9e37_79b9_7f4a_7c15);
-    (mixed >> 32) as u32
-}
-
-#[inline(always)]
-fn word(bytes: &[u8]) -> u64 {
-    u64::from_be_bytes([bytes[0], bytes[1], bytes[2], bytes[3], bytes[4], bytes[5], bytes[6], bytes[7]])
+    words.map_or(0, probe_common::payload_hash)
 }

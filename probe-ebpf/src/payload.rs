@@ -2,10 +2,10 @@
 //!
 //! They are where its initial sequence number says, which a SYN tells. It is kept in a table that a lookup costs next to
 //! nothing in, so that a packet in the middle of a connection pays no more.
-use probe_common::{Counter, HookPoint, PAYLOAD_MAX, Packet, PayloadRecord, RecordKind};
+use probe_common::{Counter, HookPoint, PAYLOAD_MAX, Packet, PayloadRecord, RecordKind, address_words};
 
-use crate::emit::emit;
-use crate::maps::{Scratch, opening};
+use crate::emit::reserve;
+use crate::maps::{Scratch, copy_packet, opening};
 use crate::parse::{IPPROTO_TCP, Network, Source};
 
 const SYN: u8 = 0x02;
@@ -63,12 +63,14 @@ pub(crate) fn look(source: &impl Source, scratch: &Scratch, (point, ifindex, net
         return;
     }
     let counters = (Counter::PayloadMatched, Counter::PayloadLost);
-    emit(counters, (RecordKind::Payload, point as u8), ifindex, |record: &mut PayloadRecord| {
+    if let Some(mut entry) = reserve(counters, (RecordKind::Payload, point as u8), ifindex) {
+        let record: &mut PayloadRecord = entry.record();
         record.netns = netns;
-        record.packet = *packet;
         let len = packet.payload_len.min(PAYLOAD_MAX as u32);
         record.captured = source.copy(scratch.payload_at, len, &mut record.bytes).unwrap_or(0);
-    });
+        copy_packet(packet, &mut record.packet);
+        entry.submit();
+    }
 }
 
 /// The half of a slot that says whose it is; the other is the initial sequence number.
@@ -81,8 +83,8 @@ const TAG: u64 = !(u32::MAX as u64);
 #[inline(always)]
 fn key(packet: &Packet) -> u64 {
     const MULTIPLIER: u64 = 0x9e37_79b9_7f4a_7c15;
-    let [a, b] = halves(&packet.src);
-    let [c, d] = halves(&packet.dst);
+    let [a, b] = halves(address_words(&packet.src));
+    let [c, d] = halves(address_words(&packet.dst));
     let ports = u64::from(packet.src_port) << 16 | u64::from(packet.dst_port);
     let mixed = (a ^ b.rotate_left(17)).wrapping_mul(MULTIPLIER) ^ c ^ d.rotate_left(31);
     let mixed = (mixed ^ mixed >> 32).wrapping_mul(MULTIPLIER) ^ ports;
@@ -92,9 +94,6 @@ fn key(packet: &Packet) -> u64 {
 }
 
 #[inline(always)]
-const fn halves(addr: &[u8; 16]) -> [u64; 2] {
-    [
-        u64::from_ne_bytes([addr[0], addr[1], addr[2], addr[3], addr[4], addr[5], addr[6], addr[7]]),
-        u64::from_ne_bytes([addr[8], addr[9], addr[10], addr[11], addr[12], addr[13], addr[14], addr[15]]),
-    ]
+const fn halves([a, b, c, d]: [u32; 4]) -> [u64; 2] {
+    [a as u64 | (b as u64) << 32, c as u64 | (d as u64) << 32]
 }

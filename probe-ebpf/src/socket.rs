@@ -4,16 +4,16 @@ use aya_ebpf::programs::RawTracePointContext;
 use aya_log_ebpf::warn;
 use probe_common::{Counter, Packet, RecordKind, SocketPoint, SocketRecord};
 
-use crate::emit::emit;
+use crate::emit::reserve;
 use crate::filter;
 use crate::kernel::{self, Probed, SkBuff};
-use crate::maps::{count, scratch, setting};
-use crate::parse::{self, IPPROTO_TCP};
+use crate::maps::{copy_packet, count, scratch, setting};
+use crate::parse::{self, Address, IPPROTO_TCP, address_bytes, ipv4_address};
 
 const AF_INET: u16 = 2;
 const AF_INET6: u16 = 10;
 /// `::ffff:0:0/96`: a socket of IPv6 that speaks IPv4.
-const MAPPED: [u8; 12] = [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff];
+const MAPPED: [u32; 3] = [0, 0, u32::from_be(0xffff)];
 
 /// `trace_inet_sock_set_state(sk, oldstate, newstate)`.
 #[raw_tracepoint(tracepoint = "inet_sock_set_state")]
@@ -58,9 +58,11 @@ fn look(sock: u64, point: SocketPoint, states: (u8, u8)) -> Option<()> {
     if !matches!(family, AF_INET | AF_INET6) {
         return Some(());
     }
-    let packet = &mut scratch(RecordKind::Socket)?.packet;
-    ends(sock, family == AF_INET6, packet)?;
-    if filter::wanted(packet) {
+    let scratch = scratch(RecordKind::Socket)?;
+    let packet = &mut scratch.packet;
+    let addresses = ends(sock, family == AF_INET6, packet)?;
+    filter::find_both(addresses, packet.version, &mut scratch.ends);
+    if filter::wanted(packet, &scratch.ends) {
         record(point, states, true, kernel::netns::<Probed>(sock, setting!(offsets.sock_net)), packet);
     }
     Some(())
@@ -72,12 +74,16 @@ fn reset(sock: u64, skb: SkBuff<Probed>) -> Option<()> {
     let Some(source) = skb.network() else {
         return Some(());
     };
-    let Some(network) = parse::network(&source) else {
+    let Some(network) = parse::header(&source).and_then(|header| parse::network(&source, header)) else {
         return Some(());
     };
-    let packet = &mut scratch(RecordKind::Socket)?.packet;
+    let scratch = scratch(RecordKind::Socket)?;
+    if !filter::may_match(&network) || !filter::find_ends(&network, &mut scratch.ends) {
+        return Some(());
+    }
+    let packet = &mut scratch.packet;
     parse::packet(&source, &network, packet);
-    if filter::wanted(packet) {
+    if filter::wanted(packet, &scratch.ends) {
         let (_, netns) = skb.device()?;
         record(SocketPoint::Reset, (0, 0), sock != 0, netns, packet);
     }
@@ -93,40 +99,33 @@ fn record(
     packet: &Packet,
 ) {
     let counters = (Counter::SocketMatched, Counter::SocketLost);
-    emit(counters, (RecordKind::Socket, point as u8), 0, |record: &mut SocketRecord| {
+    if let Some(mut entry) = reserve(counters, (RecordKind::Socket, point as u8), 0) {
+        let record: &mut SocketRecord = entry.record();
         record.netns = netns;
         record.old_state = old_state;
         record.new_state = new_state;
         record.has_socket = has_socket.into();
-        record.packet = *packet;
-    });
+        copy_packet(packet, &mut record.packet);
+        entry.submit();
+    }
 }
 
-/// Fills a zeroed packet with the two ends of a `struct sock_common`, its own as source.
+/// Fills a zeroed packet with the two ends of a `struct sock_common`, its own as source, and returns their addresses.
 #[inline(always)]
-fn ends(sock: u64, is_ipv6: bool, packet: &mut Packet) -> Option<()> {
-    (packet.version, packet.src, packet.dst) = if is_ipv6 {
-        let src: [u8; 16] = kernel::read(sock, setting!(offsets.sock_v6_saddr))?;
-        let dst: [u8; 16] = kernel::read(sock, setting!(offsets.sock_v6_daddr))?;
-        if dst[..12] == MAPPED { (4, unmapped(&src), unmapped(&dst)) } else { (6, src, dst) }
+fn ends(sock: u64, is_ipv6: bool, packet: &mut Packet) -> Option<(Address, Address)> {
+    let (version, src, dst) = if is_ipv6 {
+        let src: Address = kernel::read(sock, setting!(offsets.sock_v6_saddr))?;
+        let dst: Address = kernel::read(sock, setting!(offsets.sock_v6_daddr))?;
+        if dst[..3] == MAPPED { (4, ipv4_address(src[3]), ipv4_address(dst[3])) } else { (6, src, dst) }
     } else {
         let src = kernel::read(sock, setting!(offsets.sock_saddr))?;
         let dst = kernel::read(sock, setting!(offsets.sock_daddr))?;
-        (4, widen(src), widen(dst))
+        (4, ipv4_address(src), ipv4_address(dst))
     };
+    (packet.version, packet.src, packet.dst) = (version, address_bytes(src), address_bytes(dst));
     // `skc_num` is in host order, `skc_dport` in network order.
     packet.src_port = kernel::read(sock, setting!(offsets.sock_num))?;
     packet.dst_port = u16::from_be(kernel::read(sock, setting!(offsets.sock_dport))?);
     packet.proto = IPPROTO_TCP;
-    Some(())
-}
-
-#[inline(always)]
-const fn unmapped(addr: &[u8; 16]) -> [u8; 16] {
-    widen([addr[12], addr[13], addr[14], addr[15]])
-}
-
-#[inline(always)]
-const fn widen([a, b, c, d]: [u8; 4]) -> [u8; 16] {
-    [a, b, c, d, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]
+    Some((src, dst))
 }

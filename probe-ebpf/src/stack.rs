@@ -7,10 +7,10 @@ use aya_ebpf::programs::{BtfTracePointContext, FEntryContext, ProbeContext, RawT
 use aya_log_ebpf::warn;
 use probe_common::{Counter, HookPoint, PacketRecord, RecordKind};
 
-use crate::emit::emit;
+use crate::emit::reserve;
 use crate::filter;
 use crate::kernel::{Access, MemorySource, SkBuff};
-use crate::maps::{count, scratch};
+use crate::maps::{copy_packet, count, scratch};
 use crate::parse;
 use crate::payload;
 
@@ -28,7 +28,7 @@ pub(crate) fn plsprobe_received(ctx: RawTracePointContext) -> i32 {
 
 #[inline(always)]
 fn received(ctx: &impl EbpfContext, skb: SkBuff<impl Access>) -> i32 {
-    if look(skb, skb.received(), HookPoint::Received).is_none() {
+    if look(skb, SkBuff::received, HookPoint::Received).is_none() {
         count(Counter::Unreadable);
         warn!(ctx, "a packet that an interface received could not be read");
     }
@@ -49,7 +49,7 @@ pub(crate) fn plsprobe_queued(ctx: RawTracePointContext) -> i32 {
 
 #[inline(always)]
 fn queued(ctx: &impl EbpfContext, skb: SkBuff<impl Access>) -> i32 {
-    if look(skb, known(skb), HookPoint::Queued).is_none() {
+    if look(skb, known, HookPoint::Queued).is_none() {
         count(Counter::Unreadable);
         warn!(ctx, "a packet that an interface sends could not be read");
     }
@@ -62,10 +62,7 @@ macro_rules! ip_function {
         #[doc = concat!("kprobe for `HookPoint::", stringify!($point), "`, whichever the family's function.")]
         #[kprobe]
         pub(crate) fn $kprobe(ctx: ProbeContext) -> u32 {
-            let looked = ctx.arg(0).and_then(|skb| {
-                let skb = SkBuff::probed(skb);
-                look(skb, known(skb), HookPoint::$point)
-            });
+            let looked = ctx.arg(0).and_then(|skb| look(SkBuff::probed(skb), known, HookPoint::$point));
             if looked.is_none() {
                 count(Counter::Unreadable);
                 warn!(&ctx, "a packet in the IP layer could not be read");
@@ -76,8 +73,7 @@ macro_rules! ip_function {
             #[doc = concat!("fentry for `", $function, "`.")]
             #[fentry(function = $function)]
             pub(crate) fn $fentry(ctx: FEntryContext) -> i32 {
-                let skb = SkBuff::typed(ctx.arg(0));
-                if look(skb, known(skb), HookPoint::$point).is_none() {
+                if look(SkBuff::typed(ctx.arg(0)), known, HookPoint::$point).is_none() {
                     count(Counter::Unreadable);
                     warn!(&ctx, "a packet in the IP layer could not be read");
                 }
@@ -99,26 +95,43 @@ fn known<A: Access>(skb: SkBuff<A>) -> Option<(MemorySource<A>, u16)> {
 
 /// `None` if the kernel's memory could not be read.
 #[inline(always)]
-fn look<A: Access>(skb: SkBuff<A>, packet: Option<(MemorySource<A>, u16)>, point: HookPoint) -> Option<()> {
-    count(Counter::StackSeen);
+fn look<A: Access>(
+    skb: SkBuff<A>,
+    packet: impl FnOnce(SkBuff<A>) -> Option<(MemorySource<A>, u16)>,
+    point: HookPoint,
+) -> Option<()> {
     // Most packets of a node are in the namespaces of other pods.
-    if A::IS_CHEAP && !filter::may_be_watched(skb.device()?.1) {
+    if A::IS_CHEAP && !filter::may_be_watched(skb.netns()?) {
         return Some(());
     }
-    let Some((source, tag)) = packet else {
+    if matches!(point, HookPoint::Received | HookPoint::Queued) {
+        count(Counter::PacketSeen);
+    }
+    let Some((source, tag)) = packet(skb) else {
         return Some(()); // without a network header, no IP packet
     };
-    let Some(network) = parse::network(&source) else {
+    let Some(header) = parse::header(&source) else {
+        return Some(());
+    };
+    if filter::turns_away(&header) {
+        return Some(());
+    }
+    let Some(network) = parse::network(&source, header) else {
         return Some(());
     };
     if !filter::may_match(&network) {
         return Some(());
     }
     let scratch = scratch(RecordKind::Packet)?;
+    if !filter::find_ends(&network, &mut scratch.ends) {
+        return Some(());
+    }
     let packet = &mut scratch.packet;
     parse::packet(&source, &network, packet);
     payload::keep_offset(&mut scratch.payload_at, &network, packet);
-    if !filter::wanted(packet) || !filter::matches_expression(&source, &network, RecordKind::Packet) {
+    if !filter::wanted(packet, &scratch.ends)
+        || !filter::matches_expression(&source, &network, RecordKind::Packet)
+    {
         return Some(());
     }
     let (ifindex, netns) = skb.device()?;
@@ -128,13 +141,15 @@ fn look<A: Access>(skb: SkBuff<A>, packet: Option<(MemorySource<A>, u16)>, point
     packet.vlan = if tag == 0 { skb.vlan() } else { tag };
     let (buffer, skb_len, mark) = (skb.head()?, skb.len()?, skb.mark()?);
     let counters = (Counter::PacketMatched, Counter::PacketLost);
-    emit(counters, (RecordKind::Packet, point as u8), ifindex, |record: &mut PacketRecord| {
+    if let Some(mut entry) = reserve(counters, (RecordKind::Packet, point as u8), ifindex) {
+        let record: &mut PacketRecord = entry.record();
         record.buffer = buffer;
         record.skb_len = skb_len;
         record.mark = mark;
         record.netns = netns;
-        record.packet = *packet;
-    });
+        copy_packet(packet, &mut record.packet);
+        entry.submit();
+    }
     payload::look(&source, scratch, (point, ifindex, netns));
     Some(())
 }

@@ -8,10 +8,10 @@ use aya_ebpf::macros::classifier;
 use aya_ebpf::programs::TcContext;
 use probe_common::{CAPTURE_MAX, Counter, HookPoint, PacketRecord, RecordKind};
 
-use crate::emit::emit;
+use crate::emit::reserve;
 use crate::filter;
 use crate::kernel::SkBuff;
-use crate::maps::{LOOKERS, count, scratch};
+use crate::maps::{LOOKERS, copy_packet, count, scratch};
 use crate::parse::{self, Source, copy_len, vlan_id};
 use crate::payload;
 
@@ -66,21 +66,21 @@ struct SkbSource<'a>(&'a TcContext);
 
 impl Source for SkbSource<'_> {
     #[inline(always)]
-    fn bytes<const N: usize>(&self, offset: u32) -> Option<[u8; N]> {
+    fn read<T: Copy>(&self, offset: u32) -> Option<T> {
         // Not zeroed: LLVM would call a function for that, which goes byte by byte.
-        let mut bytes = MaybeUninit::<[u8; N]>::uninit();
-        // SAFETY: the helper writes N bytes to a buffer of N bytes, or answers an error; it checks offset and length.
+        let mut value = MaybeUninit::<T>::uninit();
+        // SAFETY: the helper writes as many bytes as a `T` has, or answers an error; it checks offset and length.
         let ret = unsafe {
             bpf_skb_load_bytes_relative(
                 self.0.as_ptr(),
                 offset,
-                bytes.as_mut_ptr().cast(),
-                N as u32,
+                value.as_mut_ptr().cast(),
+                size_of::<T>() as u32,
                 BPF_HDR_START_NET,
             )
         };
-        // SAFETY: the helper has written all of it.
-        (ret == 0).then(|| unsafe { bytes.assume_init() })
+        // SAFETY: the helper has written all of it; values read here are plain bytes.
+        (ret == 0).then(|| unsafe { value.assume_init() })
     }
 
     #[inline(always)]
@@ -99,7 +99,13 @@ impl Source for SkbSource<'_> {
 fn look(ctx: &TcContext, point: HookPoint) {
     count(Counter::PacketSeen);
     let source = SkbSource(ctx);
-    let Some(network) = parse::network(&source) else {
+    let Some(header) = parse::header(&source) else {
+        return; // shorter than an IP header
+    };
+    if filter::turns_away(&header) {
+        return;
+    }
+    let Some(network) = parse::network(&source, header) else {
         return; // not IP, ARP for the most part
     };
     if !filter::may_match(&network) {
@@ -108,10 +114,15 @@ fn look(ctx: &TcContext, point: HookPoint) {
     let Some(scratch) = scratch(RecordKind::Packet) else {
         return; // every kind has a slot
     };
+    if !filter::find_ends(&network, &mut scratch.ends) {
+        return;
+    }
     let packet = &mut scratch.packet;
     parse::packet(&source, &network, packet);
     payload::keep_offset(&mut scratch.payload_at, &network, packet);
-    if !filter::wanted(packet) || !filter::matches_expression(&source, &network, RecordKind::Packet) {
+    if !filter::wanted(packet, &scratch.ends)
+        || !filter::matches_expression(&source, &network, RecordKind::Packet)
+    {
         return;
     }
     // SAFETY: the context pointer of a classifier is a valid `__sk_buff` for the whole run.
@@ -122,12 +133,14 @@ fn look(ctx: &TcContext, point: HookPoint) {
     // To the kernel, the context of a classifier is the packet itself.
     let buffer = SkBuff::probed(ctx.as_ptr() as u64).head().unwrap_or(0);
     let counters = (Counter::PacketMatched, Counter::PacketLost);
-    emit(counters, (RecordKind::Packet, point as u8), skb.ifindex, |record: &mut PacketRecord| {
+    if let Some(mut entry) = reserve(counters, (RecordKind::Packet, point as u8), skb.ifindex) {
+        let record: &mut PacketRecord = entry.record();
         record.buffer = buffer;
         record.skb_len = skb.len;
         record.mark = skb.mark;
         record.hash = skb.hash;
-        record.packet = *packet;
-    });
+        copy_packet(packet, &mut record.packet);
+        entry.submit();
+    }
     payload::look(&source, scratch, (point, skb.ifindex, 0));
 }

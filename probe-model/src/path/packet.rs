@@ -1,6 +1,6 @@
 //! One packet, as much of it as tells flows and packets apart.
 
-use core::fmt;
+use core::{array, fmt};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use bytes::Buf as _;
@@ -308,22 +308,19 @@ fn layer4(raw: &mut probe_common::Packet, bytes: &[u8], len: usize) {
 
 /// The hash that our programs compute, so that a packet in a notification is known again.
 ///
-/// Source: `payload_hash` in probe-ebpf's `parse.rs`.
+/// Source: `hash_of_payload` in probe-ebpf's `parse.rs`.
 fn payload_hash(bytes: &[u8], len: u32) -> u32 {
-    let word = |at: usize| bytes.get(at..at + 8).and_then(|word| word.first_chunk().copied());
-    let parts = if len >= 16 {
-        word(0).zip(word(8)).map(|(low, high)| (u64::from_be_bytes(low), u64::from_be_bytes(high)))
-    } else if len >= 8 {
-        word(0).map(|low| (u64::from_be_bytes(low), 0))
-    } else if len >= 4 {
-        bytes.first_chunk().map(|low| (u64::from(u32::from_be_bytes(*low)), 0))
-    } else {
-        None
+    let word = |idx: usize| bytes[idx * 4..].first_chunk().map_or(0, |word| u32::from_ne_bytes(*word));
+    let hashed = match len {
+        16.. => 16,
+        8..16 => 8,
+        4..8 => 4,
+        _ => return 0,
     };
-    parts.map_or(0, |(low, high)| {
-        let mixed = (low.wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ high).wrapping_mul(0x9e37_79b9_7f4a_7c15);
-        (mixed >> 32) as u32
-    })
+    if bytes.len() < hashed {
+        return 0;
+    }
+    probe_common::payload_hash(array::from_fn(|idx| if idx * 4 < hashed { word(idx) } else { 0 }))
 }
 
 fn address(raw: &[u8; 16], v4: bool) -> IpAddr {
