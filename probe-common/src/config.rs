@@ -3,7 +3,7 @@ use core::mem::{offset_of, size_of};
 
 use crate::address_words;
 
-/// Value of the filter's target trie for a prefix all of whose packets match; any other is a set of ports.
+/// Value of the filter's targets for a prefix all of whose packets match; any other is a set of ports.
 pub const PORTS_ANY: u32 = 0;
 
 /// Data of a key of the filter's tries of addresses, after the prefix length (which counts `version`).
@@ -47,7 +47,7 @@ impl PortKey {
     pub const BITS: u32 = Self::HEAD_BITS + 16;
 }
 
-/// Which addresses may be in the target trie: a set without false negatives, a few instructions to ask.
+/// Which addresses may be among the targets: a set without false negatives, a few instructions to ask.
 ///
 /// Most packets on a node concern none of the targets; this spares them two lookups. Of an address it takes as many
 /// bits as the shortest prefix of the family has.
@@ -212,6 +212,8 @@ pub struct Config {
     pub events_map_id: u32,
     /// 1: only packets whose peer is in the source trie.
     pub filter_sources: u32,
+    /// 1: targets are also in the trie, those that are not one address.
+    pub has_prefixes: u32,
     /// 1: `skb:kfree_skb` has a reason argument (5.17 and later).
     pub has_drop_reason: u32,
     /// Value of `reason` that means consumed, not dropped (`SKB_CONSUMED`).
@@ -224,7 +226,9 @@ pub struct Config {
     pub wake_bytes: u32,
     /// 1: only packets that the filter expression matches.
     pub has_expression: u32,
-    /// Addresses of the target trie.
+    /// 0.
+    pub pad: u32,
+    /// Addresses of the targets.
     pub addresses: AddressSet,
     /// Namespaces whose packets are kept by hooks that see every one's.
     pub namespaces: NamespaceSet,
@@ -244,17 +248,18 @@ const _: () = {
     assert!(size_of::<AddressSet>() == 64);
     assert!(offset_of!(AddressSet, masks) == 32);
     assert!(size_of::<NamespaceSet>() == 32);
-    assert!(size_of::<Config>() == 208);
+    assert!(size_of::<Config>() == 216);
     assert!(offset_of!(Config, events_map_id) == 84);
     assert!(offset_of!(Config, filter_sources) == 88);
-    assert!(offset_of!(Config, has_drop_reason) == 92);
-    assert!(offset_of!(Config, reason_consumed) == 96);
-    assert!(offset_of!(Config, vxlan_port) == 100);
-    assert!(offset_of!(Config, geneve_port) == 102);
-    assert!(offset_of!(Config, wake_bytes) == 104);
-    assert!(offset_of!(Config, has_expression) == 108);
-    assert!(offset_of!(Config, addresses) == 112);
-    assert!(offset_of!(Config, namespaces) == 176);
+    assert!(offset_of!(Config, has_prefixes) == 92);
+    assert!(offset_of!(Config, has_drop_reason) == 96);
+    assert!(offset_of!(Config, reason_consumed) == 100);
+    assert!(offset_of!(Config, vxlan_port) == 104);
+    assert!(offset_of!(Config, geneve_port) == 106);
+    assert!(offset_of!(Config, wake_bytes) == 108);
+    assert!(offset_of!(Config, has_expression) == 112);
+    assert!(offset_of!(Config, addresses) == 120);
+    assert!(offset_of!(Config, namespaces) == 184);
 };
 
 #[cfg(test)]

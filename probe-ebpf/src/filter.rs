@@ -5,13 +5,13 @@ use probe_common::{
     RecordKind, address_words,
 };
 
-use crate::maps::{End, Ends, PORTS, SOURCES, TARGETS, capture, config, setting};
+use crate::maps::{End, Ends, HOSTS, PORTS, SOURCES, TARGETS, capture, config, setting};
 use crate::parse::{self, Address, Header, Network, Source, address_bytes};
 
-/// Whether a packet's first header is enough to turn it away, as it is for most packets of a node.
+/// What [`may_match`] will say, if a packet's first header is enough to know: most packets are turned away by it.
 #[inline(always)]
-pub(crate) fn turns_away(header: &Header) -> bool {
-    parse::plain_ipv4(header).is_some_and(|(src, dst)| !may_be_target(src, 4) && !may_be_target(dst, 4))
+pub(crate) fn foretell(header: &Header) -> Option<bool> {
+    parse::plain_ipv4(header).map(|(src, dst)| may_be_target(src, 4) || may_be_target(dst, 4))
 }
 
 /// Whether the addresses alone allow a match, by a set without false negatives.
@@ -34,8 +34,8 @@ fn may_be_target(addr: Address, version: u8) -> bool {
     bits & 1 << bit != 0
 }
 
-/// Whether the addresses match, by the trie: most that [`may_match`] lets pass by mistake are turned away here, their
-/// layer 4 unread. What is found is kept for [`wanted`].
+/// Whether the addresses match, by lookups: what [`may_match`] lets pass by mistake is turned away here, its layer 4
+/// unread. What is found is kept for [`wanted`].
 #[inline(always)]
 pub(crate) fn find_ends(network: &Network, ends: &mut Ends) -> bool {
     let version = network.version;
@@ -64,14 +64,26 @@ pub(crate) fn find_both(addresses: (Address, Address), version: u8, ends: &mut E
 
 #[inline(always)]
 fn find_target(address: Address, version: u8, end: &mut End) {
-    if let Some(set) = lookup(&TARGETS, prefix_key(address, version)) {
+    if let Some(set) = target(PrefixKey { version: version.into(), addr: address_bytes(address) }) {
         keep(&mut end.target, u64::from(set) + 1);
     }
 }
 
+/// The set of ports that matter at an address, if it is a target.
+#[inline(always)]
+fn target(key: PrefixKey) -> Option<u32> {
+    // SAFETY: the value is copied at once; nobody writes to the map any more.
+    let set = unsafe { HOSTS.get(&key) }.copied();
+    if set.is_none() && setting!(has_prefixes) != 0 {
+        return lookup(&TARGETS, Key::new(PrefixKey::BITS, key));
+    }
+    set
+}
+
 #[inline(always)]
 fn find_peer(address: Address, version: u8, end: &mut End) {
-    if setting!(filter_sources) == 0 || lookup(&SOURCES, prefix_key(address, version)).is_some() {
+    let key = || PrefixKey { version: version.into(), addr: address_bytes(address) };
+    if setting!(filter_sources) == 0 || lookup(&SOURCES, Key::new(PrefixKey::BITS, key())).is_some() {
         keep(&mut end.peer, 1);
     }
 }
@@ -100,11 +112,6 @@ pub(crate) fn may_be_watched(netns: u32) -> bool {
 }
 
 #[inline(always)]
-fn prefix_key(addr: Address, version: u8) -> Key<PrefixKey> {
-    Key::new(PrefixKey::BITS, PrefixKey { version: version.into(), addr: address_bytes(addr) })
-}
-
-#[inline(always)]
 fn lookup<K>(trie: &LpmTrie<K, u32>, key: Key<K>) -> Option<u32> {
     trie.get(key).copied()
 }
@@ -119,8 +126,8 @@ pub(crate) fn wanted(packet: &Packet, ends: &Ends) -> bool {
 /// Whether the packet is an ICMP error about a packet to a target.
 #[inline(always)]
 fn quotes_target(packet: &Packet) -> bool {
-    let key = || prefix_key(address_words(&packet.quoted_dst), packet.version);
-    packet.quoted_proto != 0 && lookup(&TARGETS, key()).is_some()
+    let addr = || address_bytes(address_words(&packet.quoted_dst));
+    packet.quoted_proto != 0 && target(PrefixKey { version: packet.version.into(), addr: addr() }).is_some()
 }
 
 /// Whether one side of the packet is what the operator asked about.

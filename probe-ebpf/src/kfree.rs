@@ -47,13 +47,14 @@ fn look(skb: SkBuff<impl Access>, location: u64, reason: u32) -> Option<()> {
     let Some(header) = parse::header(&source) else {
         return Some(());
     };
-    if filter::turns_away(&header) {
+    let foretold = filter::foretell(&header);
+    if foretold == Some(false) {
         return Some(());
     }
     let Some(network) = parse::network(&source, header) else {
         return Some(()); // netlink messages and unix sockets are freed here too
     };
-    if !filter::may_match(&network) {
+    if foretold.is_none() && !filter::may_match(&network) {
         return Some(());
     }
     let scratch = scratch(RecordKind::Drop)?;

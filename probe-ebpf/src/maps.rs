@@ -1,6 +1,6 @@
 //! The maps and constants that user space fills or reads.
 use aya_ebpf::macros::map;
-use aya_ebpf::maps::{Array, LpmTrie, PerCpuArray, ProgramArray, RingBuf};
+use aya_ebpf::maps::{Array, HashMap, LpmTrie, PerCpuArray, ProgramArray, RingBuf};
 use core::mem::offset_of;
 
 use probe_common::{
@@ -39,7 +39,7 @@ pub(crate) struct Ends {
 /// that comes.
 #[repr(C)]
 pub(crate) struct End {
-    /// What the target trie says: 0 for none of its prefixes, else the set of ports that matter, plus one.
+    /// 0 if it is no target, else the set of ports that matter, plus one.
     pub(crate) target: u64,
     /// Not 0 for one that the operator wants as a target's peer.
     pub(crate) peer: u64,
@@ -66,8 +66,12 @@ static OPENINGS: Array<u64> = Array::with_max_entries(OPENINGS_MAX, 0);
 
 const BPF_F_NO_PREALLOC: u32 = 1;
 
-/// Prefixes that a packet is matched against, on either side. Values are sets of ports, 0 for every packet.
-/// The loader sets the size of this and of the next two.
+/// Addresses that a packet is matched against, on either side. Values are sets of ports, 0 for every packet.
+/// The loader sets the size of this and of the next three.
+#[map]
+pub(crate) static HOSTS: HashMap<PrefixKey, u32> = HashMap::with_max_entries(1, 0);
+
+/// The same for prefixes: a trie's lookup takes three times as long.
 #[map]
 pub(crate) static TARGETS: LpmTrie<PrefixKey, u32> = LpmTrie::with_max_entries(1, BPF_F_NO_PREALLOC);
 
@@ -114,12 +118,14 @@ static CONFIG: Config = Config {
     },
     events_map_id: 0,
     filter_sources: 0,
+    has_prefixes: 0,
     has_drop_reason: 0,
     reason_consumed: 0,
     vxlan_port: 0,
     geneve_port: 0,
     wake_bytes: 0,
     has_expression: 0,
+    pad: 0,
     addresses: AddressSet { words: [0; 4], masks: [[0; 4]; 2] },
     namespaces: NamespaceSet { words: [0; 4] },
 };

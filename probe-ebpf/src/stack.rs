@@ -113,13 +113,14 @@ fn look<A: Access>(
     let Some(header) = parse::header(&source) else {
         return Some(());
     };
-    if filter::turns_away(&header) {
+    let foretold = filter::foretell(&header);
+    if foretold == Some(false) {
         return Some(());
     }
     let Some(network) = parse::network(&source, header) else {
         return Some(());
     };
-    if !filter::may_match(&network) {
+    if foretold.is_none() && !filter::may_match(&network) {
         return Some(());
     }
     let scratch = scratch(RecordKind::Packet)?;

@@ -102,13 +102,14 @@ fn look(ctx: &TcContext, point: HookPoint) {
     let Some(header) = parse::header(&source) else {
         return; // shorter than an IP header
     };
-    if filter::turns_away(&header) {
+    let foretold = filter::foretell(&header);
+    if foretold == Some(false) {
         return;
     }
     let Some(network) = parse::network(&source, header) else {
         return; // not IP, ARP for the most part
     };
-    if !filter::may_match(&network) {
+    if foretold.is_none() && !filter::may_match(&network) {
         return;
     }
     let Some(scratch) = scratch(RecordKind::Packet) else {

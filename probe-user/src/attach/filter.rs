@@ -4,8 +4,8 @@ use std::net::IpAddr;
 
 use anyhow::{Context as _, Result};
 use aya::Ebpf;
-use aya::maps::MapData;
 use aya::maps::lpm_trie::{Key, LpmTrie};
+use aya::maps::{HashMap, MapData};
 use ipnet::IpNet;
 use probe_common::{AddressSet, PORTS_ANY, PortKey, PrefixKey};
 
@@ -135,11 +135,30 @@ impl Compiled {
     }
 
     /// Map names with the entries that they must have room for.
-    pub(super) fn sizes(&self) -> [(&'static str, u32); 3] {
-        let sizes =
-            [("TARGETS", self.targets.len()), ("PORTS", self.ports.len()), ("SOURCES", self.sources.len())];
+    pub(super) fn sizes(&self) -> [(&'static str, u32); 4] {
+        let sizes = [
+            ("HOSTS", self.hosts().count()),
+            ("TARGETS", self.prefixes().count()),
+            ("PORTS", self.ports.len()),
+            ("SOURCES", self.sources.len()),
+        ];
         // The kernel makes no map without room.
         sizes.map(|(name, len)| (name, len.max(1) as u32))
+    }
+
+    /// Targets that are one address, each with its set of ports.
+    fn hosts(&self) -> impl Iterator<Item = (&IpNet, &u32)> {
+        self.targets.iter().filter(|(net, _)| net.prefix_len() == net.max_prefix_len())
+    }
+
+    /// The other targets.
+    fn prefixes(&self) -> impl Iterator<Item = (&IpNet, &u32)> {
+        self.targets.iter().filter(|(net, _)| net.prefix_len() != net.max_prefix_len())
+    }
+
+    /// Whether there are targets that are not one address.
+    pub(super) fn has_prefixes(&self) -> bool {
+        self.prefixes().next().is_some()
     }
 
     /// What the programs ask before they look up a target.
@@ -158,8 +177,13 @@ impl Compiled {
 
     pub(super) fn fill(&self, ebpf: &mut Ebpf) -> Result<()> {
         // Borrowed, not taken: programs that are loaded later refer to these maps by their open descriptors.
+        let mut hosts: HashMap<&mut MapData, Wire<PrefixKey>, u32> = borrow(ebpf, "HOSTS")?;
+        for (net, set) in self.hosts() {
+            let added = hosts.insert(address_key(*net), set, 0);
+            added.with_context(|| format!("failed to add `{net}` to the filter's targets"))?;
+        }
         let mut targets: LpmTrie<&mut MapData, Wire<PrefixKey>, u32> = borrow(ebpf, "TARGETS")?;
-        for (net, set) in &self.targets {
+        for (net, set) in self.prefixes() {
             let added = targets.insert(&prefix_key(*net), set, 0);
             added.with_context(|| format!("failed to add `{net}` to the filter's targets"))?;
         }
@@ -215,9 +239,13 @@ fn port_keys(range: PortRange, set: u32) -> impl Iterator<Item = (u32, PortKey)>
 }
 
 fn prefix_key(net: IpNet) -> Key<Wire<PrefixKey>> {
+    Key::new(PrefixKey::HEAD_BITS + u32::from(net.prefix_len()), address_key(net))
+}
+
+/// The key of a prefix's address.
+fn address_key(net: IpNet) -> Wire<PrefixKey> {
     let (addr, version) = address_bytes(net.network());
-    let bits = PrefixKey::HEAD_BITS + u32::from(net.prefix_len());
-    Key::new(bits, Wire(PrefixKey { version: version.into(), addr }))
+    Wire(PrefixKey { version: version.into(), addr })
 }
 
 /// The bytes of an address as [`probe_common::Packet`] has them, and the version.
@@ -304,7 +332,18 @@ mod tests {
         let targets = vec![target("10.0.0.1", &web), target("10.0.0.2", &web), target("fd00::1", &[])];
         let compiled = Compiled::new(&Filter { targets, ..Filter::default() });
         assert_eq!(compiled.targets.values().copied().collect::<Vec<_>>(), [1, 1, PORTS_ANY]);
-        assert_eq!(compiled.sizes(), [("TARGETS", 3), ("PORTS", 1), ("SOURCES", 1)]);
+        assert_eq!(compiled.sizes(), [("HOSTS", 3), ("TARGETS", 1), ("PORTS", 1), ("SOURCES", 1)]);
+    }
+
+    #[test]
+    fn addresses_and_prefixes_are_kept_apart() {
+        let of = |nets: &[&str]| {
+            let targets = nets.iter().map(|net| target(net, &[])).collect();
+            Compiled::new(&Filter { targets, ..Filter::default() })
+        };
+        let mixed = of(&["10.0.0.0/24", "10.0.0.1/32", "fd00::/64", "fd00::1/128", "fd00::2/127"]);
+        assert_eq!((mixed.hosts().count(), mixed.prefixes().count()), (2, 3));
+        assert!(mixed.has_prefixes() && !of(&["10.0.0.1", "fd00::1"]).has_prefixes());
     }
 
     #[test]

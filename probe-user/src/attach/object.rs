@@ -37,6 +37,7 @@ pub(super) fn load(settings: &Settings) -> Result<Ebpf> {
     check_wire_version(&object)?;
     let filter = Compiled::new(&settings.filter);
     let config = Wire(Config {
+        has_prefixes: filter.has_prefixes().into(),
         filter_sources: (!settings.filter.sources.is_empty()).into(),
         wake_bytes: records::wake_bytes(settings.ring_bytes),
         addresses: filter.addresses(),
