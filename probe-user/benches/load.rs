@@ -20,6 +20,9 @@ const GENTLE: u32 = 10_000;
 /// Sizes of the ring buffer that are tried.
 const RINGS: [u32; 5] = [256 << 10, 1 << 20, 2 << 20, 4 << 20, 8 << 20];
 
+/// Packets a second, less than the machine can, each of which is recorded twice or more.
+const PACES: [u32; 3] = [50_000, 100_000, 150_000];
+
 /// What runs beside the load.
 #[derive(Clone, Copy)]
 struct Mode {
@@ -56,6 +59,7 @@ fn main() {
     let mut lab = Lab::up(&options).expect("the lab comes up");
     bystanders(&mut lab);
     rings(&mut lab);
+    paces(&mut lab);
     process(&mut lab);
 }
 
@@ -63,7 +67,7 @@ fn bystanders(lab: &mut Lab) {
     let mut measured = [const { Vec::new() }; MODES.len()];
     for _ in 0..ROUNDS {
         for (mode, measured) in MODES.iter().zip(&mut measured) {
-            measured.push(measure(lab, mode.trace));
+            measured.push(measure(lab, mode.trace, None));
         }
     }
     println!(
@@ -98,25 +102,44 @@ fn rings(lab: &mut Lab) {
     for _ in 0..ROUNDS {
         for (bytes, measured) in RINGS.iter().zip(&mut measured) {
             let bytes = bytes.to_string();
-            measured.push(measure(lab, Some(&["--dst", "pls-app", "--ring-bytes", &bytes])));
+            measured.push(measure(lab, Some(&["--dst", "pls-app", "--ring-bytes", &bytes]), None));
         }
     }
     for (bytes, measured) in RINGS.iter().zip(&measured) {
-        let of = |what: fn(&Measured) -> f64| median(measured.iter().map(what));
-        println!(
-            "| {} KiB | {:.0} | {:.0} | {:.0} | {:.3} % |",
-            bytes >> 10,
-            of(|one| one.packets_per_second),
-            of(|one| one.records_per_second),
-            of(|one| one.lost),
-            of(|one| one.lost / one.made.max(1.0) * 100.0),
-        );
+        println!("| {} KiB {}", bytes >> 10, losses(measured));
     }
 }
 
-fn measure(lab: &mut Lab, trace: Option<&[&str]>) -> Measured {
+/// Cells of a table: packets and records a second, and what was lost.
+fn losses(measured: &[Measured]) -> String {
+    let of = |what: fn(&Measured) -> f64| median(measured.iter().map(what));
+    format!(
+        "| {:.0} | {:.0} | {:.0} | {:.3} % |",
+        of(|one| one.packets_per_second),
+        of(|one| one.records_per_second),
+        of(|one| one.lost),
+        of(|one| one.lost / one.made.max(1.0) * 100.0),
+    )
+}
+
+/// What is lost with the default ring buffer at a rate that leaves the machine some time.
+fn paces(lab: &mut Lab) {
+    println!("\n| packets/s | records/s | lost | of all |\n|---|---|---|---|");
+    let mut measured = [const { Vec::new() }; PACES.len()];
+    for _ in 0..ROUNDS {
+        for (pps, measured) in PACES.iter().zip(&mut measured) {
+            measured.push(measure(lab, Some(&["--dst", "pls-app"]), Some(*pps)));
+        }
+    }
+    for measured in &measured {
+        println!("{}", losses(measured));
+    }
+}
+
+/// A load of so many packets a second, or of as many as the machine can, beside this trace.
+fn measure(lab: &mut Lab, trace: Option<&[&str]>, pps: Option<u32>) -> Measured {
     let trace = trace.map(|args| start(lab, args));
-    let report = load(lab, &LoadOptions::default(), SPAN);
+    let report = load(lab, &LoadOptions { pps, ..LoadOptions::default() }, SPAN);
     report.check_harmless().expect("nothing is lost");
     let summary = trace.map(|trace| trace.stop().summary());
     let records = |name: &str| summary.as_ref().map_or(0.0, |summary| summary.records(name));
