@@ -12,7 +12,7 @@ use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::time::Instant;
 
 use libbpf_rs::query::ProgInfoIter;
-use probe_model::path::{Namespace, Patience, Sighting, Tracker};
+use probe_model::path::{Namespace, Patience, Place, Tracker};
 use probe_user::attach::{
     Attachment, Filter, Interface, PortRange, Probe, RING_BYTES, Record, Records, Role, Settings, Target,
     TypeIds,
@@ -55,7 +55,7 @@ fn classifier() {
     let program = last_classifier();
     let matched_ns = median(|| {
         let spent = test_run(&program, RECORDS);
-        records.drain(&mut Vec::new());
+        records.drain(|_| {});
         spent
     });
     assert_eq!(attachment.counters().expect("counters").lost(), 0, "the ring holds a run");
@@ -92,22 +92,21 @@ fn consumer() {
     let program = last_classifier();
     let mut tracker = Tracker::new(Patience::default());
     let mut rates = [const { Vec::new() }; 2];
-    for _ in 0..RUNS {
-        let mut batch = Vec::with_capacity(RECORDS as usize);
+    for run in 0..2 * RUNS {
         test_run(&program, RECORDS);
-        let began = Instant::now();
-        records.drain(&mut batch);
-        let read = began.elapsed();
+        let is_followed = run % 2 == 1;
+        let (mut count, began) = (0, Instant::now());
+        records.drain(|record| {
+            count += 1;
+            if let (true, Record::Packet(record)) = (is_followed, record) {
+                let place = Place::of(&record.header, Namespace::Node).expect("a point that is known");
+                tracker.push_packet(record, place);
+            }
+        });
+        let spent = began.elapsed();
         // A stray packet of the kernel's own may be among them.
-        let count = batch.len() as u128;
         assert!(count >= u128::from(RECORDS), "{count} of {RECORDS}");
-        for record in &batch {
-            let Record::Packet(record) = record else { continue };
-            tracker.push(Sighting::from_packet(record, Namespace::Node).expect("a packet"));
-        }
-        for (rates, spent) in rates.iter_mut().zip([read, began.elapsed()]) {
-            rates.push((count * 1_000_000_000 / spent.as_nanos()) as u32);
-        }
+        rates[usize::from(is_followed)].push((count * 1_000_000_000 / spent.as_nanos()) as u32);
     }
     let [read, followed] = rates.map(|mut rates| middle(&mut rates));
     println!(
@@ -149,7 +148,7 @@ fn tracepoint_costs(peer: &Peer, net: &str, ids: &TypeIds) -> BTreeMap<String, u
     for _ in 0..RUNS {
         let before = times();
         peer.send_datagrams();
-        records.drain(&mut Vec::new());
+        records.drain(|_| {});
         for (name, (time, count)) in times() {
             let (time_before, count_before) = before.get(&name).copied().unwrap_or_default();
             if count > count_before {

@@ -1,14 +1,19 @@
 //! Every `unsafe` of attaching and reading records: bytes that cross between kernel and user space.
+mod ring;
+
 use std::ffi::{CStr, CString};
 use std::io;
 use std::time::Duration;
 
-use aya::maps::{MapData, RingBuf};
 use netlink_sys::Socket;
 use probe_common::{
     Config, DropRecord, EventRecord, PacketRecord, PayloadRecord, PortKey, PrefixKey, SocketRecord,
 };
 use tokio::io::unix::AsyncFd;
+
+pub(crate) use ring::RingPages;
+
+use crate::attach::Ring;
 
 /// A type of probe-common as a map key, a map value or a global of an eBPF object.
 #[repr(transparent)]
@@ -41,11 +46,12 @@ impl Record for SocketRecord {}
 impl sealed::Record for PayloadRecord {}
 impl Record for PayloadRecord {}
 
-/// The record in `raw`; `None` unless it has exactly the record's size.
-pub(crate) fn read_record<T: Record>(raw: &[u8]) -> Option<T> {
-    // SAFETY: the size is checked, the read is unaligned, and every implementor of the sealed trait is a `#[repr(C)]`
-    // struct of integers and arrays of integers, for which every bit pattern is valid.
-    (raw.len() == size_of::<T>()).then(|| unsafe { raw.as_ptr().cast::<T>().read_unaligned() })
+/// The record that `raw` is; `None` unless it has exactly the record's size, and lies where one may.
+pub(crate) fn record<T: Record>(raw: &[u8]) -> Option<&T> {
+    let record = raw.as_ptr().cast::<T>();
+    // SAFETY: size and alignment are checked, and every implementor of the sealed trait is a `#[repr(C)]` struct of
+    // integers and arrays of integers, for which every bit pattern is valid. It lives as long as `raw` is borrowed.
+    (raw.len() == size_of::<T>() && record.is_aligned()).then(|| unsafe { &*record })
 }
 
 /// Has tokio tell when the ring buffer has records.
@@ -53,7 +59,7 @@ pub(crate) fn read_record<T: Record>(raw: &[u8]) -> Option<T> {
 /// # Errors
 ///
 /// When the kernel refuses to poll it.
-pub(crate) fn watch(ring: RingBuf<MapData>) -> io::Result<AsyncFd<RingBuf<MapData>>> {
+pub(crate) fn watch(ring: Ring) -> io::Result<AsyncFd<Ring>> {
     // SAFETY: the ring buffer owns its file descriptor and closes it only when it is dropped itself, which the
     // `AsyncFd` that owns it does after deregistering; no safe method of it exchanges the descriptor.
     unsafe { AsyncFd::register(ring) }.map_err(io::Error::from)
@@ -103,6 +109,42 @@ pub(crate) fn give_memory_back() {
     unsafe {
         libc::mallopt(libc::M_MMAP_THRESHOLD, LARGE);
         libc::mallopt(libc::M_ARENA_MAX, 1);
+    }
+}
+
+/// Gives back what only the start needed: heap that was freed, and the pages of the binary that cannot be written. Those
+/// come back from the file as they are asked for; who traces asks for a fifth of them.
+pub(crate) fn give_start_back() {
+    unsafe extern "C" fn give_back(
+        object: *mut libc::dl_phdr_info,
+        _: usize,
+        _: *mut libc::c_void,
+    ) -> libc::c_int {
+        const FIRST_ONLY: libc::c_int = 1;
+        // SAFETY: the C library gives a valid object, and the headers that it was loaded by.
+        let (base, headers) = unsafe {
+            let object = &*object;
+            (object.dlpi_addr, std::slice::from_raw_parts(object.dlpi_phdr, object.dlpi_phnum.into()))
+        };
+        let page = rustix::param::page_size() as u64;
+        // Not even relocation has written to these: what is in the file is what was there.
+        let is_constant =
+            |header: &&libc::Elf64_Phdr| header.p_type == libc::PT_LOAD && header.p_flags & libc::PF_W == 0;
+        for header in headers.iter().filter(is_constant) {
+            let from = (base + header.p_vaddr) & !(page - 1);
+            let to = (base + header.p_vaddr + header.p_memsz).next_multiple_of(page);
+            // SAFETY: a segment of this program, mapped from its file and never written to: whoever reads it again finds the
+            // same. If the kernel refuses, it stays.
+            unsafe { libc::madvise(from as *mut libc::c_void, (to - from) as usize, libc::MADV_DONTNEED) };
+        }
+        FIRST_ONLY
+    }
+    // SAFETY: the function takes what it is given as the C library gives it, and no data. The first object is the program.
+    unsafe { libc::dl_iterate_phdr(Some(give_back), std::ptr::null_mut()) };
+    // SAFETY: works under the allocator's lock on what is free.
+    #[cfg(target_env = "gnu")]
+    unsafe {
+        libc::malloc_trim(0);
     }
 }
 

@@ -17,7 +17,7 @@ pub fn events(data: &[u8]) {
         ktime_ns += 1_000_000;
         sample_alone(sample);
         if let Ok(Some(sighting)) = Sighting::from_stream(ktime_ns, &mut stream, sample) {
-            tracker.push(sighting);
+            tracker.push(&sighting);
         }
         rest = after;
     }

@@ -7,7 +7,6 @@ use std::sync::Arc;
 use probe_common::HookPoint;
 
 use super::evidence::{self, Evidence, Reuse};
-use super::fragments::Fragments;
 use super::link::{self, LegKey, Segment, about, opener, opening};
 use super::outcome::{self, Outcome};
 use super::packet::{Packet, Tunnel};
@@ -201,11 +200,9 @@ pub(super) fn exits(entry: Place) -> Option<&'static [HookPoint]> {
     }
 }
 
-/// Puts sightings together. The order they are given in does not matter.
-pub(super) fn assemble(sightings: &[Sighting]) -> Vec<Path> {
-    let fragments = Fragments::of(sightings);
-    let completed: Vec<_> = sightings.iter().filter_map(|seen| fragments.complete(seen)).collect();
-    let segments = link::segments(completed.iter().map(AsRef::as_ref));
+/// Puts sightings together, each of a packet that tells its flow. The order they are given in does not matter.
+pub(super) fn assemble<'s>(sightings: impl Iterator<Item = &'s Sighting>) -> Vec<Path> {
+    let segments = link::segments(sightings);
     let mut paths: Vec<Path> = link::link(&segments)
         .into_iter()
         .filter_map(|group| {
@@ -223,8 +220,11 @@ pub(super) fn assemble(sightings: &[Sighting]) -> Vec<Path> {
 /// The connection before a segment's on the same addresses and ports, if it was seen.
 fn reuse(segment: &Segment<'_>, all: &[Segment<'_>]) -> Option<Reuse> {
     let first_ns = segment.isn.and(segment.sightings.first())?.ktime_ns;
-    let of_leg = all.iter().filter(|other| other.leg == segment.leg && other.isn != segment.isn);
-    let last = of_leg.map(|other| (last_packet_ns(other), other));
+    // They are in the order of their legs.
+    let from = all.partition_point(|other| other.leg < segment.leg);
+    let of_leg = all[from..].iter().take_while(|other| other.leg == segment.leg);
+    let others = of_leg.filter(|other| other.isn != segment.isn);
+    let last = others.map(|other| (last_packet_ns(other), other));
     let (last_ns, before) =
         last.filter(|(last_ns, _)| (1..first_ns).contains(last_ns)).max_by_key(|last| last.0)?;
     let was_closed = before.sightings.iter().any(|sighting| sighting.packet.flags.closes());

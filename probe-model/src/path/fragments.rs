@@ -44,19 +44,13 @@ struct First {
 pub(super) struct Fragments(HashMap<Key, Vec<First>>);
 
 impl Fragments {
-    /// Those among `sightings`.
-    pub(super) fn of(sightings: &[Sighting]) -> Self {
-        let mut fragments = Self::default();
-        for sighting in sightings {
-            fragments.learn(sighting);
-        }
-        fragments
-    }
-
     /// Remembers it if it is a first fragment; says whether it is.
     pub(super) fn learn(&mut self, sighting: &Sighting) -> bool {
         let packet = &sighting.packet;
-        let Some(key) = Key::of(packet).filter(|_| packet.fragment == Fragment::First) else { return false };
+        if packet.fragment != Fragment::First {
+            return false;
+        }
+        let Some(key) = Key::of(packet) else { return false };
         let (sport, dport) = (packet.tuple.sport, packet.tuple.dport);
         let first = First { ktime_ns: sighting.ktime_ns, sport, dport, icmp: packet.icmp };
         self.0.entry(key).or_default().push(first);

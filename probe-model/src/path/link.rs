@@ -1,7 +1,10 @@
 //! Which sightings belong together: one connection at one tuple, and the same connection at another.
 
 use std::collections::{BTreeMap, HashMap};
+use std::hash::{Hash, Hasher};
 use std::net::IpAddr;
+
+use foldhash::fast::RandomState;
 
 use super::buffer;
 use super::fragments;
@@ -19,13 +22,27 @@ const COMPARED_MAX: usize = 16;
 /// Ports below this are servers' when nothing else tells the two ends apart.
 const WELL_KNOWN_PORTS: u16 = 1024;
 
-/// Both ends and the protocol, whichever way a packet goes; for echoes their identifier too.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+/// Both ends and the protocol, whichever way a packet goes; for echoes their identifier too. Small, as it is made and
+/// looked up for every record.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct LegKey {
-    low: (IpAddr, u16),
-    high: (IpAddr, u16),
-    protocol: Protocol,
+    low: u128,
+    high: u128,
+    low_port: u16,
+    high_port: u16,
     echo_id: u16,
+    protocol: Protocol,
+    is_v4: bool,
+}
+
+impl Hash for LegKey {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        let Self { low, high, low_port, high_port, echo_id, protocol, is_v4: _ } = *self;
+        state.write_u128(low);
+        state.write_u128(high);
+        let ports = u64::from(low_port) << 16 | u64::from(high_port);
+        state.write_u64(ports << 24 | u64::from(echo_id) << 8 | u64::from(protocol.0));
+    }
 }
 
 impl LegKey {
@@ -41,8 +58,29 @@ impl LegKey {
             Some(_) => echo(packet)?.1,
             None => 0,
         };
-        let (a, b) = ((tuple.saddr, tuple.sport), (tuple.daddr, tuple.dport));
-        Some(Self { low: a.min(b), high: a.max(b), protocol: tuple.protocol, echo_id })
+        // IPv4 in the first bytes, as records have it.
+        let bits = |address: IpAddr| match address {
+            IpAddr::V4(address) => u128::from(address.to_bits()) << 96,
+            IpAddr::V6(address) => address.to_bits(),
+        };
+        let (a, b) = ((bits(tuple.saddr), tuple.sport), (bits(tuple.daddr), tuple.dport));
+        Some(Self { echo_id, ..Self::between(a, b, tuple.protocol, tuple.saddr.is_ipv4()) })
+    }
+
+    /// The same of a packet as it is in a record, if that is simple: it is neither fragment nor ICMP.
+    pub(super) fn of_record(packet: &probe_common::Packet) -> Option<Self> {
+        let protocol = Protocol(packet.proto);
+        if packet.fragment != 0 || protocol.is_icmp() || !matches!(packet.version, 4 | 6) {
+            return None;
+        }
+        let a = (u128::from_be_bytes(packet.src), packet.src_port);
+        let b = (u128::from_be_bytes(packet.dst), packet.dst_port);
+        Some(Self::between(a, b, protocol, packet.version == 4))
+    }
+
+    fn between(a: (u128, u16), b: (u128, u16), protocol: Protocol, is_v4: bool) -> Self {
+        let ((low, low_port), (high, high_port)) = if a <= b { (a, b) } else { (b, a) };
+        Self { low, high, low_port, high_port, echo_id: 0, protocol, is_v4 }
     }
 }
 
@@ -79,12 +117,14 @@ pub(super) struct Segment<'a> {
 pub(super) fn segments<'a>(sightings: impl Iterator<Item = &'a Sighting>) -> Vec<Segment<'a>> {
     let mut sorted: Vec<&Sighting> = sightings.collect();
     sorted.sort_by(|a, b| a.order(b));
-    let mut by_leg: BTreeMap<LegKey, Vec<&Sighting>> = BTreeMap::new();
+    let mut by_leg: HashMap<LegKey, Vec<&Sighting>, RandomState> = HashMap::default();
     for sighting in sorted {
         if let Some(leg) = LegKey::of(&sighting.packet) {
             by_leg.entry(leg).or_default().push(sighting);
         }
     }
+    let mut by_leg: Vec<_> = by_leg.into_iter().collect();
+    by_leg.sort_by_key(|(leg, _)| *leg);
     by_leg.into_iter().flat_map(|(leg, sightings)| split(leg, &sightings)).collect()
 }
 
@@ -200,26 +240,14 @@ fn identity(sighting: &Sighting) -> Option<Identity> {
 
 /// Groups of segments that hold the same packets: indices into `segments`, in order.
 pub(super) fn link(segments: &[Segment<'_>]) -> Vec<Vec<usize>> {
-    let mut known: HashMap<Identity, Vec<(&Sighting, usize)>> = HashMap::new();
+    let mut all: Vec<(&Sighting, usize)> = Vec::new();
     for (index, segment) in segments.iter().enumerate() {
-        for sighting in &segment.sightings {
-            if let Some(identity) = identity(sighting) {
-                known.entry(identity).or_default().push((sighting, index));
-            }
-        }
+        all.extend(segment.sightings.iter().map(|sighting| (*sighting, index)));
     }
+    all.sort_by(|(a, i), (b, j)| a.order(b).then(i.cmp(j)));
     let mut groups = Groups::new(segments.len());
-    for (identity, mut seen) in known {
-        seen.sort_by(|(a, i), (b, j)| a.order(b).then(i.cmp(j)));
-        for (at, (later, segment)) in seen.iter().enumerate() {
-            for (earlier, other) in &seen[at.saturating_sub(COMPARED_MAX)..at] {
-                if segment != other && is_same_packet(identity, earlier, later) {
-                    groups.join(*segment, *other);
-                }
-            }
-        }
-    }
-    join_buffers(segments, &mut groups);
+    join_identities(&all, &mut groups);
+    join_buffers(&all, &mut groups);
     for (index, segment) in segments.iter().enumerate() {
         if let Some(other) = before_dnat(segments, &groups, segment) {
             groups.join(index, other);
@@ -228,23 +256,36 @@ pub(super) fn link(segments: &[Segment<'_>]) -> Vec<Vec<usize>> {
     groups.members()
 }
 
-/// Joins the segments that one packet was seen in by the buffer that held it: where its numbers are too weak.
-fn join_buffers(segments: &[Segment<'_>], groups: &mut Groups) {
-    let mut buffers: HashMap<u64, Vec<(&Sighting, usize)>> = HashMap::new();
-    for (index, segment) in segments.iter().enumerate() {
-        for sighting in &segment.sightings {
-            if let Some(buffer) = sighting.buffer() {
-                buffers.entry(buffer).or_default().push((sighting, index));
+/// Joins the segments that one packet was seen in by what NAT leaves as it was. `all` is sorted.
+fn join_identities(all: &[(&Sighting, usize)], groups: &mut Groups) {
+    // Of each identity its last sighting, and of each sighting the one before it with the same.
+    let mut last: HashMap<Identity, usize, RandomState> = HashMap::default();
+    let mut before: Vec<Option<usize>> = Vec::with_capacity(all.len());
+    for (at, (later, segment)) in all.iter().enumerate() {
+        let Some(identity) = identity(later) else {
+            before.push(None);
+            continue;
+        };
+        before.push(last.insert(identity, at));
+        let earlier = std::iter::successors(before[at], |at| before[*at]).take(COMPARED_MAX);
+        for (earlier, other) in earlier.map(|at| all[at]) {
+            if *segment != other && is_same_packet(identity, earlier, later) {
+                groups.join(*segment, other);
             }
         }
     }
-    for mut seen in buffers.into_values() {
-        seen.sort_by(|(a, i), (b, j)| a.order(b).then(i.cmp(j)));
-        for pair in seen.windows(2) {
-            let [(earlier, other), (later, segment)] = [pair[0], pair[1]];
-            if segment != other && buffer::is_same_packet(earlier, later) {
-                groups.join(segment, other);
-            }
+}
+
+/// Joins the segments that one packet was seen in by the buffer that held it: where its numbers are too weak. `all` is
+/// sorted.
+fn join_buffers(all: &[(&Sighting, usize)], groups: &mut Groups) {
+    let mut last: HashMap<u64, (&Sighting, usize), RandomState> = HashMap::default();
+    for (later, segment) in all {
+        let Some((earlier, other)) = later.buffer().and_then(|at| last.insert(at, (later, *segment))) else {
+            continue;
+        };
+        if *segment != other && buffer::is_same_packet(earlier, later) {
+            groups.join(*segment, other);
         }
     }
 }

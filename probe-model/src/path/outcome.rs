@@ -187,7 +187,10 @@ fn is_repeated(packets: &[Oriented<'_>], answered_ns: u64) -> bool {
         Seen::Socket { .. } => is_accepted_again(oriented),
         Seen::Hook { place, .. } => {
             let flags = oriented.packet().flags;
-            let again = (flags.opens() || flags.accepts()) && seen.contains(&(place, flags));
+            if !flags.opens() && !flags.accepts() {
+                return false;
+            }
+            let again = seen.contains(&(place, flags));
             seen.push((place, flags));
             again && oriented.sighting.ktime_ns > answered_ns
         }

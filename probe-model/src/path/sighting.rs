@@ -4,7 +4,7 @@ use core::cmp::Ordering;
 use std::sync::Arc;
 
 use probe_common::{
-    DropRecord, EventRecord, HookPoint, PacketRecord, PayloadRecord, SocketPoint, SocketRecord,
+    DropRecord, EventRecord, HookPoint, PacketRecord, PayloadRecord, RecordHeader, SocketPoint, SocketRecord,
 };
 
 use super::packet::Packet;
@@ -103,6 +103,11 @@ pub struct Place {
 }
 
 impl Place {
+    /// Where a record was made, in a namespace; `None` if the point is unknown.
+    pub fn of(header: &RecordHeader, namespace: Namespace) -> Option<Self> {
+        Some(Self { point: HookPoint::from_raw(header.point)?, ifindex: header.ifindex, namespace })
+    }
+
     /// How far along its way a packet is here; within the node a packet's way only leads to higher ones.
     ///
     /// From a pod, from the network, the host's stack, to a pod or the network, inside the pod.
@@ -181,8 +186,11 @@ pub struct Sighting {
 impl Sighting {
     /// From a packet's record; `None` if the packet is no IP packet or the point is unknown.
     pub fn from_packet(record: &PacketRecord, namespace: Namespace) -> Option<Self> {
-        let point = HookPoint::from_raw(record.header.point)?;
-        let place = Place { point, ifindex: record.header.ifindex, namespace };
+        Self::at(record, Place::of(&record.header, namespace)?)
+    }
+
+    /// The same, at a place that is known.
+    pub(super) fn at(record: &PacketRecord, place: Place) -> Option<Self> {
         Some(Self {
             ktime_ns: record.header.ktime_ns,
             packet: Packet::from_record(&record.packet)?,
@@ -193,8 +201,7 @@ impl Sighting {
     /// From a record of a connection's first bytes; `None` if none could be kept, the packet is no IP packet or the point
     /// is unknown.
     pub fn from_payload(record: &PayloadRecord, namespace: Namespace) -> Option<Self> {
-        let point = HookPoint::from_raw(record.header.point)?;
-        let place = Place { point, ifindex: record.header.ifindex, namespace };
+        let place = Place::of(&record.header, namespace)?;
         let bytes = record.bytes.get(..record.captured as usize).filter(|bytes| !bytes.is_empty())?;
         Some(Self {
             ktime_ns: record.header.ktime_ns,
@@ -299,9 +306,9 @@ impl Sighting {
 
     /// An order of any two sightings that does not depend on when they arrived.
     pub(super) fn order(&self, other: &Self) -> Ordering {
-        let key =
-            |sighting: &Self| (sighting.ktime_ns, rank(&sighting.seen), sighting.packet, sighting.buffer());
-        key(self).cmp(&key(other))
+        let key = |sighting: &Self| (rank(&sighting.seen), sighting.packet, sighting.buffer());
+        // The rest is seldom asked for, and dear.
+        self.ktime_ns.cmp(&other.ktime_ns).then_with(|| key(self).cmp(&key(other)))
     }
 }
 

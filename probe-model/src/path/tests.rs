@@ -6,9 +6,9 @@ mod evidence;
 mod outcomes;
 mod together;
 
-use probe_common::{EVENT_META_MAX, EVENT_PACKET_MAX, EventRecord, RecordHeader};
+use probe_common::{EVENT_META_MAX, EVENT_PACKET_MAX, EventRecord, PacketRecord, RecordHeader};
 
-use super::flow::assemble;
+use super::fragments::Fragments;
 use super::*;
 use crate::cilium::drop_reason::DropReason;
 use crate::cilium::events::{
@@ -28,6 +28,16 @@ const UPLINK: u32 = 2;
 const VETH: u32 = 7;
 const CILIUM_HOST: u32 = 4;
 const MS: u64 = 1_000_000;
+
+/// The flows of these sightings, of which later fragments need their first one.
+fn assemble(sightings: &[Sighting]) -> Vec<Path> {
+    let mut fragments = Fragments::default();
+    for sighting in sightings {
+        fragments.learn(sighting);
+    }
+    let completed: Vec<_> = sightings.iter().filter_map(|seen| fragments.complete(seen)).collect();
+    flow::assemble(completed.iter().map(AsRef::as_ref))
+}
 
 fn tuple(from: &str, to: &str, protocol: Protocol) -> Tuple {
     let end = |text: &str| text.parse::<std::net::SocketAddr>().unwrap();
@@ -468,7 +478,7 @@ mod tracking {
     fn tracker(sightings: &[Sighting]) -> Tracker {
         let mut tracker = Tracker::new(Patience::default());
         for sighting in sightings {
-            tracker.push(sighting.clone());
+            tracker.push(sighting);
         }
         tracker
     }
@@ -478,11 +488,85 @@ mod tracking {
         let mut tracker = tracker(&allowed_through_dnat(1000, 0));
         assert_eq!(tracker.poll(10 * MS), []);
         assert_eq!(tracker.poll(300 * MS).len(), 1);
-        tracker.push(at(400, HookPoint::UplinkIn, tcp(NAT_IP, FRONTEND, 0x18, 1001, 777_001)));
-        tracker.push(at(401, HookPoint::PodIn, tcp(NAT_IP, POD, 0x18, 1001, 777_001)));
+        tracker.push(&at(400, HookPoint::UplinkIn, tcp(NAT_IP, FRONTEND, 0x18, 1001, 777_001)));
+        tracker.push(&at(401, HookPoint::PodIn, tcp(NAT_IP, POD, 0x18, 1001, 777_001)));
         assert_eq!(tracker.poll(10_000 * MS), []);
         assert_eq!(tracker.finish(), []);
         assert_eq!(tracker.later_packets(), 2);
+    }
+
+    /// Every kind of packet that a record may be of, with the ends of an open connection.
+    fn records() -> impl Iterator<Item = PacketRecord> {
+        use probe_common::{FRAGMENT, FRAGMENT_LATER};
+        let ends =
+            [([10, 224, 0, 8], 40_000, [10, 0, 0, 143], 80), ([10, 0, 0, 143], 80, [10, 224, 0, 8], 40_000)];
+        let fragments = [0, FRAGMENT, FRAGMENT | FRAGMENT_LATER];
+        let kinds = [(4, 6), (4, 17), (4, 1), (6, 6), (6, 58), (0, 6)];
+        let all = ends.into_iter().flat_map(move |end| kinds.map(|kind| (end, kind)));
+        let all = all.flat_map(move |(end, kind)| fragments.map(|fragment| (end, kind, fragment)));
+        all.flat_map(|(end, kind, fragment)| (0..=255).map(move |flags| (end, kind, fragment, flags)))
+            .flat_map(|((src, src_port, dst, dst_port), (version, proto), fragment, tcp_flags)| {
+                [0, 6].map(|quoted_proto| {
+                    let mut packet = probe_common::Packet {
+                        version,
+                        proto,
+                        fragment,
+                        tcp_flags,
+                        src_port,
+                        dst_port,
+                        quoted_proto,
+                        ip_id: 7,
+                        ..Default::default()
+                    };
+                    packet.src[..4].copy_from_slice(&src);
+                    packet.dst[..4].copy_from_slice(&dst);
+                    let header = RecordHeader { ktime_ns: 60_000 * MS, ..RecordHeader::default() };
+                    PacketRecord { header, buffer: 0, skb_len: 0, mark: 0, hash: 0, netns: 0, packet }
+                })
+            })
+    }
+
+    #[test]
+    fn a_record_of_a_decided_flow_tells_what_its_sighting_does() {
+        let place = Place { point: HookPoint::PodIn, ifindex: VETH, namespace: Namespace::Node };
+        let decided = || {
+            let mut tracker = tracker(&[
+                at(0, HookPoint::PodIn, syn(NAT_IP, POD, 9)),
+                at(1, HookPoint::PodOut, syn_ack(POD, NAT_IP, 9)),
+                at(2, HookPoint::PodIn, tcp(NAT_IP, POD, 0x10, 10, 777_001)),
+            ]);
+            assert_eq!(tracker.poll(4_000 * MS).len(), 1);
+            tracker
+        };
+        // What is told of it, and what of a reset long after.
+        let told = |mut tracker: Tracker| {
+            let counts = (tracker.later_packets(), tracker.later_retransmissions(), tracker.overflowed());
+            tracker.push(&at(100_000, HookPoint::PodIn, tcp(NAT_IP, POD, 0x04, 11, 0)));
+            (counts, tracker.late_resets(u64::MAX), tracker.finish())
+        };
+        let mut short = 0;
+        for record in records() {
+            let (mut by_record, mut by_sighting) = (decided(), decided());
+            by_record.push_packet(&record, place);
+            if let Some(sighting) = Sighting::at(&record, place) {
+                by_sighting.push(&sighting);
+            }
+            short += u32::from(decided().is_more_of_decided(&record));
+            assert_eq!(told(by_record), told(by_sighting), "{record:?}");
+        }
+        // Whole TCP segments over IPv4 of either end, without SYN and RST.
+        assert_eq!(short, 2 * 64);
+    }
+
+    #[test]
+    fn where_many_are_under_way_a_flow_is_given_a_little_later() {
+        let mut tracker = tracker(&allowed_through_dnat(1000, 100));
+        for number in 1..=5_000 {
+            tracker.push(&at(0, HookPoint::UplinkIn, udp("10.224.0.9:5000", POD, number, 1)));
+        }
+        assert_eq!(tracker.poll(260 * MS), []);
+        assert_eq!(tracker.poll(355 * MS), [], "it is not looked yet");
+        assert_eq!(tracker.poll(360 * MS).len(), 1);
     }
 
     #[test]
@@ -499,8 +583,8 @@ mod tracking {
             dropped(1, 133, syn(NAT_IP, POD, 9)),
         ]);
         assert_eq!(tracker.poll(300 * MS).len(), 1);
-        tracker.push(at(1000, HookPoint::UplinkIn, syn(NAT_IP, FRONTEND, 9)));
-        tracker.push(dropped(1001, 133, syn(NAT_IP, POD, 9)));
+        tracker.push(&at(1000, HookPoint::UplinkIn, syn(NAT_IP, FRONTEND, 9)));
+        tracker.push(&dropped(1001, 133, syn(NAT_IP, POD, 9)));
         assert_eq!(tracker.poll(9_000 * MS), []);
         assert_eq!(tracker.later_retransmissions(), 1);
     }
@@ -515,9 +599,9 @@ mod tracking {
         let first = tracker.poll(260 * MS);
         assert_eq!(first.len(), 1);
         assert!(matches!(first[0].outcome, Outcome::DroppedByCilium { .. }));
-        tracker.push(at(270, HookPoint::PodOut, syn_ack(POD, NAT_IP, 50_000)));
-        tracker.push(at(271, HookPoint::UplinkOut, syn_ack(FRONTEND, NAT_IP, 50_000)));
-        tracker.push(at(272, HookPoint::UplinkIn, tcp(NAT_IP, FRONTEND, 0x10, 50_001, 777_001)));
+        tracker.push(&at(270, HookPoint::PodOut, syn_ack(POD, NAT_IP, 50_000)));
+        tracker.push(&at(271, HookPoint::UplinkOut, syn_ack(FRONTEND, NAT_IP, 50_000)));
+        tracker.push(&at(272, HookPoint::UplinkIn, tcp(NAT_IP, FRONTEND, 0x10, 50_001, 777_001)));
         let second = tracker.poll(600 * MS);
         assert_eq!((second.len(), second[0].outcome), (1, Outcome::Answered));
     }
@@ -526,11 +610,11 @@ mod tracking {
     fn a_cut_connection_is_news() {
         let mut tracker = tracker(&allowed_through_dnat(1000, 0));
         assert_eq!(tracker.poll(300 * MS)[0].outcome, Outcome::Answered);
-        tracker.push(dropped(5000, 133, tcp(NAT_IP, POD, 0x18, 1001, 777_001)));
+        tracker.push(&dropped(5000, 133, tcp(NAT_IP, POD, 0x18, 1001, 777_001)));
         let cut = tracker.poll(6_000 * MS);
         assert_eq!(cut.len(), 1);
         assert_eq!(cut[0].tuple, tuple(NAT_IP, POD, Protocol::TCP));
-        tracker.push(dropped(7000, 133, tcp(NAT_IP, POD, 0x18, 1001, 777_001)));
+        tracker.push(&dropped(7000, 133, tcp(NAT_IP, POD, 0x18, 1001, 777_001)));
         assert_eq!(tracker.poll(20_000 * MS), []);
     }
 }
@@ -586,11 +670,11 @@ fn hubble_s_word_behind_dnat_is_joined_by_the_sender_if_only_one_flow_fits() {
 #[test]
 fn hubble_s_late_word_does_not_begin_a_flow() {
     let mut tracker = Tracker::new(Patience::default());
-    tracker.push(at(0, HookPoint::UplinkIn, syn(NAT_IP, POD, 5)));
-    tracker.push(at(1, HookPoint::UplinkOut, syn_ack(POD, NAT_IP, 5)));
-    tracker.push(at(2, HookPoint::UplinkIn, tcp(NAT_IP, POD, 0x10, 6, 777_001)));
+    tracker.push(&at(0, HookPoint::UplinkIn, syn(NAT_IP, POD, 5)));
+    tracker.push(&at(1, HookPoint::UplinkOut, syn_ack(POD, NAT_IP, 5)));
+    tracker.push(&at(2, HookPoint::UplinkIn, tcp(NAT_IP, POD, 0x10, 6, 777_001)));
     assert_eq!(tracker.poll(1_000 * MS).len(), 1);
-    tracker.push(hubble(1_500, &verdict(1_500, 0, syn(NAT_IP, POD, 5))));
+    tracker.push(&hubble(1_500, &verdict(1_500, 0, syn(NAT_IP, POD, 5))));
     assert_eq!((tracker.finish().len(), tracker.later_packets()), (0, 1));
     assert_eq!(tracker.later_retransmissions(), 0);
 }

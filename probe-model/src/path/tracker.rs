@@ -1,8 +1,11 @@
 //! Paths as they become known: sightings in, each flow out once when it is decided.
 
-use std::borrow::Cow;
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::net::IpAddr;
+
+use foldhash::fast::RandomState;
+use probe_common::PacketRecord;
 
 use super::evidence::{LateReset, Reset, Reuse};
 use super::flow::{self, Leg, Path};
@@ -30,6 +33,14 @@ pub struct Patience {
     pub grace_ns: u64,
 }
 
+impl Patience {
+    /// Nothing is decided sooner after its first packet.
+    fn shortest(&self) -> u64 {
+        let Self { settle_ns, answer_ns, word_ns, grace_ns } = *self;
+        settle_ns.min(answer_ns).min(word_ns).min(grace_ns)
+    }
+}
+
 impl Default for Patience {
     fn default() -> Self {
         Self { settle_ns: 250_000_000, answer_ns: 600_000_000, word_ns: 600_000_000, grace_ns: 3_000_000_000 }
@@ -53,6 +64,13 @@ impl Default for Capacity {
 
 /// A decided flow is forgotten when none of its packets came for this long.
 const REMEMBERED_NS: u64 = 120_000_000_000;
+/// After a look at what is undecided none is taken for so long, for each sighting: to put it together takes some
+/// microsecond, so that flows under way, however many, take a hundredth of the time.
+const LOOK_NS: u64 = 100_000;
+/// But not longer than this.
+const LOOK_MAX_NS: u64 = 100_000_000;
+/// Undecided sightings for which there is always room.
+const PENDING_KEPT: usize = 1024;
 /// Later fragments that are kept until their first one comes.
 const WAITING_MAX: usize = 10_000;
 /// A connection that is reset after less than this without a packet was not idle.
@@ -90,6 +108,40 @@ impl Decided {
     }
 }
 
+/// What came of flows after they had been decided.
+#[derive(Default)]
+struct Later {
+    packets: u64,
+    retransmissions: u64,
+    resets: Vec<LateReset>,
+}
+
+impl Later {
+    /// Takes note of a packet of such a flow.
+    fn note(&mut self, decided: &mut Decided, sighting: &Sighting) {
+        let place = sighting.place();
+        if !matches!(sighting.seen, Seen::Payload { .. }) {
+            self.packets += 1;
+        }
+        let again = opens(sighting) && place.is_some() && place == decided.first_hop;
+        self.retransmissions += u64::from(again);
+        let late = place.and_then(|place| late_reset(decided, sighting, place));
+        decided.was_closed |= sighting.packet.flags.closes() && sighting.has_numbers();
+        decided.last_ns = decided.last_ns.max(sighting.ktime_ns);
+        if place.is_some() {
+            decided.last_packet_ns = decided.last_packet_ns.max(sighting.ktime_ns);
+        }
+        if let Some(late) = late {
+            // The same reset is seen on each leg and at several hooks: where it was seen first counts.
+            match self.resets.iter_mut().find(|known| known.tuple == late.tuple) {
+                Some(known) if known.reset.ktime_ns <= late.reset.ktime_ns => {}
+                Some(known) => *known = late,
+                None => self.resets.push(late),
+            }
+        }
+    }
+}
+
 /// Keeps the sightings of undecided flows.
 #[derive(Default)]
 #[expect(missing_debug_implementations, reason = "thousands of sightings")]
@@ -97,17 +149,16 @@ pub struct Tracker {
     patience: Patience,
     capacity: Capacity,
     pending: Vec<Sighting>,
+    /// Until when it is not looked whether any of those can be decided.
+    look_ns: u64,
     fragments: Fragments,
     /// Later fragments whose first has not come yet.
     waiting: Vec<Sighting>,
-    decided: HashMap<LegKey, Decided>,
+    decided: HashMap<LegKey, Decided, RandomState>,
     /// Of legs whose ports are used again: what the new connection's evidence says of it.
-    reused: HashMap<LegKey, Reuse>,
-    late_resets: Vec<LateReset>,
-    later_packets: u64,
-    retransmissions: u64,
+    reused: HashMap<LegKey, Reuse, RandomState>,
+    later: Later,
     overflowed: u64,
-    changed: bool,
 }
 
 impl Tracker {
@@ -122,41 +173,67 @@ impl Tracker {
         Self { capacity, ..self }
     }
 
+    /// Takes a packet's record from this place; one that is of no IP packet tells nothing.
+    #[inline(never)] // where it is called from, code is made small
+    pub fn push_packet(&mut self, record: &PacketRecord, place: Place) {
+        if !self.is_more_of_decided(record)
+            && let Some(sighting) = &Sighting::at(record, place)
+        {
+            self.push(sighting);
+        }
+    }
+
+    /// Whether a packet tells nothing but that a decided flow goes on, as nearly every one does; then that is noted.
+    pub(super) fn is_more_of_decided(&mut self, record: &PacketRecord) -> bool {
+        let flags = TcpFlags(record.packet.tcp_flags);
+        if flags.contains(TcpFlags::SYN) || flags.contains(TcpFlags::RST) || record.packet.quoted_proto != 0 {
+            return false;
+        }
+        let Some(leg) = LegKey::of_record(&record.packet) else { return false };
+        let Some(decided) = self.decided.get_mut(&leg) else { return false };
+        self.later.packets += 1;
+        decided.was_closed |= flags.closes();
+        decided.last_ns = decided.last_ns.max(record.header.ktime_ns);
+        decided.last_packet_ns = decided.last_packet_ns.max(record.header.ktime_ns);
+        true
+    }
+
     /// Takes one sighting.
-    pub fn push(&mut self, sighting: Sighting) {
-        let is_first = self.fragments.learn(&sighting);
+    pub fn push(&mut self, sighting: &Sighting) {
+        let is_first = self.fragments.learn(sighting);
         self.complete(sighting);
         if is_first {
             for waiting in std::mem::take(&mut self.waiting) {
-                self.complete(waiting);
+                self.complete(&waiting);
             }
         }
     }
 
     /// Takes a sighting in, a later fragment's once its first one is known.
-    fn complete(&mut self, sighting: Sighting) {
+    fn complete(&mut self, sighting: &Sighting) {
         if !fragments::is_incomplete(&sighting.packet) {
             self.take_in(sighting);
             return;
         }
-        match self.fragments.complete(&sighting).map(Cow::into_owned) {
-            Some(completed) => self.take_in(completed),
-            None if self.waiting.len() < WAITING_MAX => self.waiting.push(sighting),
+        match self.fragments.complete(sighting) {
+            Some(completed) => self.take_in(&completed),
+            None if self.waiting.len() < WAITING_MAX => self.waiting.push(sighting.clone()),
             None => self.overflowed += 1,
         }
     }
 
-    fn take_in(&mut self, sighting: Sighting) {
+    fn take_in(&mut self, sighting: &Sighting) {
         let Some(leg) = LegKey::of(&sighting.packet) else { return };
-        if let Some(decided) = self.decided.get_mut(&leg) {
-            if !is_news(decided, &sighting) {
-                self.note_later(leg, &sighting);
+        if let Entry::Occupied(mut known) = self.decided.entry(leg) {
+            let decided = known.get_mut();
+            if !is_news(decided, sighting) {
+                self.later.note(decided, sighting);
                 return;
             }
-            if opens(&sighting) {
+            if opens(sighting) {
                 let since_ns = sighting.ktime_ns.saturating_sub(decided.last_packet_ns);
                 self.reused.insert(leg, Reuse { since_ns, was_closed: decided.was_closed });
-                self.decided.remove(&leg);
+                known.remove();
             } else {
                 decided.last_ns = decided.last_ns.max(sighting.ktime_ns);
             }
@@ -165,50 +242,28 @@ impl Tracker {
             self.overflowed += 1;
             return;
         }
-        self.pending.push(sighting);
-        self.changed = true;
-    }
-
-    /// Takes note of a packet of a flow that had been decided.
-    fn note_later(&mut self, leg: LegKey, sighting: &Sighting) {
-        let Some(decided) = self.decided.get_mut(&leg) else { return };
-        let place = sighting.place();
-        if !matches!(sighting.seen, Seen::Payload { .. }) {
-            self.later_packets += 1;
-        }
-        let again = opens(sighting) && place.is_some() && place == decided.first_hop;
-        self.retransmissions += u64::from(again);
-        let late = place.and_then(|place| late_reset(decided, sighting, place));
-        decided.was_closed |= sighting.packet.flags.closes() && sighting.has_numbers();
-        decided.last_ns = decided.last_ns.max(sighting.ktime_ns);
-        if place.is_some() {
-            decided.last_packet_ns = decided.last_packet_ns.max(sighting.ktime_ns);
-        }
-        if let Some(late) = late {
-            // The same reset is seen on each leg and at several hooks: where it was seen first counts.
-            match self.late_resets.iter_mut().find(|known| known.tuple == late.tuple) {
-                Some(known) if known.reset.ktime_ns <= late.reset.ktime_ns => {}
-                Some(known) => *known = late,
-                None => self.late_resets.push(late),
-            }
-        }
+        self.pending.push(sighting.clone());
     }
 
     /// Connections that were reset after they had been decided and idle for a while. Each is given once.
     pub fn late_resets(&mut self, now_ns: u64) -> Vec<LateReset> {
         let settle_ns = self.patience.settle_ns;
         let is_settled = |late: &mut LateReset| now_ns.saturating_sub(late.reset.ktime_ns) >= settle_ns;
-        let mut settled: Vec<_> = self.late_resets.extract_if(.., is_settled).collect();
+        let mut settled: Vec<_> = self.later.resets.extract_if(.., is_settled).collect();
         settled.sort_by_key(|late| (late.reset.ktime_ns, late.tuple));
         settled
     }
 
-    /// Flows that are decided at `now_ns`, in the order they began. Each is given once.
+    /// Flows that are decided at `now_ns`, in the order they began. Each is given once, and where many are under way up to
+    /// a tenth of a second late.
     pub fn poll(&mut self, now_ns: u64) -> Vec<Path> {
         self.forget(now_ns);
-        if self.pending.is_empty() {
+        let first_ns = self.pending.iter().map(|sighting| sighting.ktime_ns).min();
+        let is_due = |first_ns: u64| now_ns >= first_ns.saturating_add(self.patience.shortest());
+        if now_ns < self.look_ns || !first_ns.is_some_and(is_due) {
             return Vec::new();
         }
+        self.look_ns = now_ns + (LOOK_NS * self.pending.len() as u64).min(LOOK_MAX_NS);
         let patience = self.patience;
         self.take(|path| is_decided(path, &patience, now_ns))
     }
@@ -220,22 +275,22 @@ impl Tracker {
 
     /// Whether anything waits to be decided or told.
     pub fn has_work(&self) -> bool {
-        !(self.pending.is_empty() && self.waiting.is_empty() && self.late_resets.is_empty())
+        !(self.pending.is_empty() && self.waiting.is_empty() && self.later.resets.is_empty())
     }
 
     /// Flows that are not decided yet, as far as they are known. They stay.
     pub fn undecided(&self) -> Vec<Path> {
-        flow::assemble(&self.pending)
+        flow::assemble(self.pending.iter())
     }
 
     /// Packets of flows that had been decided.
     pub fn later_packets(&self) -> u64 {
-        self.later_packets
+        self.later.packets
     }
 
     /// Opening SYNs that were seen again after their flow had been decided.
     pub fn later_retransmissions(&self) -> u64 {
-        self.retransmissions
+        self.later.retransmissions
     }
 
     /// Sightings that were dropped because too many flows were undecided.
@@ -244,15 +299,16 @@ impl Tracker {
     }
 
     fn take(&mut self, is_ready: impl Fn(&Path) -> bool) -> Vec<Path> {
-        let mut ready: Vec<Path> = flow::assemble(&self.pending).into_iter().filter(is_ready).collect();
+        let mut ready: Vec<Path> = flow::assemble(self.pending.iter()).into_iter().filter(is_ready).collect();
+        let openings = if ready.is_empty() { Vec::new() } else { openings(&self.pending) };
         // Of each leg taken: from when on its packets belong to a newer connection on the same ports, if to any.
-        let mut taken: HashMap<LegKey, Option<u64>> = HashMap::new();
+        let mut taken: HashMap<LegKey, Option<u64>, RandomState> = HashMap::default();
         for path in &mut ready {
             for leg in path.legs.clone() {
                 let Leg { key, isn, .. } = leg;
                 let reused = path.evidence.reuse.into_iter().chain(self.reused.remove(&key));
                 path.evidence.reuse = reused.reduce(Reuse::join);
-                let newer_ns = self.newer(key, isn, path.first_ns);
+                let newer_ns = newer(&openings, key, isn, path.first_ns);
                 if newer_ns.is_none() {
                     self.decided.insert(key, Decided::new(path, leg));
                 }
@@ -266,19 +322,12 @@ impl Tracker {
                     Some(newer_ns) => newer_ns.is_some_and(|newer_ns| sighting.ktime_ns >= newer_ns),
                 })
             });
+            // A flow of a high rate leaves room for a hundred thousand.
+            if self.pending.capacity() / 4 > self.pending.len().max(PENDING_KEPT) {
+                self.pending.shrink_to(2 * self.pending.len().max(PENDING_KEPT));
+            }
         }
         ready
-    }
-
-    /// When the first newer connection on a decided connection's ports was opened, among what is pending.
-    fn newer(&self, leg: LegKey, isn: Option<u32>, since_ns: u64) -> Option<u64> {
-        let opens = |sighting: &&Sighting| {
-            opens(sighting)
-                && Some(sighting.packet.seq) != isn
-                && sighting.ktime_ns > since_ns
-                && LegKey::of(&sighting.packet) == Some(leg)
-        };
-        self.pending.iter().filter(opens).map(|sighting| sighting.ktime_ns).min()
     }
 
     fn forget(&mut self, now_ns: u64) {
@@ -296,6 +345,28 @@ impl Tracker {
             self.reused.clear();
         }
     }
+}
+
+/// A packet that opens a connection.
+struct Opening {
+    leg: LegKey,
+    isn: u32,
+    ktime_ns: u64,
+}
+
+fn openings(sightings: &[Sighting]) -> Vec<Opening> {
+    let opening = |sighting: &Sighting| {
+        let (isn, ktime_ns) = (sighting.packet.seq, sighting.ktime_ns);
+        Some(Opening { leg: LegKey::of(&sighting.packet)?, isn, ktime_ns })
+    };
+    sightings.iter().filter(|sighting| opens(sighting)).filter_map(opening).collect()
+}
+
+/// When the first newer connection on a decided connection's ports was opened.
+fn newer(openings: &[Opening], leg: LegKey, isn: Option<u32>, since_ns: u64) -> Option<u64> {
+    let is_newer =
+        |opening: &&Opening| Some(opening.isn) != isn && opening.ktime_ns > since_ns && opening.leg == leg;
+    openings.iter().filter(is_newer).map(|opening| opening.ktime_ns).min()
 }
 
 /// Whether a packet opens a connection and tells which.

@@ -12,6 +12,7 @@ mod kernel_types;
 mod object;
 mod program_log;
 mod records;
+mod ring;
 mod tracing;
 
 #[cfg(test)]
@@ -31,6 +32,7 @@ pub use filter::{Filter, PortRange, Target};
 pub use kernel_types::TypeIds;
 pub use object::is_built_in;
 pub use records::{Record, Records};
+pub(crate) use ring::Ring;
 pub use tracing::{KERNEL_HOOKS, ip_functions, probed_functions, tracepoints, typed_tracepoints};
 
 use crate::sys;
@@ -76,8 +78,7 @@ const FINISH_WAIT: Duration = Duration::from_millis(2);
 
 /// Default size of the ring buffer: room for some 27,000 packets, which is 70 ms at 400,000 records a second.
 ///
-/// It is mapped twice, and counts twice as this process's memory. With half of it records were lost where others kept
-/// the reader from its CPU.
+/// It counts as this process's memory. With half of it records were lost where others kept the reader from its CPU.
 pub const RING_BYTES: u32 = 4 << 20;
 
 /// What a hook is for.
@@ -218,7 +219,9 @@ impl Attachment {
             )),
         })?;
         let log = program_log::ProgramLog::open(&mut ebpf)?;
-        let records = Records::new(take(&mut ebpf, "RECORDS")?)?;
+        let ring = ebpf.take_map("RECORDS").ok_or_else(|| no_map("RECORDS"))?;
+        let ring = Ring::open(ring, settings.ring_bytes).context("failed to map our ring buffer")?;
+        let records = Records::new(ring)?;
         let counters = take(&mut ebpf, "COUNTERS")?;
         let tracing = tracing::Tracing::attach(&mut ebpf, settings);
         let interfaces = if settings.no_tc { &[][..] } else { &settings.interfaces };
@@ -295,7 +298,7 @@ impl Attachment {
         self.tracing.skipped(&self.ebpf)
     }
 
-    /// Counts what was made and takes the last records, once all is detached.
+    /// Counts what was made and gives the last records, once all is detached.
     ///
     /// A program that another CPU was just running when it was detached still writes its last record: waits, a moment
     /// at most, until what was made is either read or lost.
@@ -303,10 +306,10 @@ impl Attachment {
     /// # Errors
     ///
     /// When the kernel refuses to read our counters.
-    pub fn finish(&self, records: &mut Records, batch: &mut Vec<Record>) -> Result<Counters> {
+    pub fn finish(&self, records: &mut Records, mut each: impl FnMut(Record<'_>)) -> Result<Counters> {
         let mut left = FINISH_ATTEMPTS;
         loop {
-            records.drain(batch);
+            records.drain(&mut each);
             let counters = self.counters()?;
             left -= 1;
             if counters.made() == records.read() + counters.lost() || left == 0 {

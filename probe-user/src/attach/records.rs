@@ -1,20 +1,23 @@
 //! The ring buffer, as records.
-use std::collections::HashMap;
 use std::io;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
-use aya::maps::{MapData, RingBuf};
 use probe_common::{
     DropRecord, EventRecord, PacketRecord, PayloadRecord, RecordHeader, RecordKind, SocketRecord,
 };
 use tokio::io::unix::AsyncFd;
 use tokio::time::{Instant, Interval, MissedTickBehavior, interval_at};
 
-use crate::sys::{read_record, watch};
+use super::ring::Ring;
+use crate::sys::{record, watch};
 
 /// Records taken in one go, so that a flood does not keep its reader from everything else.
 const BATCH_MAX: usize = 8192;
+
+/// After so many records their room is given back. To do so after each takes the word that says so from the CPUs that
+/// write.
+const RELEASED: usize = 64;
 
 /// How often the buffer is looked at unasked. The programs call only when it fills up faster: see [`wake_bytes`].
 const PERIOD: Duration = Duration::from_millis(10);
@@ -28,35 +31,46 @@ pub(super) const fn wake_bytes(ring_bytes: u32) -> u32 {
     ring_bytes / 4
 }
 
-/// One record of our programs.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Record {
+/// One record of our programs, where it lies in the ring buffer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Record<'r> {
     /// A packet at a hook.
-    Packet(PacketRecord),
+    Packet(&'r PacketRecord),
     /// A packet that the kernel dropped.
-    Drop(DropRecord),
+    Drop(&'r DropRecord),
     /// A notification of Cilium's.
-    Event(Box<EventRecord>),
+    Event(&'r EventRecord),
     /// Something that a socket did.
-    Socket(SocketRecord),
+    Socket(&'r SocketRecord),
     /// What an end of a connection sends first.
-    Payload(Box<PayloadRecord>),
+    Payload(&'r PayloadRecord),
 }
 
-impl Record {
-    /// Reads one record; `None` for bytes of an unknown kind or a wrong size.
-    fn from_bytes(raw: &[u8]) -> Option<Self> {
+impl<'r> Record<'r> {
+    /// `None` for bytes of an unknown kind or a wrong size.
+    fn from_bytes(raw: &'r [u8]) -> Option<Self> {
         match RecordKind::from_raw(*raw.first()?)? {
-            RecordKind::Packet => read_record(raw).map(Self::Packet),
-            RecordKind::Drop => read_record(raw).map(Self::Drop),
-            RecordKind::Event => read_record(raw).map(Box::new).map(Self::Event),
-            RecordKind::Socket => read_record(raw).map(Self::Socket),
-            RecordKind::Payload => read_record(raw).map(Box::new).map(Self::Payload),
+            RecordKind::Packet => record(raw).map(Self::Packet),
+            RecordKind::Drop => record(raw).map(Self::Drop),
+            RecordKind::Event => record(raw).map(Self::Event),
+            RecordKind::Socket => record(raw).map(Self::Socket),
+            RecordKind::Payload => record(raw).map(Self::Payload),
+        }
+    }
+
+    /// Its kind.
+    fn kind(self) -> RecordKind {
+        match self {
+            Self::Packet(_) => RecordKind::Packet,
+            Self::Drop(_) => RecordKind::Drop,
+            Self::Event(_) => RecordKind::Event,
+            Self::Socket(_) => RecordKind::Socket,
+            Self::Payload(_) => RecordKind::Payload,
         }
     }
 
     /// What every record begins with.
-    pub fn header(&self) -> &RecordHeader {
+    pub fn header(self) -> &'r RecordHeader {
         match self {
             Self::Packet(record) => &record.header,
             Self::Drop(record) => &record.header,
@@ -70,15 +84,19 @@ impl Record {
 /// Follows the numbers of the records of each kind on each CPU.
 #[derive(Clone, Debug, Default)]
 struct Sequences {
-    /// By CPU and kind.
-    last: HashMap<(u16, u8), u64>,
+    /// By CPU, of each kind in turn.
+    last: Vec<u64>,
     missing: u64,
     disordered: u64,
 }
 
 impl Sequences {
-    fn see(&mut self, header: &RecordHeader) {
-        let last = self.last.entry((header.cpu, header.kind)).or_default();
+    fn see(&mut self, kind: RecordKind, header: &RecordHeader) {
+        let at = usize::from(header.cpu) * RecordKind::COUNT + kind as usize - 1;
+        if at >= self.last.len() {
+            self.last.resize(at + 1, 0);
+        }
+        let last = &mut self.last[at];
         if header.seq > *last {
             self.missing += header.seq - *last - 1;
             *last = header.seq;
@@ -89,9 +107,9 @@ impl Sequences {
 }
 
 /// The stream of records.
-#[expect(missing_debug_implementations, reason = "aya's maps have none")]
+#[expect(missing_debug_implementations, reason = "pages of the kernel's")]
 pub struct Records {
-    ring: AsyncFd<RingBuf<MapData>>,
+    ring: AsyncFd<Ring>,
     period: Interval,
     /// Looks for nothing since the last record.
     idle_looks: u32,
@@ -103,7 +121,7 @@ pub struct Records {
 }
 
 impl Records {
-    pub(super) fn new(ring: RingBuf<MapData>) -> Result<Self> {
+    pub(super) fn new(ring: Ring) -> Result<Self> {
         let ring = watch(ring).context("failed to watch our ring buffer")?;
         let sequences = Sequences::default();
         Ok(Self {
@@ -117,59 +135,60 @@ impl Records {
         })
     }
 
-    /// Waits for records and appends those that are there, a bounded number. Cancel-safe.
+    /// Waits until it is time to take records; there may be none. Cancel-safe.
     ///
     /// # Errors
     ///
     /// When the ring buffer cannot be polled.
-    pub async fn next_batch(&mut self, batch: &mut Vec<Record>) -> io::Result<()> {
-        loop {
-            if !self.is_behind {
-                tokio::select! {
-                    ready = self.ring.readable_mut() => ready?.clear_ready(),
-                    _ = self.period.tick() => {}
-                }
-            }
-            let before = batch.len();
-            self.is_behind = self.take(batch, BATCH_MAX);
-            if batch.len() > before {
-                if self.idle_looks >= CALM {
-                    self.period = every(PERIOD);
-                }
-                self.idle_looks = 0;
-                return Ok(());
-            }
-            self.idle_looks = self.idle_looks.saturating_add(1);
-            if self.idle_looks == CALM {
-                self.period = every(PERIOD_CALM);
+    pub async fn ready(&mut self) -> io::Result<()> {
+        if !self.is_behind {
+            tokio::select! {
+                ready = self.ring.readable_mut() => ready?.clear_ready(),
+                _ = self.period.tick() => {}
             }
         }
+        Ok(())
     }
 
-    /// Appends what is there without waiting: the last records after the programs were detached.
-    pub fn drain(&mut self, batch: &mut Vec<Record>) {
-        self.take(batch, usize::MAX);
+    /// Gives what is there, a bounded number: our programs may be faster than we are. How many that were.
+    pub fn take(&mut self, each: impl FnMut(Record<'_>)) -> usize {
+        let taken = self.take_at_most(BATCH_MAX, each);
+        self.is_behind = taken == BATCH_MAX;
+        let was_calm = self.idle_looks >= CALM;
+        self.idle_looks = if taken > 0 { 0 } else { self.idle_looks.saturating_add(1) };
+        let is_calm = self.idle_looks >= CALM;
+        if is_calm != was_calm {
+            self.period = every(if is_calm { PERIOD_CALM } else { PERIOD });
+        }
+        taken
     }
 
-    /// Appends what is there without waiting, a bounded number: our programs may be faster than we are.
-    pub fn drain_some(&mut self, batch: &mut Vec<Record>) {
-        self.take(batch, BATCH_MAX);
+    /// Gives all that is there: the last records after the programs were detached.
+    pub fn drain(&mut self, each: impl FnMut(Record<'_>)) {
+        self.take_at_most(usize::MAX, each);
     }
 
-    /// Appends what is there, at most `max`; whether it was as many as that.
-    fn take(&mut self, batch: &mut Vec<Record>, max: usize) -> bool {
-        for _ in 0..max {
-            let Some(item) = self.ring.get_mut().next() else { return false };
-            match Record::from_bytes(&item) {
+    fn take_at_most(&mut self, max: usize, mut each: impl FnMut(Record<'_>)) -> usize {
+        let pages = self.ring.get_mut().pages();
+        let mut taken = 0;
+        while taken < max
+            && let Some(raw) = pages.next()
+        {
+            taken += 1;
+            match Record::from_bytes(raw) {
                 Some(record) => {
-                    self.sequences.see(record.header());
+                    self.sequences.see(record.kind(), record.header());
                     self.read += 1;
-                    batch.push(record);
+                    each(record);
                 }
                 None => self.malformed += 1,
             }
+            if taken % RELEASED == 0 {
+                pages.release();
+            }
         }
-        true
+        pages.release();
+        taken
     }
 
     /// Records read so far.
@@ -204,27 +223,41 @@ fn every(period: Duration) -> Interval {
 mod tests {
     use super::*;
 
+    /// Bytes that lie where a record may.
+    #[repr(align(8))]
+    struct Aligned<const N: usize>([u8; N]);
+
     #[test]
     fn bytes_of_another_kind_or_size_are_no_record() {
-        assert_eq!(Record::from_bytes(&[]), None);
-        assert_eq!(Record::from_bytes(&[9; 144]), None);
-        assert_eq!(Record::from_bytes(&[RecordKind::Packet as u8; 143]), None);
-        assert!(matches!(Record::from_bytes(&[RecordKind::Packet as u8; 144]), Some(Record::Packet(_))));
-        assert!(matches!(Record::from_bytes(&[RecordKind::Drop as u8; 152]), Some(Record::Drop(_))));
-        assert!(matches!(Record::from_bytes(&[RecordKind::Event as u8; 304]), Some(Record::Event(_))));
-        assert!(matches!(Record::from_bytes(&[RecordKind::Socket as u8; 128]), Some(Record::Socket(_))));
-        assert!(matches!(Record::from_bytes(&[RecordKind::Payload as u8; 384]), Some(Record::Payload(_))));
+        fn of<const N: usize>(kind: u8) -> Option<RecordKind> {
+            Record::from_bytes(&Aligned([kind; N]).0).map(Record::kind)
+        }
+        assert_eq!(of::<0>(0), None);
+        assert_eq!(of::<144>(9), None);
+        assert_eq!(of::<143>(RecordKind::Packet as u8), None);
+        assert_eq!(Record::from_bytes(&Aligned([RecordKind::Packet as u8; 145]).0[1..]), None);
+        assert_eq!(of::<144>(RecordKind::Packet as u8), Some(RecordKind::Packet));
+        assert_eq!(of::<152>(RecordKind::Drop as u8), Some(RecordKind::Drop));
+        assert_eq!(of::<304>(RecordKind::Event as u8), Some(RecordKind::Event));
+        assert_eq!(of::<128>(RecordKind::Socket as u8), Some(RecordKind::Socket));
+        assert_eq!(of::<384>(RecordKind::Payload as u8), Some(RecordKind::Payload));
     }
 
     #[test]
     fn gaps_are_what_is_missing_on_each_cpu_and_of_each_kind() {
         let mut sequences = Sequences::default();
-        let header = |cpu, kind, seq| RecordHeader { cpu, kind, seq, ..RecordHeader::default() };
-        for (cpu, kind, seq) in [(0, 1, 1), (0, 1, 2), (1, 1, 3), (0, 2, 1), (0, 1, 6), (1, 1, 4)] {
-            sequences.see(&header(cpu, kind, seq));
-        }
+        let mut see =
+            |cpu, kind, seq| sequences.see(kind, &RecordHeader { cpu, seq, ..RecordHeader::default() });
+        let (packet, dropped, payload) = (RecordKind::Packet, RecordKind::Drop, RecordKind::Payload);
+        see(0, packet, 1);
+        see(0, packet, 2);
+        see(1, packet, 3);
+        see(0, dropped, 1);
+        see(0, payload, 1);
+        see(0, packet, 6);
+        see(1, packet, 4);
         assert_eq!((sequences.missing, sequences.disordered), (2 + 3, 0));
-        sequences.see(&header(0, 1, 6));
+        sequences.see(packet, &RecordHeader { seq: 6, ..RecordHeader::default() });
         assert_eq!((sequences.missing, sequences.disordered), (5, 1));
     }
 }

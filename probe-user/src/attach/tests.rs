@@ -136,8 +136,27 @@ fn target(net: &str, ports: &[PortRange]) -> Target {
     Target { net, ports: ports.to_vec() }
 }
 
+/// A record that was read, as far as tests ask for it.
+#[derive(Debug)]
+pub(crate) enum Kept {
+    Packet(PacketRecord),
+    Drop(DropRecord),
+    Other,
+}
+
+/// Keeps the records that it is given.
+pub(crate) fn keep(kept: &mut Vec<Kept>) -> impl FnMut(Record<'_>) {
+    |record| {
+        kept.push(match record {
+            Record::Packet(record) => Kept::Packet(*record),
+            Record::Drop(record) => Kept::Drop(*record),
+            _ => Kept::Other,
+        });
+    }
+}
+
 /// Attaches, runs `traffic`, detaches, and gives what was recorded and counted.
-fn observe(settings: &Settings, traffic: impl FnOnce()) -> (Vec<Record>, Counters) {
+fn observe(settings: &Settings, traffic: impl FnOnce()) -> (Vec<Kept>, Counters) {
     in_runtime(|| {
         let (mut attachment, mut records) = Attachment::start(settings).unwrap();
         for hook in attachment.hooks().filter(|hook| hook.kind == HookKind::Classifier) {
@@ -147,7 +166,7 @@ fn observe(settings: &Settings, traffic: impl FnOnce()) -> (Vec<Record>, Counter
         settle(|| attachment.counters().unwrap().get(Counter::PacketSeen));
         assert!(attachment.detach().is_empty());
         let mut batch = Vec::new();
-        let counters = attachment.finish(&mut records, &mut batch).unwrap();
+        let counters = attachment.finish(&mut records, keep(&mut batch)).unwrap();
         assert_eq!(records.malformed(), 0);
         assert_eq!(records.read() + counters.lost(), counters.made(), "{counters:?}");
         (batch, counters)
@@ -173,19 +192,19 @@ pub(crate) fn in_runtime<T>(body: impl FnOnce() -> T) -> T {
     body()
 }
 
-pub(crate) fn packets(records: &[Record], point: HookPoint) -> Vec<Packet> {
-    let at = |record: &Record| match record {
-        Record::Packet(record) if record.header.point == point as u8 => Some(record.packet),
+pub(crate) fn packets(records: &[Kept], point: HookPoint) -> Vec<Packet> {
+    let at = |record: &Kept| match record {
+        Kept::Packet(record) if record.header.point == point as u8 => Some(record.packet),
         _ => None,
     };
     records.iter().filter_map(at).collect()
 }
 
 /// Packets at a hook that sees every namespace of the machine, where other tests use the same addresses.
-fn of_this_namespace(records: &[Record], point: HookPoint) -> Vec<Packet> {
+fn of_this_namespace(records: &[Kept], point: HookPoint) -> Vec<Packet> {
     let netns = network_namespace();
-    let at = |record: &Record| match record {
-        Record::Packet(record) if record.header.point == point as u8 => {
+    let at = |record: &Kept| match record {
+        Kept::Packet(record) if record.header.point == point as u8 => {
             (record.netns == 0 || record.netns == netns).then_some(record.packet)
         }
         _ => None,
@@ -412,8 +431,8 @@ fn an_expression_leaves_out_the_rest() {
             if !no_tc {
                 return counters.get(Counter::PacketMatched);
             }
-            let is_ours = |record: &&Record| match record {
-                Record::Packet(packet) => {
+            let is_ours = |record: &&Kept| match record {
+                Kept::Packet(packet) => {
                     packet.header.point == HookPoint::Received as u8 && packet.netns == network_namespace()
                 }
                 _ => false,
@@ -438,8 +457,8 @@ fn an_expression_is_asked_of_drops() {
     scratch(|peer| {
         let drops = |text: &str| {
             let (records, _) = observe(&settings(selected(text)), || send_udp(peer, NODE, 3, 16));
-            let is_ours = |record: &&Record| match record {
-                Record::Drop(drop) => drop.netns == network_namespace() && drop.packet.proto == 17,
+            let is_ours = |record: &&Kept| match record {
+                Kept::Drop(drop) => drop.netns == network_namespace() && drop.packet.proto == 17,
                 _ => false,
             };
             records.iter().filter(is_ours).count()
@@ -500,7 +519,8 @@ fn a_record_that_is_not_wanted_does_not_hold_up_the_next() {
             let mut batch = Vec::new();
             let read = tokio::time::timeout(Duration::from_secs(2), async {
                 while packets(&batch, HookPoint::UplinkIn).is_empty() {
-                    records.next_batch(&mut batch).await.unwrap();
+                    records.ready().await.unwrap();
+                    records.take(keep(&mut batch));
                 }
             });
             read.await.expect("the reader is woken for a wanted record behind an unwanted one");
@@ -554,7 +574,7 @@ fn the_kernels_drop_has_its_reason() {
             .iter()
             .filter_map(|record| match record {
                 // The tracepoint is the whole machine's: other tests' namespaces use the same addresses.
-                Record::Drop(drop) if drop.netns == network_namespace() && drop.packet.proto == 17 => {
+                Kept::Drop(drop) if drop.netns == network_namespace() && drop.packet.proto == 17 => {
                     Some(drop)
                 }
                 _ => None,
@@ -568,15 +588,15 @@ fn the_kernels_drop_has_its_reason() {
 }
 
 /// What a hook that sees every namespace kept of this one, in an order that does not depend on when it looked.
-fn told(records: &[Record]) -> Vec<String> {
+fn told(records: &[Kept]) -> Vec<String> {
     let netns = network_namespace();
-    let what = |record: &Record| match record {
-        Record::Packet(PacketRecord { header, buffer, skb_len, mark, hash, netns: seen, packet }) => {
+    let what = |record: &Kept| match record {
+        Kept::Packet(PacketRecord { header, buffer, skb_len, mark, hash, netns: seen, packet }) => {
             let (point, ifindex) = (header.point, header.ifindex);
             (*seen == netns)
                 .then(|| format!("{point} {ifindex} {buffer:x} {skb_len} {mark} {hash} {packet:?}"))
         }
-        Record::Drop(drop) if drop.netns == netns => {
+        Kept::Drop(drop) if drop.netns == netns => {
             Some(format!("{:?}", DropRecord { header: RecordHeader::default(), ..*drop }))
         }
         _ => None,
@@ -617,7 +637,7 @@ fn tell_the_same(peer: &Peer, one: &Settings, other: &Settings) -> Vec<String> {
         }
         let [by_one, by_other] = both.map(|(attachment, mut records)| {
             let mut batch = Vec::new();
-            let counters = attachment.finish(&mut records, &mut batch).unwrap();
+            let counters = attachment.finish(&mut records, keep(&mut batch)).unwrap();
             assert_eq!((records.read(), counters.lost()), (counters.made(), 0), "{counters:?}");
             told(&batch)
         });
@@ -681,6 +701,31 @@ fn fentry_and_kprobes_tell_the_same() {
         };
         // Three datagrams, the fragments before they are one again, the tagged one, the SYN.
         assert!(in_ip(HookPoint::IpReceive) >= 7 && in_ip(HookPoint::IpDeliver) >= 7, "{told:#?}");
+    });
+}
+
+#[test]
+fn records_that_reach_past_the_end_of_the_ring_are_whole() {
+    scratch(|peer| {
+        let _receiver = UdpSocket::bind((NODE, PORT)).unwrap();
+        let settings = Settings { ring_bytes: 4096, ..settings(about(NODE)) };
+        in_runtime(|| {
+            let (attachment, mut records) = Attachment::start(&settings).unwrap();
+            let mut lengths = Vec::new();
+            for round in 1..=10 {
+                send_udp(peer, NODE, 10, 100 + round);
+                settle(|| attachment.counters().unwrap().get(Counter::PacketSeen));
+                let mut kept = Vec::new();
+                records.drain(keep(&mut kept));
+                let seen =
+                    packets(&kept, HookPoint::UplinkIn).into_iter().filter(|packet| packet.proto == 17);
+                lengths.extend(seen.map(|packet| packet.payload_len as usize));
+            }
+            // Some 25 records fill the ring, and it is no multiple of one.
+            let sent = (1..=10).flat_map(|round| [100 + round; 10]);
+            assert!(lengths.iter().copied().eq(sent), "{lengths:?}");
+            assert_eq!((records.malformed(), records.missing(), records.disordered()), (0, 0, 0));
+        });
     });
 }
 
@@ -912,7 +957,7 @@ fn beside_tcx_ours_is_tcx_and_first() {
             assert!(seen >= 10, "the neighbour saw {seen}");
             assert!(attachment.detach().is_empty());
             let mut batch = Vec::new();
-            records.drain(&mut batch);
+            records.drain(keep(&mut batch));
             assert_eq!(packets(&batch, HookPoint::UplinkIn).len(), 10);
             let (_, programs) = SchedClassifier::query_tcx("v0", TcAttachType::Ingress).unwrap();
             assert_eq!(programs.len(), 1);

@@ -19,7 +19,7 @@ const CAPACITY: Capacity = Capacity { remembered: 14_000, pending: 20_000 };
 /// In conntrack maps with more entries each flow's own are looked up: they would be read with every flow, again and again,
 /// and each entry takes some hundred bytes.
 const CONNTRACK_ENTRIES: usize = 8192;
-/// Its ring buffer: it is mapped twice, and counts twice as the agent's memory.
+/// Its ring buffer, which counts as the agent's memory.
 const AGENT_RING_BYTES: u32 = 1 << 20;
 
 /// `plsprobe agent`'s flags.

@@ -686,7 +686,7 @@ pub(crate) mod tests {
         let mut world = sources::world(&From::Path(folder), &LiveOptions::default()).unwrap();
         let mut tracker = Tracker::default();
         for sighting in sightings {
-            tracker.push(sighting.clone());
+            tracker.push(sighting);
         }
         let paths = tracker.finish();
         assert_eq!(paths.len(), 1, "{paths:#?}");

@@ -172,7 +172,8 @@ pub fn refresh(options: &LiveOptions, last: &LiveNode) -> Result<LiveNode> {
     let (globals, pins) = globals(options)?;
     let is_counted = last.counted.elapsed() < SLOW_AGE;
     let large = if is_counted { last.node.unread.as_slice() } else { &[] };
-    let maps = Maps::read(&globals, &pins, Extent::Answer { most: options.conntrack_entries, large })?;
+    let extent = Extent::Answer { most: options.conntrack_entries, large };
+    let maps = Maps::read(&globals, &pins, extent, &last.node.maps)?;
     let changed = if maps.same_keys(&last.node) { last.changed } else { Instant::now() };
     let is_settled = last.slow.at.saturating_duration_since(changed) >= SETTLING;
     let is_young = last.slow.at.elapsed() < SLOW_AGE;
@@ -186,7 +187,7 @@ fn read_extent(options: &LiveOptions, extent: Extent<'_>) -> Result<LiveNode> {
     thread::scope(|scope| {
         let slow = scope.spawn(|| Slow::read(options));
         let facts = scope.spawn(|| timed(|| options.cluster.read()));
-        let maps = Maps::read(&globals, &pins, extent);
+        let maps = Maps::read(&globals, &pins, extent, &BTreeMap::new());
         let joined = "no reader panics";
         let (slow, (facts, took)) = (slow.join().expect(joined), facts.join().expect(joined));
         let mut live = LiveNode::new(maps?, slow, Instant::now());
@@ -276,13 +277,19 @@ enum Read {
 }
 
 impl Maps {
-    /// Reads every pin on a few threads: entries where the extent has them, else only what the map is.
-    fn read(globals: &Globals, pins: &[String], extent: Extent<'_>) -> Result<Self> {
+    /// Reads every pin on a few threads: entries where the extent has them, else only what the map is. `before` is as they
+    /// were read the last time.
+    fn read(
+        globals: &Globals,
+        pins: &[String],
+        extent: Extent<'_>,
+        before: &BTreeMap<String, RawMap>,
+    ) -> Result<Self> {
         let next = AtomicUsize::new(0);
         let read_some = || {
             let mut read = Vec::new();
             while let Some(name) = pins.get(next.fetch_add(1, Ordering::Relaxed)) {
-                let (reading, took) = timed(|| read_map(globals, name, extent));
+                let (reading, took) = timed(|| read_map(globals, name, extent, before.get(name)));
                 read.push((name, reading, took));
             }
             read
@@ -393,9 +400,9 @@ fn reachable(socket: &Path) -> io::Result<()> {
     std::os::unix::net::UnixStream::connect(socket).map(drop)
 }
 
-fn read_map(globals: &Globals, name: &str, extent: Extent<'_>) -> Result<Read> {
+fn read_map(globals: &Globals, name: &str, extent: Extent<'_>, before: Option<&RawMap>) -> Result<Read> {
     if is_wanted(name) || (extent == Extent::Everything && is_shown(name)) {
-        return globals.read(name).map(Read::Map);
+        return globals.read(name, before).map(Read::Map);
     }
     let map = globals.map(name)?;
     if let Extent::Answer { most, large } = extent

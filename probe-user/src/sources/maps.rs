@@ -26,8 +26,8 @@ pub const GLOBALS: &str = "tc/globals";
 
 /// `BPF_FS_MAGIC` of `include/uapi/linux/magic.h`.
 const BPF_FS_MAGIC: u32 = 0xcafe_4a11;
-/// How much one batch may hold at first.
-const BATCH_BYTES: usize = 1 << 20;
+/// How much one batch may hold at first: little enough for the heap, whose pages are there already.
+const BATCH_BYTES: usize = 1 << 17;
 /// Maps with more entries than this, and LRU maps, are not read a second time to see whether they changed.
 const VERIFIED_ENTRIES: usize = 16_384;
 /// How often a map that changes is read.
@@ -99,13 +99,13 @@ impl Globals {
         PinnedMap::open(&self.path.join(name))
     }
 
-    /// Reads one pinned map, again if it changes meanwhile.
+    /// Reads one pinned map, again if it changes meanwhile. With the keys that it had `before`, it did not.
     ///
     /// # Errors
     ///
     /// As [`PinnedMap::open`] and [`PinnedMap::read`].
-    pub fn read(&self, name: &str) -> Result<Reading> {
-        read_settled(&self.path.join(name), || {})
+    pub fn read(&self, name: &str, before: Option<&RawMap>) -> Result<Reading> {
+        read_settled(&self.path.join(name), before, || {})
     }
 }
 
@@ -322,7 +322,7 @@ enum Step {
     Refused,
 }
 
-/// The buffers of batched lookups.
+/// The buffers of batched lookups: room for `capacity` keys and values, of which `count` are there.
 struct Batch {
     capacity: usize,
     count: usize,
@@ -339,14 +339,16 @@ impl Batch {
     fn new(map: &PinnedMap, capacity: usize) -> Result<Self> {
         let key_size = map.handle.key_size() as usize;
         let (value_size, value_bytes) = (map.handle.value_size() as usize, map.value_bytes()?);
-        let (keys, values) = (vec![0; capacity * key_size], vec![0; capacity * value_bytes]);
+        // Not filled with zeros: most maps fill a small part of the room for them.
+        let keys = Vec::with_capacity(capacity * key_size);
+        let values = Vec::with_capacity(capacity * value_bytes);
         Ok(Self { capacity, count: 0, key_size, value_size, value_bytes, keys, values, position: None })
     }
 
     fn grow(&mut self, limit: usize) {
         self.capacity = (2 * self.capacity).min(limit);
-        self.keys.resize(self.capacity * self.key_size, 0);
-        self.values.resize(self.capacity * self.value_bytes, 0);
+        self.keys = Vec::with_capacity(self.capacity * self.key_size);
+        self.values = Vec::with_capacity(self.capacity * self.value_bytes);
     }
 
     fn lookup(&mut self, map: &PinnedMap) -> Step {
@@ -357,7 +359,7 @@ impl Batch {
         let mut count = self.capacity as u32;
         // The kernel writes a `u32` for hashes, a key for others.
         let mut next = vec![0_u8; self.key_size.max(4)];
-        // SAFETY: `keys` and `values` hold `count` keys and values of the sizes the map declares (values of all possible CPUs,
+        // SAFETY: `keys` and `values` have room for `count` keys and values of the sizes the map declares (values of all possible CPUs,
         // each rounded up to 8 bytes, for per-CPU maps); both positions are as long as the kernel's, which is at most
         // the longer of a key and a `u32`. All of them outlive the call.
         let result = unsafe {
@@ -371,8 +373,7 @@ impl Batch {
                 &raw const opts,
             )
         };
-        self.count = (count as usize).min(self.capacity);
-        match -result {
+        let step = match -result {
             0 => {
                 self.position = Some(next);
                 Step::More
@@ -380,7 +381,15 @@ impl Batch {
             libc::ENOENT => Step::Last,
             libc::ENOSPC => Step::NoSpace,
             _ => Step::Refused,
+        };
+        let is_filled = matches!(step, Step::More | Step::Last);
+        self.count = if is_filled { (count as usize).min(self.capacity) } else { 0 };
+        // SAFETY: there is room for as many, and the kernel has written them.
+        unsafe {
+            self.keys.set_len(self.count * self.key_size);
+            self.values.set_len(self.count * self.value_bytes);
         }
+        step
     }
 
     fn drain_into(&mut self, bytes: &mut Vec<u8>) {
@@ -400,9 +409,13 @@ impl Batch {
     }
 }
 
-/// Reads a pin until two readings in a row have the same keys of the same map; `between` runs before each but the first.
-fn read_settled(path: &Path, mut between: impl FnMut()) -> Result<Reading> {
+/// Reads a pin until two readings in a row have the same keys of the same map, the one `before` among them; `between` runs
+/// before each but the first.
+fn read_settled(path: &Path, before: Option<&RawMap>, mut between: impl FnMut()) -> Result<Reading> {
     let mut map = PinnedMap::open(path)?.read()?;
+    if before.is_some_and(|before| before.id == map.id && same_keys(before, &map)) {
+        return Ok(Reading { map, caveat: None });
+    }
     for _ in 1..READS {
         between();
         let pin = PinnedMap::open(path)?;

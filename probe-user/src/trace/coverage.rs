@@ -82,10 +82,11 @@ impl Coverage {
         if place.namespace != Namespace::Node {
             return place.point;
         }
-        match (place.point, self.roles.get(&place.ifindex)) {
-            (HookPoint::Received, Some(role)) => role.points().0,
-            (HookPoint::Queued, Some(role)) => role.points().1,
-            (point, _) => point,
+        let points = || self.roles.get(&place.ifindex).map(|role| role.points());
+        match place.point {
+            HookPoint::Received => points().map_or(place.point, |(received, _)| received),
+            HookPoint::Queued => points().map_or(place.point, |(_, queued)| queued),
+            point => point,
         }
     }
 }
@@ -137,7 +138,7 @@ mod tests {
         let header = RecordHeader { point: HookPoint::UplinkIn as u8, ..RecordHeader::default() };
         let record = PacketRecord { header, buffer: 0, skb_len: 0, mark: 0, hash: 0, netns: 0, packet };
         let mut tracker = Tracker::new(Patience::default());
-        tracker.push(Sighting::from_packet(&record, Namespace::Node).unwrap());
+        tracker.push(&Sighting::from_packet(&record, Namespace::Node).unwrap());
         tracker.finish().remove(0)
     }
 

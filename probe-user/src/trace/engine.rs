@@ -8,12 +8,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context as _, Error, Result, bail};
-use probe_common::{Config, Counter, PacketRecord, PayloadRecord, SocketRecord};
+use probe_common::{Config, Counter};
 use probe_model::explain::{Caveat, Code};
 use probe_model::path::evidence::LateReset;
-use probe_model::path::{
-    Confirmation, HookPoint, Namespace, Outcome, Path, Patience, Seen, Sighting, Tracker, Watch, proxy,
-};
+use probe_model::path::{Confirmation, HookPoint, Outcome, Path, Patience, Tracker, Watch, proxy};
 use probe_model::world::nat::{NatSources, nat_sources};
 use probe_model::world::{Endpoint, World};
 use tokio::time::{Instant, Interval, MissedTickBehavior, interval};
@@ -22,6 +20,7 @@ use super::Setup;
 use super::advice::Adviser;
 use super::coverage::Coverage;
 use super::gaps::{Gap, Gaps};
+use super::intake::Intake;
 use super::judge::{EventSource, Judgement, asked_of_conntrack, judge};
 use super::kernel::{self, Names};
 use super::neighbours::{self, Trouble};
@@ -89,8 +88,6 @@ pub(crate) struct Engine {
     nat: Option<NatSources>,
     /// NAT IPs that PROXY headers gave away.
     observed: BTreeSet<(IpAddr, u32)>,
-    /// Earlier records of this attachment are the one's before it.
-    since_ns: u64,
     /// Until when targets are looked up each second.
     unsettled_until: Instant,
     /// Since when they are to be looked up, in maps that are read from then on.
@@ -98,9 +95,7 @@ pub(crate) struct Engine {
     /// Changes of the cluster's objects that were looked at.
     cluster_changes: u64,
     verdicts: Verdicts,
-    tracker: Tracker,
-    batch: Vec<Record>,
-    undecoded: u64,
+    intake: Intake,
     was_lost: u64,
     /// What is watched, by which a flow that is lost from sight is judged.
     watch: Watch,
@@ -196,14 +191,11 @@ impl Engine {
             advice: Adviser::default(),
             nat: None,
             observed: BTreeSet::new(),
-            since_ns: 0,
             unsettled_until: Instant::now(),
             look_up_since: None,
             cluster_changes: 0,
             verdicts,
-            tracker,
-            batch: Vec::new(),
-            undecoded: 0,
+            intake: Intake::new(tracker, netns),
             was_lost: 0,
             watch: Watch::default(),
             gaps: Gaps::new(now_ns()),
@@ -215,11 +207,15 @@ impl Engine {
             housekeeping: patient(HOUSEKEEPING),
         };
         engine.refresh_watch();
+        sys::give_start_back();
         Ok(engine)
     }
 
     /// What there is to say to whoever looks, since the last time.
     pub(crate) fn take_notices(&mut self) -> Vec<String> {
+        if let Some(error) = self.intake.not_read.take() {
+            self.notice(format!("a notification of Cilium's was not read: {error}"));
+        }
         std::mem::take(&mut self.notices)
     }
 
@@ -230,11 +226,11 @@ impl Engine {
     /// Waits until there is something to do. Cancelling it loses nothing.
     pub(crate) async fn wait(&mut self) -> Woken {
         tokio::select! {
-            read = self.records.next_batch(&mut self.batch) => Woken::Records(read),
+            read = self.records.ready() => Woken::Records(read),
             event = self.verdicts.next() => Woken::Word(event),
             changed = changes(&mut self.changes) => Woken::Change(changed),
             _ = self.housekeeping.tick() => Woken::Housekeeping,
-            _ = self.poll.tick(), if self.is_stale || self.tracker.has_work() => Woken::Poll,
+            _ = self.poll.tick(), if self.is_stale || self.intake.tracker.has_work() => Woken::Poll,
             read = outcome(&mut self.reading) => Woken::Maps(read),
         }
     }
@@ -249,8 +245,7 @@ impl Engine {
         match woken {
             Woken::Records(read) => {
                 read.context("failed to read our ring buffer")?;
-                turn.has_records = true;
-                self.take_batch();
+                turn.has_records = self.take_records() > 0;
             }
             Woken::Word(event) => self.note(event),
             Woken::Change(changed) => self.hear(changed)?,
@@ -268,9 +263,9 @@ impl Engine {
                     self.look_around()?;
                 }
                 self.take_notifications().await;
-                let decided = self.tracker.poll(now_ns());
+                let decided = self.intake.tracker.poll(now_ns());
                 turn.paths = self.with_young_maps(decided);
-                turn.late_resets = self.tracker.late_resets(now_ns());
+                turn.late_resets = self.intake.tracker.late_resets(now_ns());
             }
             Woken::Maps(read) => {
                 turn.maps = self.take_reading(read);
@@ -347,9 +342,8 @@ impl Engine {
 
     /// Flows that are not decided yet, by what was seen until now, and those that are and wait. They stay so.
     pub(crate) fn undecided(&mut self) -> Vec<Path> {
-        self.records.drain_some(&mut self.batch);
-        self.take_batch();
-        let undecided = self.tracker.undecided();
+        self.take_records();
+        let undecided = self.intake.tracker.undecided();
         let mut paths = self.waiting.clone();
         paths.extend(self.wanted(undecided));
         self.refresh_world_for(&paths);
@@ -360,14 +354,14 @@ impl Engine {
     pub(super) fn finish(&mut self) -> (Turn, Result<()>) {
         self.refresh_watch();
         let mut notices = Vec::new();
-        let ended = self.past.end(&mut self.attachment, &mut self.records, &mut self.batch, |text| {
+        let each = |record: Record<'_>| self.intake.take(record, &self.coverage);
+        let ended = self.past.end(&mut self.attachment, &mut self.records, each, |text| {
             notices.push(text.to_owned());
         });
         self.notices.extend(notices);
         self.watch.lost_records |= self.past.counters.lost() > 0;
-        self.take_batch();
-        let left = self.tracker.finish();
-        let late_resets = self.tracker.late_resets(u64::MAX);
+        let left = self.intake.tracker.finish();
+        let late_resets = self.intake.tracker.late_resets(u64::MAX);
         let mut paths = std::mem::take(&mut self.waiting);
         paths.extend(self.wanted(left));
         self.refresh_world_for(&paths);
@@ -381,8 +375,8 @@ impl Engine {
     /// When the kernel refuses to read our counters.
     pub(crate) fn totals(&mut self) -> Result<Totals> {
         let mut tally = self.past.clone();
-        tally.add_running(&self.attachment, &mut self.records, &mut self.batch)?;
-        self.take_batch();
+        let each = |record: Record<'_>| self.intake.take(record, &self.coverage);
+        tally.add_running(&self.attachment, &mut self.records, each)?;
         Ok(self.totals_of(tally))
     }
 
@@ -395,16 +389,16 @@ impl Engine {
         let notifications = match self.verdicts.source() {
             EventSource::Probe(_) => {
                 let of = |counter| tally.counters.get(counter);
-                [of(Counter::EventSeen), of(Counter::EventLost), self.undecoded]
+                [of(Counter::EventSeen), of(Counter::EventLost), self.intake.undecoded]
             }
             _ => [self.verdicts.received, self.verdicts.lost, self.verdicts.undecoded],
         };
         Totals {
             tally,
             notifications,
-            overflowed: self.tracker.overflowed(),
-            later_packets: self.tracker.later_packets(),
-            later_retransmissions: self.tracker.later_retransmissions(),
+            overflowed: self.intake.tracker.overflowed(),
+            later_packets: self.intake.tracker.later_packets(),
+            later_retransmissions: self.intake.tracker.later_retransmissions(),
         }
     }
 
@@ -478,7 +472,7 @@ impl Engine {
 
     fn note(&mut self, event: Event) {
         match event {
-            Event::Sighting(sighting) => self.tracker.push(*sighting),
+            Event::Sighting(sighting) => self.intake.tracker.push(&sighting),
             Event::Notice(text) => self.notice(text),
         }
     }
@@ -494,78 +488,9 @@ impl Engine {
         }
     }
 
-    fn take_batch(&mut self) {
-        // Its memory is kept for the next.
-        let mut batch = std::mem::take(&mut self.batch);
-        for record in batch.drain(..) {
-            if record.header().ktime_ns < self.since_ns {
-                continue;
-            }
-            match self.sighting(&record) {
-                Ok(Some(sighting)) => self.tracker.push(sighting),
-                Ok(None) => {}
-                Err(error) => {
-                    self.undecoded += 1;
-                    if self.undecoded == 1 {
-                        self.notice(format!("a notification of Cilium's was not read: {error}"));
-                    }
-                }
-            }
-        }
-        self.batch = batch;
-    }
-
-    fn sighting(&self, record: &Record) -> Result<Option<Sighting>, probe_model::cilium::DecodeError> {
-        Ok(match record {
-            Record::Packet(record) => self.packet_sighting(record),
-            Record::Drop(record) => Sighting::from_drop(record).filter(|sighting| self.is_ours(sighting)),
-            Record::Event(record) => Sighting::from_event(record)?,
-            Record::Socket(record) => self.socket_sighting(record),
-            Record::Payload(record) => self.payload_sighting(record),
-        })
-    }
-
-    /// Hooks on the kernel see every namespace of the machine: only the node's and the traced pods' count.
-    fn packet_sighting(&self, record: &PacketRecord) -> Option<Sighting> {
-        let sighting = Sighting::from_packet(record, self.namespace_of_hook(record.netns)?)?;
-        Some(self.at_its_role(sighting))
-    }
-
-    fn payload_sighting(&self, record: &PayloadRecord) -> Option<Sighting> {
-        let sighting = Sighting::from_payload(record, self.namespace_of_hook(record.netns)?)?;
-        Some(self.at_its_role(sighting))
-    }
-
-    /// A classifier does not say: it is always in our own.
-    fn namespace_of_hook(&self, netns: u32) -> Option<Namespace> {
-        if netns == 0 { Some(Namespace::Node) } else { self.namespace(netns) }
-    }
-
-    /// With what its place is to the node.
-    fn at_its_role(&self, mut sighting: Sighting) -> Sighting {
-        if let Seen::Hook { place, .. } | Seen::Payload { place, .. } = &mut sighting.seen {
-            place.point = self.coverage.point(*place);
-        }
-        sighting
-    }
-
-    fn socket_sighting(&self, record: &SocketRecord) -> Option<Sighting> {
-        Sighting::from_socket(record, self.namespace(record.netns)?)
-    }
-
-    fn namespace(&self, netns: u32) -> Option<Namespace> {
-        if netns == self.netns {
-            Some(Namespace::Node)
-        } else {
-            self.coverage.pod_namespaces.contains(&netns).then_some(Namespace::Pod)
-        }
-    }
-
-    /// Drops are the whole machine's: those of other namespaces count only with the pod's own address on them.
-    fn is_ours(&self, sighting: &Sighting) -> bool {
-        let Seen::KernelDrop { netns, .. } = sighting.seen else { return true };
-        let tuple = sighting.packet.tuple;
-        netns == self.netns || self.coverage.is_at(tuple.saddr) || self.coverage.is_at(tuple.daddr)
+    /// Takes in the records that are there, a bounded number; how many.
+    fn take_records(&mut self) -> usize {
+        self.records.take(|record| self.intake.take(record, &self.coverage))
     }
 
     /// Looks around; sees records that are lost.
@@ -685,7 +610,7 @@ impl Engine {
             return Ok(0);
         }
         self.attach_anew(coverage, self.settings.config)?;
-        Ok(self.since_ns)
+        Ok(self.intake.since_ns)
     }
 
     fn attach_anew(&mut self, coverage: Coverage, config: Config) -> Result<()> {
@@ -695,13 +620,14 @@ impl Engine {
         let mut old = std::mem::replace(&mut self.attachment, attachment);
         let mut old_records = std::mem::replace(&mut self.records, records);
         let mut notices = Vec::new();
-        let ended =
-            self.past.end(&mut old, &mut old_records, &mut self.batch, |text| notices.push(text.to_owned()));
+        // Both see what comes from now on; the old one's is left out.
+        self.intake.until_ns = switched_ns;
+        let each = |record: Record<'_>| self.intake.take(record, &self.coverage);
+        let ended = self.past.end(&mut old, &mut old_records, each, |text| notices.push(text.to_owned()));
+        self.intake.until_ns = u64::MAX;
         notices.extend(ended.err().map(|error| format!("{error:#}")));
         self.notices.extend(notices);
-        self.batch.retain(|record| record.header().ktime_ns < switched_ns);
-        self.take_batch();
-        (self.since_ns, self.was_lost) = (switched_ns, 0);
+        (self.intake.since_ns, self.was_lost) = (switched_ns, 0);
         (self.settings, self.coverage) = (settings, coverage);
         self.verdicts.watch(self.coverage.watched());
         let places: BTreeSet<String> = self.attachment.hooks().map(|hook| hook.place.clone()).collect();

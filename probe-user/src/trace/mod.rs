@@ -5,6 +5,7 @@ mod coverage;
 pub(crate) mod engine;
 mod gaps;
 pub(crate) mod hub;
+mod intake;
 pub mod judge;
 pub mod kernel;
 pub(crate) mod listener;

@@ -80,7 +80,7 @@ mod tests {
 
     use super::*;
     use crate::attach::tests::{
-        NODE, PORT, about, filters, in_runtime, packets, scratch, send_udp, settings, sh,
+        NODE, PORT, about, filters, in_runtime, keep, packets, scratch, send_udp, settings, sh,
     };
     use crate::attach::{Attachment, HookState};
 
@@ -129,7 +129,7 @@ mod tests {
                 assert_eq!(trouble_of(&attachment), []);
                 send_udp(peer, NODE, 5, 8);
                 let mut batch = Vec::new();
-                records.drain(&mut batch);
+                records.drain(keep(&mut batch));
                 assert!(attachment.detach().is_empty());
                 packets(&batch, HookPoint::UplinkIn).len()
             });
@@ -165,7 +165,7 @@ mod tests {
                 assert_eq!(trouble_of(&attachment), []);
                 send_udp(peer, NODE, 5, 8);
                 let mut batch = Vec::new();
-                records.drain(&mut batch);
+                records.drain(keep(&mut batch));
                 assert!(attachment.detach().is_empty());
                 packets(&batch, HookPoint::UplinkIn).len()
             });
@@ -205,7 +205,7 @@ mod tests {
                 assert_eq!(trouble_of(&attachment), []);
                 send_udp(peer, NODE, 5, 8);
                 let mut batch = Vec::new();
-                records.drain(&mut batch);
+                records.drain(keep(&mut batch));
                 assert!(attachment.detach().is_empty());
                 assert_eq!(packets(&batch, HookPoint::UplinkIn).len(), 5, "once each");
                 drop(link);

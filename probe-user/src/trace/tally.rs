@@ -29,7 +29,7 @@ pub(crate) struct Totals {
 }
 
 impl Tally {
-    /// Detaches, reads the last records into `batch`, and adds what there was. Says what went wrong by `notice`.
+    /// Detaches, gives the last records, and adds what there was. Says what went wrong by `notice`.
     ///
     /// # Errors
     ///
@@ -38,7 +38,7 @@ impl Tally {
         &mut self,
         attachment: &mut Attachment,
         records: &mut Records,
-        batch: &mut Vec<Record>,
+        each: impl FnMut(Record<'_>),
         mut notice: impl FnMut(&str),
     ) -> Result<()> {
         // Asked while the programs are there.
@@ -51,13 +51,13 @@ impl Tally {
         for failure in attachment.detach() {
             notice(&format!("{failure:#}"));
         }
-        let counters = attachment.finish(records, batch)?;
+        let counters = attachment.finish(records, each)?;
         self.add(&counters, records);
         self.unaccounted += counters.made().abs_diff(records.read() + counters.lost());
         Ok(())
     }
 
-    /// Adds what there is by now, and reads the records that had been made. Programs that run go on making some: those
+    /// Adds what there is by now, and gives the records that had been made. Programs that run go on making some: those
     /// are neither counted as missing nor waited for.
     ///
     /// # Errors
@@ -67,11 +67,11 @@ impl Tally {
         &mut self,
         attachment: &Attachment,
         records: &mut Records,
-        batch: &mut Vec<Record>,
+        mut each: impl FnMut(Record<'_>),
     ) -> Result<()> {
         let counters = attachment.counters()?;
         for _ in 0..CATCH_UP {
-            records.drain_some(batch);
+            records.take(&mut each);
             if records.read() + counters.lost() >= counters.made() {
                 break;
             }

@@ -65,9 +65,9 @@ fn accepted() -> Path {
         };
         Sighting { ktime_ns: ms * 1_000_000, packet, seen: Seen::Hook { place, mark: 0, buffer: 7 } }
     };
-    tracker.push(at(1, HookPoint::UplinkIn, packet(client, frontend, 0x02, 100, 0)));
-    tracker.push(at(2, HookPoint::PodIn, packet(client, pod, 0x02, 100, 0)));
-    tracker.push(at(3, HookPoint::PodOut, packet(pod, client, 0x12, 500, 101)));
+    tracker.push(&at(1, HookPoint::UplinkIn, packet(client, frontend, 0x02, 100, 0)));
+    tracker.push(&at(2, HookPoint::PodIn, packet(client, pod, 0x02, 100, 0)));
+    tracker.push(&at(3, HookPoint::PodOut, packet(pod, client, 0x12, 500, 101)));
     let mut paths = tracker.finish();
     assert_eq!(paths.len(), 1);
     paths.remove(0)

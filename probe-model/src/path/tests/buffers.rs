@@ -281,9 +281,9 @@ fn a_fragment_of_another_packet_is_no_part_of_the_flow() {
 #[test]
 fn a_fragment_may_come_before_the_first_one() {
     let mut tracker = Tracker::new(Patience::default());
-    tracker.push(freed(1, 5, fragment(NAT_IP, POD, 71, Fragment::Later)));
+    tracker.push(&freed(1, 5, fragment(NAT_IP, POD, 71, Fragment::Later)));
     assert_eq!(tracker.poll(10 * MS), []);
-    tracker.push(at(2, HookPoint::PodIn, fragment(NAT_IP, POD, 71, Fragment::First)));
+    tracker.push(&at(2, HookPoint::PodIn, fragment(NAT_IP, POD, 71, Fragment::First)));
     let paths = tracker.finish();
     assert_eq!(paths.len(), 1, "{paths:#?}");
     assert_eq!(paths[0].outcome, Outcome::DroppedByKernel { reason: 5, reply: false });

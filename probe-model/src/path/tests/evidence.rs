@@ -164,7 +164,7 @@ fn a_reset_after_a_long_silence() {
 fn opened() -> Tracker {
     let mut tracker = Tracker::default();
     for sighting in allowed_through_dnat(ISN, 0) {
-        tracker.push(sighting);
+        tracker.push(&sighting);
     }
     tracker
 }
@@ -176,8 +176,8 @@ fn a_decided_connection_that_is_reset_is_told_once() {
     let uplink = at(300_005, HookPoint::UplinkIn, tcp(NAT_IP, FRONTEND, 0x04, ISN.wrapping_add(1), 0));
     let pod = at(300_006, HookPoint::PodIn, tcp(NAT_IP, POD, 0x04, ISN.wrapping_add(1), 0));
     // The later one may come first.
-    tracker.push(pod);
-    tracker.push(uplink.clone());
+    tracker.push(&pod);
+    tracker.push(&uplink);
     assert_eq!(tracker.late_resets(300_010 * MS), [], "the records of other CPUs may still come");
     let late = tracker.late_resets(301_000 * MS);
     assert_eq!(late.len(), 1, "{late:?}");
@@ -196,8 +196,8 @@ fn a_connection_that_was_closed_or_busy_has_no_late_reset() {
     for before in [fin, busy] {
         let mut tracker = opened();
         assert_eq!(tracker.poll(4_000 * MS).len(), 1);
-        tracker.push(before);
-        tracker.push(reset(300_005));
+        tracker.push(&before);
+        tracker.push(&reset(300_005));
         assert_eq!(tracker.late_resets(u64::MAX), []);
     }
 }
@@ -223,7 +223,7 @@ fn ports_that_are_used_again() {
         let mut decided = Vec::new();
         for sighting in again(was_closed) {
             decided.extend(tracker.poll(sighting.ktime_ns));
-            tracker.push(sighting);
+            tracker.push(&sighting);
         }
         decided.extend(tracker.finish());
         assert_eq!(decided.len(), 2);

@@ -247,10 +247,10 @@ fn the_way_through_the_node_orders_what_comes_at_once() {
 #[test]
 fn an_answer_that_is_not_seen_leaving_is_waited_for() {
     let mut tracker = Tracker::new(Patience::default());
-    tracker.push(at(0, HookPoint::UplinkIn, syn(NAT_IP, FRONTEND, 9)));
-    tracker.push(at(2, HookPoint::PodOut, syn_ack(POD, NAT_IP, 9)));
+    tracker.push(&at(0, HookPoint::UplinkIn, syn(NAT_IP, FRONTEND, 9)));
+    tracker.push(&at(2, HookPoint::PodOut, syn_ack(POD, NAT_IP, 9)));
     assert_eq!(tracker.poll(2_900 * MS), []);
-    tracker.push(socket(2_950, SocketEvent::AcceptedAgain, ends()));
+    tracker.push(&socket(2_950, SocketEvent::AcceptedAgain, ends()));
     assert_eq!(tracker.poll(3_100 * MS)[0].outcome, Outcome::AnswerLost);
 }
 
@@ -258,17 +258,17 @@ fn an_answer_that_is_not_seen_leaving_is_waited_for() {
 fn an_answer_that_left_is_waited_for_until_the_client_goes_on() {
     let answered = || {
         let mut tracker = Tracker::new(Patience::default());
-        tracker.push(at(0, HookPoint::UplinkIn, syn(NAT_IP, FRONTEND, 9)));
-        tracker.push(at(2, HookPoint::PodOut, syn_ack(POD, NAT_IP, 9)));
-        tracker.push(at(3, HookPoint::UplinkOut, syn_ack(FRONTEND, NAT_IP, 9)));
+        tracker.push(&at(0, HookPoint::UplinkIn, syn(NAT_IP, FRONTEND, 9)));
+        tracker.push(&at(2, HookPoint::PodOut, syn_ack(POD, NAT_IP, 9)));
+        tracker.push(&at(3, HookPoint::UplinkOut, syn_ack(FRONTEND, NAT_IP, 9)));
         assert_eq!(tracker.poll(900 * MS), []);
         tracker
     };
     let mut tracker = answered();
-    tracker.push(at(901, HookPoint::UplinkIn, tcp(NAT_IP, FRONTEND, 0x10, 10, 777_001)));
+    tracker.push(&at(901, HookPoint::UplinkIn, tcp(NAT_IP, FRONTEND, 0x10, 10, 777_001)));
     assert_eq!(tracker.poll(1_000 * MS)[0].outcome, Outcome::Answered);
     let mut tracker = answered();
-    tracker.push(at(1_000, HookPoint::UplinkIn, syn(NAT_IP, FRONTEND, 9)));
+    tracker.push(&at(1_000, HookPoint::UplinkIn, syn(NAT_IP, FRONTEND, 9)));
     assert_eq!(tracker.poll(3_100 * MS)[0].outcome, Outcome::AnswerLost);
 }
 

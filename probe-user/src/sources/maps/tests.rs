@@ -87,7 +87,7 @@ fn array_holds_every_index() {
     let Some(bpffs) = PrivateBpffs::mount() else { return };
     let map = bpffs.create("cilium_runtime_config", MapType::Array, 4, 8, 256);
     map.update(&7_u32.to_ne_bytes(), &99_u64.to_ne_bytes(), MapFlags::ANY).unwrap();
-    let read = Globals::open(bpffs.path()).unwrap().read("cilium_runtime_config").unwrap();
+    let read = Globals::open(bpffs.path()).unwrap().read("cilium_runtime_config", None).unwrap();
     assert_eq!((read.map.entries.len(), read.caveat), (256, None));
     assert_eq!(read.map.entries.get(7), Some((&7_u32.to_ne_bytes()[..], &99_u64.to_ne_bytes()[..])));
 }
@@ -111,7 +111,7 @@ fn facts_in_bpftools_words() {
     let globals = Globals::open(bpffs.path()).unwrap();
     assert_eq!(globals.pins().unwrap(), words.map(|word| word.0));
     for (name, _, key_size, value_size, max_entries, word) in words {
-        let read = globals.read(name).unwrap();
+        let read = globals.read(name, None).unwrap();
         let expected = RawMap {
             id: globals.map(name).unwrap().id(),
             map_type: word.to_owned(),
@@ -192,7 +192,7 @@ fn a_map_that_is_replaced_is_read_again() {
     map.update(&[1; 4], &[1; 4], MapFlags::ANY).unwrap();
     let path = bpffs.globals().join("cilium_lxc");
     let mut replaced = None;
-    let reading = read_settled(&path, || {
+    let reading = read_settled(&path, None, || {
         if replaced.is_none() {
             fs::remove_file(&path).unwrap();
             let new = bpffs.create("cilium_lxc", MapType::Hash, 4, 4, 8);
@@ -211,7 +211,7 @@ fn a_map_that_keeps_growing_says_so() {
     let Some(bpffs) = PrivateBpffs::mount() else { return };
     let map = bpffs.create("cilium_lxc", MapType::Hash, 4, 4, 64);
     let mut key = 0_u32;
-    let reading = read_settled(&bpffs.globals().join("cilium_lxc"), || {
+    let reading = read_settled(&bpffs.globals().join("cilium_lxc"), None, || {
         key += 1;
         map.update(&key.to_ne_bytes(), &[0; 4], MapFlags::ANY).unwrap();
     })
@@ -220,11 +220,35 @@ fn a_map_that_keeps_growing_says_so() {
     assert_eq!(reading.map.entries.len(), 2);
 
     // Counters may change at will.
-    let reading = read_settled(&bpffs.globals().join("cilium_lxc"), || {
+    let reading = read_settled(&bpffs.globals().join("cilium_lxc"), None, || {
         map.update(&1_u32.to_ne_bytes(), &[9; 4], MapFlags::ANY).unwrap();
     })
     .unwrap();
     assert_eq!(reading.caveat, None);
+}
+
+#[test]
+fn a_map_with_the_keys_that_it_had_is_read_once() {
+    let Some(bpffs) = PrivateBpffs::mount() else { return };
+    let map = bpffs.create("cilium_lxc", MapType::Hash, 4, 4, 8);
+    map.update(&[1; 4], &[1; 4], MapFlags::ANY).unwrap();
+    let path = bpffs.globals().join("cilium_lxc");
+    let read_after = |before: Option<&RawMap>| {
+        let mut again = 0;
+        let reading = read_settled(&path, before, || again += 1).unwrap();
+        assert_eq!(reading.caveat, None);
+        (reading.map, again)
+    };
+    let (first, again) = read_after(None);
+    assert_eq!(again, 1);
+    map.update(&[1; 4], &[2; 4], MapFlags::ANY).unwrap();
+    let (second, again) = read_after(Some(&first));
+    assert_eq!((second.entries.iter().collect::<Vec<_>>(), again), (vec![(&[1; 4][..], &[2; 4][..])], 0));
+    map.update(&[2; 4], &[2; 4], MapFlags::ANY).unwrap();
+    let (third, again) = read_after(Some(&second));
+    assert_eq!((third.entries.len(), again), (2, 1));
+    let of_another = RawMap { id: third.id + 1, ..third };
+    assert_eq!(read_after(Some(&of_another)).1, 1);
 }
 
 #[test]
