@@ -5,10 +5,10 @@ mod beside;
 
 use std::time::Duration;
 
-use probe_lab::load::LoadOptions;
+use probe_lab::load::{Load, LoadOptions, Report};
 use probe_lab::{Lab, LabOptions};
 
-use beside::{Beside, Tool, load, median};
+use beside::{Beside, Tool, median};
 
 /// Rounds; each measures every mode once, so that whatever else the machine does meets all of them.
 const ROUNDS: usize = 5;
@@ -189,4 +189,11 @@ fn process(lab: &mut Lab) {
     for (what, idx) in [("memory while it traces", 0), ("memory at its most, at the start", 1)] {
         println!("| {what} | {:.0} KiB |", median(runs.iter().map(|run| run.4[idx])));
     }
+}
+
+/// What a load of `span` comes to.
+fn load(lab: &Lab, options: &LoadOptions, span: Duration) -> Report {
+    let load = Load::start(lab.instance(), options).expect("the load starts");
+    std::thread::sleep(span);
+    load.stop().expect("the load ends")
 }

@@ -5,7 +5,6 @@ use std::sync::mpsc::{self, Receiver};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use probe_lab::load::{Load, LoadOptions, Report};
 use probe_lab::{Lab, Ns};
 
 /// How long a program may take to be attached, to see its first packet, and to end: on an emulated machine, long.
@@ -151,13 +150,6 @@ impl Ended {
         let first_record = Duration::from_millis(value["first_record_ms"].as_u64().unwrap_or_default());
         Summary { value, first_record }
     }
-}
-
-/// What a load of `span` comes to.
-pub(crate) fn load(lab: &Lab, options: &LoadOptions, span: Duration) -> Report {
-    let load = Load::start(lab.instance(), options).expect("the load starts");
-    std::thread::sleep(span);
-    load.stop().expect("the load ends")
 }
 
 /// The middle one.

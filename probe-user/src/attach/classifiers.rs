@@ -14,6 +14,7 @@ use aya::programs::tc::{
 use aya::programs::{ProgramError, SchedClassifier};
 use probe_common::HookPoint;
 
+use super::loading::{describe_load, load_again};
 use super::{Hook, HookKind, HookState, alone, borrow};
 use crate::sources::classifiers as neighbours;
 use crate::sys::{ifindex, interface_name};
@@ -312,32 +313,30 @@ fn classifier<'a>(ebpf: &'a mut Ebpf, name: &str) -> Result<&'a mut SchedClassif
     Ok(program.try_into()?)
 }
 
-/// Loads a program, again if the kernel was interrupted: its verifier gives up with EAGAIN while a signal is pending.
-pub(super) fn load_again(mut load: impl FnMut() -> Result<(), ProgramError>) -> Result<(), ProgramError> {
-    const ATTEMPTS: u32 = 10;
-    let interrupted = |error: &ProgramError| matches!(error, ProgramError::LoadError { io_error, .. } if io_error.kind() == std::io::ErrorKind::WouldBlock);
-    for _ in 1..ATTEMPTS {
-        match load() {
-            Err(error) if interrupted(&error) => {}
-            done => return done,
-        }
-    }
-    load()
-}
-
-fn load(program: &mut SchedClassifier) -> Result<()> {
+fn load_classifier(program: &mut SchedClassifier) -> Result<()> {
     match load_again(|| program.load()) {
         Ok(()) | Err(ProgramError::AlreadyLoaded) => Ok(()),
         Err(error) => Err(describe_load(error)),
     }
 }
 
+/// The program that looks at packets for the one that is attached.
+fn looker(attached: &str) -> String {
+    attached.replacen("plsprobe_", "plsprobe_look_", 1)
+}
+
+/// The programs that look at packets at these interfaces.
+pub(super) fn lookers(interfaces: &[Interface]) -> impl Iterator<Item = String> {
+    let programs = interfaces.iter().flat_map(|interface| interface.role.programs());
+    programs.map(|(_, attached)| looker(attached))
+}
+
 /// Loads the program that looks at packets for `attached`, and has that one hand on to it.
 ///
 /// The map between them is what dies with this process: see `LOOKERS` in the eBPF crate.
 fn have_look(ebpf: &mut Ebpf, point: HookPoint, attached: &str) -> Result<()> {
-    let program = classifier(ebpf, &attached.replacen("plsprobe_", "plsprobe_look_", 1))?;
-    load(program)?;
+    let program = classifier(ebpf, &looker(attached))?;
+    load_classifier(program)?;
     let fd = program.fd()?.try_clone()?;
     let mut lookers: ProgramArray<&mut MapData> = borrow(ebpf, "LOOKERS")?;
     lookers.set(point as u32, &fd, 0).with_context(|| format!("failed to have `{attached}` look"))
@@ -351,7 +350,7 @@ fn attach(
     name: &str,
 ) -> Result<(SchedClassifierLinkId, &'static str)> {
     let program = classifier(ebpf, name)?;
-    load(program)?;
+    load_classifier(program)?;
     let (link, means) = if is_by_tcx(interface) {
         let order = TcAttachOptions::TcxOrder(LinkOrder::first());
         (program.attach_with_options(interface, direction.attach_type(), order), "tcx")
@@ -385,25 +384,6 @@ fn attach_legacy(
 /// Whether there is a filter of this handle already.
 fn is_taken(error: &ProgramError) -> bool {
     matches!(error, ProgramError::TcError(TcError::NetlinkError(error)) if error.raw_os_error() == Some(libc::EEXIST))
-}
-
-/// The verifier's log is long; its last line says what it objects to.
-pub(super) fn describe_load(error: ProgramError) -> anyhow::Error {
-    if let ProgramError::LoadError { io_error, verifier_log } = &error {
-        let log = verifier_log.to_string();
-        let is_summary = |line: &&str| {
-            line.is_empty()
-                || ["processed ", "stack depth ", "verification time "]
-                    .iter()
-                    .any(|begin| line.starts_with(begin))
-        };
-        let last = log.lines().rev().find(|line| !is_summary(line));
-        return match last {
-            Some(line) => anyhow!("the kernel refused to load it: {io_error}: {line}"),
-            None => anyhow!("the kernel refused to load it: {io_error}"),
-        };
-    }
-    error.into()
 }
 
 /// Whether to attach by tcx, which runs before every legacy filter: where a neighbour does, and where there is nothing

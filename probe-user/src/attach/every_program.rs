@@ -3,8 +3,8 @@ use ::object::{File, Object as _, ObjectSection as _, ObjectSymbol as _};
 use aya::Btf as KernelTypes;
 use aya::programs::{Program, ProgramError};
 
-use super::classifiers::{describe_load, load_again};
 use super::is_built_in;
+use super::loading::{describe_load, load_again};
 use super::object::{load, unpack};
 use super::tests::{NODE, about, in_runtime, settings};
 use crate::sources::btf::VMLINUX;

@@ -9,6 +9,7 @@ mod every_program;
 mod expression;
 mod filter;
 mod kernel_types;
+mod loading;
 mod object;
 mod program_log;
 mod records;
@@ -223,8 +224,13 @@ impl Attachment {
         let ring = Ring::open(ring, settings.ring_bytes).context("failed to map our ring buffer")?;
         let records = Records::new(ring)?;
         let counters = take(&mut ebpf, "COUNTERS")?;
-        let tracing = tracing::Tracing::attach(&mut ebpf, settings);
         let interfaces = if settings.no_tc { &[][..] } else { &settings.interfaces };
+        let types =
+            kernel_types::of_hooks(&settings.type_ids).context("failed to make kernel types for aya")?;
+        let lookers = classifiers::lookers(interfaces).map(|name| (name, ""));
+        let on_kernel = tracing::first_choices(settings).map(|(name, target)| (name.to_owned(), target));
+        let mut loader = loading::Loader::new(&mut ebpf, types, &lookers.chain(on_kernel).collect());
+        let tracing = tracing::Tracing::attach(&mut loader, settings);
         let classifiers = classifiers::Classifiers::attach(&mut ebpf, interfaces);
         let no_tc = settings.no_tc;
         Ok((Self { classifiers, tracing, counters, no_tc, leftovers, log, ebpf, _alone: slot }, records))

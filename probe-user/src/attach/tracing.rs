@@ -4,11 +4,10 @@ use std::collections::BTreeMap;
 use std::os::fd::AsFd as _;
 
 use anyhow::{Context as _, Result, anyhow};
-use aya::programs::{BtfTracePoint, FEntry, KProbe, Program, ProgramError, RawTracePoint};
-use aya::{Btf, Ebpf};
+use aya::Ebpf;
+use aya::programs::{Program, ProgramError};
 
-use super::classifiers::{describe_load, load_again};
-use super::kernel_types::{self, TypeIds};
+use super::loading::{Loader, no_program};
 use super::{Hook, HookKind, HookState, Probe, Settings, Skipped};
 use crate::sources::programs;
 
@@ -37,7 +36,7 @@ impl Tracepoint {
 
     /// As the kernel names it.
     fn name(&self) -> &'static str {
-        self.place.split_once(':').map_or(self.place, |(_, name)| name)
+        without_subsystem(self.place)
     }
 }
 
@@ -62,15 +61,42 @@ const DEVICES: [Tracepoint; 2] = [
     Tracepoint::of_packets(HookKind::Devices, "net:net_dev_queue", "plsprobe_queued_btf", "plsprobe_queued"),
 ];
 
-/// Functions of the IP layer, with our programs for them: fentry, kprobe.
-const IP_LAYER: [(&str, &str, &str); 6] = [
-    ("ip_rcv", "plsprobe_ip_rcv", "plsprobe_ip_receive"),
-    ("ipv6_rcv", "plsprobe_ipv6_rcv", "plsprobe_ip_receive"),
-    ("ip_forward", "plsprobe_ip_forward", "plsprobe_ip_forwards"),
-    ("ip6_forward", "plsprobe_ip6_forward", "plsprobe_ip_forwards"),
-    ("ip_local_deliver", "plsprobe_ip_deliver", "plsprobe_ip_delivers"),
-    ("ip6_input", "plsprobe_ip6_input", "plsprobe_ip_delivers"),
+/// A kernel function, with our programs for it.
+#[derive(Clone, Copy)]
+struct Function {
+    name: &'static str,
+    fentry: &'static str,
+    kprobe: &'static str,
+}
+
+impl Function {
+    const fn new(name: &'static str, fentry: &'static str, kprobe: &'static str) -> Self {
+        Self { name, fentry, kprobe }
+    }
+}
+
+/// The function that Cilium's notifications go through.
+const EVENTS: Function = Function::new(EVENT_OUTPUT, "plsprobe_event_fentry", "plsprobe_event_kprobe");
+
+/// Functions of the IP layer, of both families.
+const IP_LAYER: [[Function; 2]; 3] = [
+    [
+        Function::new("ip_rcv", "plsprobe_ip_rcv", "plsprobe_ip_receive"),
+        Function::new("ipv6_rcv", "plsprobe_ipv6_rcv", "plsprobe_ip_receive"),
+    ],
+    [
+        Function::new("ip_forward", "plsprobe_ip_forward", "plsprobe_ip_forwards"),
+        Function::new("ip6_forward", "plsprobe_ip6_forward", "plsprobe_ip_forwards"),
+    ],
+    [
+        Function::new("ip_local_deliver", "plsprobe_ip_deliver", "plsprobe_ip_delivers"),
+        Function::new("ip6_input", "plsprobe_ip6_input", "plsprobe_ip_delivers"),
+    ],
 ];
+
+fn without_subsystem(place: &str) -> &str {
+    place.split_once(':').map_or(place, |(_, name)| name)
+}
 
 fn all_tracepoints() -> impl Iterator<Item = Tracepoint> {
     [DROPS].into_iter().chain(SOCKETS).chain(DEVICES)
@@ -88,7 +114,7 @@ pub fn typed_tracepoints() -> impl Iterator<Item = &'static str> {
 
 /// Functions of the IP layer that are hooked.
 pub fn ip_functions() -> impl Iterator<Item = &'static str> {
-    IP_LAYER.into_iter().map(|(function, ..)| function)
+    IP_LAYER.into_iter().flatten().map(|function| function.name)
 }
 
 /// Functions that are probed, by fentry if their type ids are known.
@@ -96,30 +122,17 @@ pub fn probed_functions() -> impl Iterator<Item = &'static str> {
     std::iter::once(EVENT_OUTPUT).chain(ip_functions())
 }
 
-/// How many hooks on the kernel are wanted beside classifiers.
-pub const KERNEL_HOOKS: usize = 2 + IP_LAYER.len() + SOCKETS.len();
+/// How many hooks on the kernel are wanted beside classifiers, at most.
+pub const KERNEL_HOOKS: usize = 2 + IP_LAYER.as_flattened().len() + SOCKETS.len();
 
 /// The hooks on the kernel, each with the program that is attached there.
 #[derive(Debug)]
 pub(super) struct Tracing(Vec<Attached>);
 
 impl Tracing {
-    pub(super) fn attach(ebpf: &mut Ebpf, settings: &Settings) -> Self {
-        let mut attacher = Attacher { ebpf, probe: settings.probe, ids: &settings.type_ids, btf: None };
-        let mut hooks = vec![attacher.tracepoint(&DROPS)];
-        hooks.push(if settings.config.events_map_id == 0 {
-            let state = HookState::Refused("`cilium_events` was not found".into());
-            (Hook { kind: HookKind::CiliumEvents, place: EVENT_OUTPUT.into(), state }, None)
-        } else {
-            attacher.function(
-                HookKind::CiliumEvents,
-                (EVENT_OUTPUT, "plsprobe_event_fentry", "plsprobe_event_kprobe"),
-            )
-        });
-        hooks.extend(IP_LAYER.map(|function| attacher.function(HookKind::IpLayer, function)));
-        let devices = settings.no_tc.then_some(DEVICES).into_iter().flatten();
-        hooks.extend(SOCKETS.into_iter().chain(devices).map(|wanted| attacher.tracepoint(&wanted)));
-        Self(hooks)
+    /// Attaches to all that is wanted; where the kernel refuses a program, the next is tried.
+    pub(super) fn attach(loader: &mut Loader<'_>, settings: &Settings) -> Self {
+        Self(wanted(settings).into_iter().map(|place| place.attach(loader)).collect())
     }
 
     pub(super) fn hooks(&self) -> impl Iterator<Item = &Hook> {
@@ -169,131 +182,152 @@ pub(super) fn detach(ebpf: &mut Ebpf) -> Vec<anyhow::Error> {
     errors
 }
 
-/// Attaches to the kernel.
-struct Attacher<'e> {
-    ebpf: &'e mut Ebpf,
-    probe: Probe,
-    ids: &'e TypeIds,
-    /// The kernel's types, made when they are first needed.
-    btf: Option<Btf>,
+/// By which means a program of ours is attached, as an operator is told.
+#[derive(Clone, Copy)]
+enum Means {
+    Typed,
+    Raw,
+    Fentry,
+    Kprobe,
+}
+
+impl Means {
+    const fn name(self) -> &'static str {
+        match self {
+            Self::Typed => "tp_btf",
+            Self::Raw => "raw tracepoint",
+            Self::Fentry => "fentry",
+            Self::Kprobe => "kprobe",
+        }
+    }
+}
+
+/// A place that is to be hooked.
+struct Place {
+    kind: HookKind,
+    name: &'static str,
+    /// Our programs for it, the best first.
+    programs: Vec<(Means, &'static str)>,
+    /// Why there is none for it, or each was refused.
+    refusals: Vec<String>,
 }
 
 /// A hook, and the program that is attached there.
 type Attached = (Hook, Option<&'static str>);
 
-impl Attacher<'_> {
+impl Place {
     /// The typed program first: it costs less.
-    fn tracepoint(&mut self, wanted: &Tracepoint) -> Attached {
-        let mut tries = Tries::new(wanted.kind, wanted.place);
-        if let Some(typed) = wanted.typed
-            && let Some(attached) = tries.take("tp_btf", typed, self.typed(wanted.name(), typed))
-        {
-            return attached;
-        }
-        let raw = self.raw(wanted.name(), wanted.raw);
-        tries.take("raw tracepoint", wanted.raw, raw).unwrap_or_else(|| tries.refused())
+    fn tracepoint(tracepoint: &Tracepoint) -> Self {
+        let typed = tracepoint.typed.map(|typed| (Means::Typed, typed));
+        let programs = typed.into_iter().chain([(Means::Raw, tracepoint.raw)]).collect();
+        Self { kind: tracepoint.kind, name: tracepoint.place, programs, refusals: Vec::new() }
     }
 
     /// fentry first: it costs less and, unlike a kprobe, is not skipped while another program runs on the CPU.
-    fn function(
-        &mut self,
-        kind: HookKind,
-        (function, fentry, kprobe): (&'static str, &'static str, &'static str),
-    ) -> Attached {
-        let mut tries = Tries::new(kind, function);
-        if self.probe != Probe::Kprobe
-            && let Some(attached) = tries.take("fentry", fentry, self.fentry(function, fentry))
-        {
-            return attached;
-        }
-        if self.probe != Probe::Fentry
-            && let Some(attached) = tries.take("kprobe", kprobe, self.kprobe(function, kprobe))
-        {
-            return attached;
-        }
-        tries.refused()
+    fn function(kind: HookKind, function: Function, probe: Probe) -> Self {
+        let fentry = (probe != Probe::Kprobe).then_some((Means::Fentry, function.fentry));
+        let kprobe = (probe != Probe::Fentry).then_some((Means::Kprobe, function.kprobe));
+        let programs = fentry.into_iter().chain(kprobe).collect();
+        Self { kind, name: function.name, programs, refusals: Vec::new() }
     }
 
-    fn typed(&mut self, tracepoint: &str, name: &str) -> Result<()> {
-        let (program, btf) = self.typed_program(name)?;
-        let program: &mut BtfTracePoint = program.try_into()?;
-        load_again(|| program.load(tracepoint, btf)).map_err(describe_load)?;
-        program.attach().context("failed to attach")?;
-        Ok(())
+    /// The function or tracepoint, as the kernel names it.
+    fn target(&self) -> &'static str {
+        without_subsystem(self.name)
     }
 
-    fn raw(&mut self, tracepoint: &str, name: &str) -> Result<()> {
-        let program: &mut RawTracePoint = program(self.ebpf, name)?.try_into()?;
-        load_again(|| program.load()).map_err(describe_load)?;
-        program.attach(tracepoint).context("failed to attach")?;
-        Ok(())
-    }
-
-    fn fentry(&mut self, function: &str, name: &str) -> Result<()> {
-        let (program, btf) = self.typed_program(name)?;
-        let program: &mut FEntry = program.try_into()?;
-        load_again(|| program.load(function, btf)).map_err(describe_load)?;
-        program.attach().context("failed to attach")?;
-        Ok(())
-    }
-
-    fn kprobe(&mut self, function: &str, name: &str) -> Result<()> {
-        let program: &mut KProbe = program(self.ebpf, name)?.try_into()?;
-        match load_again(|| program.load()) {
-            // One program serves both families.
-            Ok(()) | Err(ProgramError::AlreadyLoaded) => {}
-            Err(error) => return Err(describe_load(error)),
-        }
-        program.attach(function, 0).context("failed to attach")?;
-        Ok(())
-    }
-
-    /// A program, and the kernel's types to load it with.
-    fn typed_program(&mut self, name: &str) -> Result<(&mut Program, &Btf)> {
-        let btf = match &mut self.btf {
-            Some(btf) => btf,
-            none => none.insert(kernel_types::of_hooks(self.ids)?),
-        };
-        Ok((program(self.ebpf, name)?, btf))
-    }
-}
-
-/// One means after the other to attach at a place.
-struct Tries {
-    kind: HookKind,
-    place: &'static str,
-    refusals: Vec<String>,
-}
-
-impl Tries {
-    const fn new(kind: HookKind, place: &'static str) -> Self {
-        Self { kind, place, refusals: Vec::new() }
-    }
-
-    fn hook(&self, state: HookState) -> Hook {
-        Hook { kind: self.kind, place: self.place.into(), state }
-    }
-
-    /// The hook, if it could be attached; else why not is kept.
-    fn take(&mut self, means: &'static str, program: &'static str, outcome: Result<()>) -> Option<Attached> {
-        match outcome {
-            Ok(()) => Some((self.hook(HookState::Attached(means)), Some(program))),
-            Err(error) => {
-                self.refusals.push(format!("{means}: {error:#}"));
-                None
+    fn attach(mut self, loader: &mut Loader<'_>) -> Attached {
+        let hook = |state| Hook { kind: self.kind, place: self.name.into(), state };
+        for (means, program) in &self.programs {
+            match attach(loader, program, self.target()) {
+                Ok(()) => return (hook(HookState::Attached(means.name())), Some(program)),
+                Err(error) => self.refusals.push(format!("{}: {error:#}", means.name())),
             }
         }
-    }
-
-    fn refused(&self) -> Attached {
-        (self.hook(HookState::Refused(self.refusals.join("; "))), None)
+        (hook(HookState::Refused(self.refusals.join("; "))), None)
     }
 }
 
-fn program<'a>(ebpf: &'a mut Ebpf, name: &str) -> Result<&'a mut Program> {
-    ebpf.program_mut(name).ok_or_else(|| no_program(name))
+/// All places, in the order in which they are told.
+fn wanted(settings: &Settings) -> Vec<Place> {
+    let function = |kind, function| Place::function(kind, function, settings.probe);
+    let mut events = function(HookKind::CiliumEvents, EVENTS);
+    if settings.config.events_map_id == 0 {
+        events.programs.clear();
+        events.refusals.push("`cilium_events` was not found".into());
+    }
+    let families = if may_match_ipv6(settings) { 2 } else { 1 };
+    let stack = IP_LAYER.iter().flat_map(|functions| &functions[..families]);
+    let stack = stack.map(|of_family| function(HookKind::IpLayer, *of_family));
+    let devices = settings.no_tc.then_some(&DEVICES).into_iter().flatten();
+    let tracepoints = SOCKETS.iter().chain(devices).map(Place::tracepoint);
+    [Place::tracepoint(&DROPS), events].into_iter().chain(stack).chain(tracepoints).collect()
 }
 
-fn no_program(name: &str) -> anyhow::Error {
-    anyhow!("our eBPF object has no program `{name}`; rebuild plsprobe")
+/// Whether a packet that comes through IPv6's functions can be one that is asked for: by its own addresses, or by those
+/// of what it carries in a tunnel.
+///
+/// To take a function's last program away the kernel waits for a tenth of a second, one after the other: `ftrace_shutdown`
+/// for a grace period of RCU tasks.
+fn may_match_ipv6(settings: &Settings) -> bool {
+    let has_tunnels = settings.config.vxlan_port != 0 || settings.config.geneve_port != 0;
+    has_tunnels || settings.filter.targets.iter().any(|target| target.net.addr().is_ipv6())
+}
+
+/// The program that is tried first at each place, with the tracepoint or function that it is for.
+pub(super) fn first_choices(settings: &Settings) -> impl Iterator<Item = (&'static str, &'static str)> {
+    wanted(settings).into_iter().filter_map(|place| Some((place.programs.first()?.1, place.target())))
+}
+
+fn attach(loader: &mut Loader<'_>, program: &str, target: &str) -> Result<()> {
+    match loader.load(program, target)? {
+        Program::BtfTracePoint(program) => program.attach().map(drop),
+        Program::RawTracePoint(program) => program.attach(target).map(drop),
+        Program::FEntry(program) => program.attach().map(drop),
+        Program::KProbe(program) => program.attach(target, 0).map(drop),
+        _ => Err(ProgramError::UnexpectedProgramType),
+    }
+    .context("failed to attach")
+}
+
+#[cfg(test)]
+mod tests {
+    use probe_common::Config;
+
+    use super::*;
+    use crate::attach::tests::about;
+    use crate::attach::{RING_BYTES, TypeIds};
+
+    fn places(filter: &str, config: Config) -> Vec<&'static str> {
+        let settings = Settings {
+            filter: about(filter),
+            config,
+            type_ids: TypeIds::default(),
+            ring_bytes: RING_BYTES,
+            interfaces: Vec::new(),
+            namespaces: std::collections::BTreeSet::new(),
+            no_tc: false,
+            probe: Probe::Any,
+        };
+        wanted(&settings).iter().map(|place| place.name).collect()
+    }
+
+    #[test]
+    fn ipv6_is_hooked_where_it_can_be_asked_for() {
+        let functions = ["ipv6_rcv", "ip6_forward", "ip6_input"];
+        let has = |places: &[&str]| functions.map(|function| places.contains(&function));
+        let ipv4_only = places("10.0.0.1", Config::default());
+        assert_eq!(has(&ipv4_only), [false; 3]);
+        assert!(
+            ["ip_rcv", "ip_forward", "ip_local_deliver"].iter().all(|function| ipv4_only.contains(function))
+        );
+        assert_eq!(has(&places("fd00::1", Config::default())), [true; 3]);
+        // IPv4 within IPv6.
+        for port in [
+            Config { vxlan_port: 8472, ..Config::default() },
+            Config { geneve_port: 6081, ..Config::default() },
+        ] {
+            assert_eq!(has(&places("10.0.0.1", port)), [true; 3]);
+        }
+    }
 }

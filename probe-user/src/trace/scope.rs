@@ -299,8 +299,12 @@ impl Scope {
             net: known.address.into(),
             ports: vec![PortRange::one(known.port, known.protocol.0)],
         });
-        let probe_sources = [IpNet::from(IpAddr::from(AZURE_PROBE)), IpAddr::from(AZURE_PROBE_V6).into()];
-        let probes = probe_sources.map(|net| Target {
+        let asked: Vec<Target> = pods.chain(frontends).collect();
+        // Who is only reached by IPv4 is not probed by IPv6, and IPv6's functions need not be hooked.
+        let has_ipv6 = asked.iter().any(|target| target.net.addr().is_ipv6());
+        let by_ipv6 = has_ipv6.then_some(IpAddr::from(AZURE_PROBE_V6));
+        let probe_sources = [IpAddr::from(AZURE_PROBE)].into_iter().chain(by_ipv6).map(IpNet::from);
+        let probes = probe_sources.clone().map(|net| Target {
             net,
             ports: PROBE_PORTS
                 .map(|(first, last)| PortRange { protocol: Protocol::TCP.0, first, last })
@@ -310,7 +314,7 @@ impl Scope {
         let own = self.host_addresses.iter().map(|own| IpNet::from(*own)).chain(probe_sources);
         let own = own.filter(|_| !self.sources.is_empty());
         Filter {
-            targets: pods.chain(frontends).chain(probes).collect(),
+            targets: asked.into_iter().chain(probes).collect(),
             sources: self.sources.iter().copied().chain(own).collect(),
             expression: self.expression.clone(),
         }

@@ -28,7 +28,7 @@ use answers::Answers;
 use initramfs::Initramfs;
 use kernel::{Kernel, SERIES, Wanted};
 use payload::{Built, Payload};
-use qemu::Cpus;
+use qemu::Clock;
 use report::{Guest, Outcome, Row};
 
 /// Modules that tests need; there is no modprobe in the guest that would bring one later.
@@ -205,13 +205,13 @@ fn boot(
     initramfs(kernel, built)?.write_to(&image)?;
     let sent = ready.project.tools.join("sent.tar");
     sh::say(&format!("booting {} with {} payloads", kernel.release, built.payloads.len()));
-    let mut console = qemu::boot(&kernel.image, &image, &sent, Cpus::Two, limit)?;
+    let mut console = qemu::boot(&kernel.image, &image, &sent, Clock::OfHost, limit)?;
     for _ in 1..BOOTS {
         if console.started {
             break;
         }
         sh::say("it did not come as far as our pid 1; booting it again");
-        console = qemu::boot(&kernel.image, &image, &sent, Cpus::Two, limit)?;
+        console = qemu::boot(&kernel.image, &image, &sent, Clock::OfHost, limit)?;
     }
     let seconds = start.elapsed().as_secs();
     let mut trouble = [failed(&console, &built.payloads), console.trouble()].concat();

@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result};
 
 use super::init::MARK;
+use crate::sh;
 
 /// What the guest said of itself.
 #[derive(Default, Debug, PartialEq, Eq)]
@@ -84,11 +85,11 @@ pub(crate) fn boot(
     kernel: &Path,
     initramfs: &Path,
     sent: &Path,
-    cpus: Cpus,
+    clock: Clock,
     limit: Duration,
 ) -> Result<Report> {
-    let mut guest =
-        Guest(command(kernel, initramfs, sent, cpus).spawn().context("failed to run `qemu-system-x86_64`")?);
+    let mut qemu = command(kernel, initramfs, sent, clock);
+    let mut guest = Guest(qemu.spawn().context("failed to run `qemu-system-x86_64`")?);
     let console = guest.0.stdout.take().context("qemu has no stdout")?;
     let (sender, lines) = mpsc::channel();
     std::thread::spawn(move || {
@@ -108,7 +109,15 @@ pub(crate) fn boot(
                 println!("vm: {line}");
                 report.read(&line);
             }
-            Err(RecvTimeoutError::Disconnected) => break,
+            Err(RecvTimeoutError::Disconnected) => {
+                let status = guest.0.wait()?;
+                if !status.success() {
+                    // An option that it does not know, say.
+                    let qemu = sh::line(&qemu);
+                    report.complaints.push(format!("`{qemu}` ended with {status}, and says above why"));
+                }
+                break;
+            }
             Err(RecvTimeoutError::Timeout) => {
                 report.timed_out = true;
                 break;
@@ -144,23 +153,34 @@ impl Drop for Guest {
     }
 }
 
-/// How many CPUs a guest has.
+/// What a guest's time is.
 #[derive(Clone, Copy)]
-pub(crate) enum Cpus {
-    /// For what patches the kernel's code as often as a tracer of a thousand functions does: see [`Cpus::Two`].
-    One,
-    /// As programs on several CPUs need them. QEMU 7.2's emulation sometimes runs code that another CPU just patches.
-    Two,
+pub(crate) enum Clock {
+    /// That of this machine, for two CPUs, as programs on several CPUs need them.
+    OfHost,
+    /// The number of instructions that its one CPU has run, one a nanosecond; while that has nothing to do the time is
+    /// at once that of the next timer.
+    ///
+    /// For what is to be measured: it does not depend on what else this machine does. And for what patches the kernel's
+    /// code as often as a tracer of a thousand functions does: with several CPUs QEMU 7.2's emulation sometimes runs
+    /// code that another one just patches.
+    Counted,
 }
 
-fn command(kernel: &Path, initramfs: &Path, sent: &Path, cpus: Cpus) -> Command {
-    let cpus = match cpus {
-        Cpus::One => "1",
-        Cpus::Two => "2",
-    };
+impl Clock {
+    const fn args(self) -> &'static [&'static str] {
+        match self {
+            Self::OfHost => &["-accel", "tcg,thread=multi", "-smp", "2"],
+            // Without `sleep=off` it would wait for this machine's clock where it has nothing to do.
+            Self::Counted => &["-accel", "tcg,thread=single", "-smp", "1", "-icount", "shift=0,sleep=off"],
+        }
+    }
+}
+
+fn command(kernel: &Path, initramfs: &Path, sent: &Path, clock: Clock) -> Command {
     let mut qemu = Command::new("qemu-system-x86_64");
     // `-cx16`: with it, QEMU 7.2's emulation makes Linux 6.12 and later panic.
-    qemu.args(["-accel", "tcg,thread=multi", "-cpu", "max,-cx16", "-smp", cpus, "-m", "2048"]);
+    qemu.args(clock.args()).args(["-cpu", "max,-cx16", "-m", "2048"]);
     qemu.args(["-nic", "none", "-display", "none", "-monitor", "none", "-no-reboot"]);
     qemu.args(["-serial", "stdio", "-serial"]).arg(format!("file:{}", sent.display()));
     qemu.arg("-kernel").arg(kernel).arg("-initrd").arg(initramfs);
