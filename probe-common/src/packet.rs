@@ -105,19 +105,18 @@ impl Packet {
 #[inline(always)]
 #[expect(clippy::inline_always, reason = "an eBPF program has no room for calls")]
 pub const fn address_words(addr: &[u8; 16]) -> [u32; 4] {
-    let [a, b, c, d, e, f, g, h, i, j, k, l, m, n, o, p] = *addr;
+    let (words, _) = addr.as_chunks::<4>();
     [
-        u32::from_ne_bytes([a, b, c, d]),
-        u32::from_ne_bytes([e, f, g, h]),
-        u32::from_ne_bytes([i, j, k, l]),
-        u32::from_ne_bytes([m, n, o, p]),
+        u32::from_ne_bytes(words[0]),
+        u32::from_ne_bytes(words[1]),
+        u32::from_ne_bytes(words[2]),
+        u32::from_ne_bytes(words[3]),
     ]
 }
 
 /// The hash of [`Packet::payload_hash`] over a payload's first 16 bytes, or 8 or 4 of a shorter one, by words as they lie
 /// in memory, the rest 0. Fibonacci hashing, twice: only equality on one node matters.
 #[inline(always)]
-#[expect(clippy::inline_always, reason = "an eBPF program has no room for calls")]
 pub const fn payload_hash([a, b, c, d]: [u32; 4]) -> u32 {
     const MULTIPLIER: u64 = 0x9e37_79b9_7f4a_7c15;
     let (low, high) = (a as u64 | (b as u64) << 32, c as u64 | (d as u64) << 32);

@@ -73,7 +73,7 @@ fn find_target(address: Address, version: u8, end: &mut End) {
 #[inline(always)]
 fn target(key: PrefixKey) -> Option<u32> {
     // SAFETY: the value is copied at once; nobody writes to the map any more.
-    let set = unsafe { HOSTS.get(&key) }.copied();
+    let set = unsafe { HOSTS.get(key) }.copied();
     if set.is_none() && setting!(has_prefixes) != 0 {
         return lookup(&TARGETS, Key::new(PrefixKey::BITS, key));
     }

@@ -177,6 +177,7 @@ pub(crate) unsafe fn zero<T>(at: *mut T) {
 
 /// Copies a packet from where it was taken apart into a record, word by word. What an assignment becomes is a function that goes byte by byte.
 #[inline(always)]
+#[expect(clippy::cast_ptr_alignment, reason = "the offsets are asserted")]
 pub(crate) fn copy_packet(from: &Packet, to: &mut Packet) {
     const { assert!(size_of::<Packet>().is_multiple_of(8)) };
     const { assert!(offset_of!(Scratch, packet).is_multiple_of(8)) };

@@ -16,7 +16,7 @@ use beside::{Beside, Ended, Tool, median};
 
 /// Rounds; each measures every mode once, so that whatever else the machine does meets all of them.
 const ROUNDS: usize = 5;
-/// What who looks does once, as the first packets come, is not counted to each packet.
+/// What who looks does once, as the first packets come, is not counted to each packet of a steady load.
 const SETTLING: Duration = Duration::from_secs(1);
 /// How long one measurement takes.
 const SPAN: Duration = Duration::from_secs(1);
@@ -237,7 +237,9 @@ fn measure(lab: &mut Lab, mode: Mode, options: &LoadOptions) -> Measured {
         Beside::start(lab, &(peer.tool)(lab, pod), peer.first_line.is_none())
     });
     let load = Load::start(lab.instance(), options).expect("the load starts");
-    std::thread::sleep(SETTLING);
+    if options.pps.is_some() {
+        std::thread::sleep(SETTLING);
+    }
     let busy = busy_for(SPAN);
     let report = load.stop().expect("the load ends");
     let ended = beside.map(Beside::stop);

@@ -42,7 +42,7 @@ const ROOT: &str = "peers";
 const LOADER: &str = "usr/lib64/ld-linux-x86-64.so.2";
 const LIBRARIES: &str = "usr/lib/x86_64-linux-gnu";
 
-/// Seconds of this machine after which the guest is taken for hung. On two idle cores it needs TODO of that.
+/// Seconds of this machine after which the guest is taken for hung. On two cores that others use too it needs a sixth of that.
 const TIMEOUT: u64 = 3600;
 
 /// Boots the guest, runs the benchmark in it, and prints what it prints.
