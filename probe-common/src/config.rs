@@ -6,7 +6,8 @@ use crate::address_words;
 /// Value of the filter's targets for a prefix all of whose packets match; any other is a set of ports.
 pub const PORTS_ANY: u32 = 0;
 
-/// Data of a key of the filter's tries of addresses, after the prefix length (which counts `version`).
+/// A key of the filter's map of single addresses, and the data of a key of its tries of addresses, after the prefix length
+/// (which counts `version`).
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PrefixKey {
