@@ -1,7 +1,7 @@
 //! What user space tells the programs: the filter, and where the kernel keeps the fields they read.
 use core::mem::{offset_of, size_of};
 
-use crate::address_words;
+use crate::{address_words, halves};
 
 /// Value of the filter's targets for a prefix all of whose packets match; any other is a set of ports.
 pub const PORTS_ANY: u32 = 0;
@@ -78,8 +78,7 @@ impl AddressSet {
     #[inline(always)]
     #[expect(clippy::inline_always, reason = "an eBPF program has no room for calls")]
     pub const fn place([a, b, c, d]: [u32; 4], mask: [u32; 4]) -> (usize, u32) {
-        let low = (a & mask[0]) as u64 | ((b & mask[1]) as u64) << 32;
-        let high = (c & mask[2]) as u64 | ((d & mask[3]) as u64) << 32;
+        let [low, high] = halves([a & mask[0], b & mask[1], c & mask[2], d & mask[3]]);
         let key = low ^ high;
         // Fibonacci hashing: the top eight bits of the product.
         let hash = (key.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 56) as u32;

@@ -5,12 +5,38 @@ use probe_common::{
     RecordKind, address_words,
 };
 
-use crate::maps::{End, Ends, HOSTS, PORTS, SOURCES, TARGETS, capture, config, setting};
+use crate::maps::{End, Ends, HOSTS, PORTS, SOURCES, Scratch, TARGETS, capture, config, scratch, setting};
 use crate::parse::{self, Address, Header, Network, Source, address_bytes};
+use crate::payload;
+
+/// The packet that the source gives, taken apart, if the operator asked about it.
+///
+/// What costs least and turns most packets away comes first. A source that cannot be read is of no IP packet: ARP, netlink
+/// messages.
+#[inline(always)]
+pub(crate) fn find(source: &impl Source, kind: RecordKind) -> Option<&'static mut Scratch> {
+    let header = parse::header(source)?;
+    let foretold = foretell(&header);
+    if foretold == Some(false) {
+        return None;
+    }
+    let network = parse::network(source, header)?;
+    if foretold.is_none() && !may_match(&network) {
+        return None;
+    }
+    let scratch = scratch(kind)?;
+    if !find_ends(&network, &mut scratch.ends) {
+        return None;
+    }
+    let packet = &mut scratch.packet;
+    parse::packet(source, &network, packet);
+    payload::keep_offset(&mut scratch.payload_at, &network, packet);
+    (wanted(packet, &scratch.ends) && matches_expression(source, &network, kind)).then_some(scratch)
+}
 
 /// What [`may_match`] will say, if a packet's first header is enough to know: most packets are turned away by it.
 #[inline(always)]
-pub(crate) fn foretell(header: &Header) -> Option<bool> {
+fn foretell(header: &Header) -> Option<bool> {
     parse::plain_ipv4(header).map(|(src, dst)| may_be_target(src, 4) || may_be_target(dst, 4))
 }
 

@@ -7,8 +7,7 @@ use probe_common::{Counter, DropRecord, RecordKind};
 use crate::emit::reserve;
 use crate::filter;
 use crate::kernel::{Access, SkBuff};
-use crate::maps::{copy_packet, count, scratch, setting};
-use crate::parse;
+use crate::maps::{copy_packet, count, setting};
 
 /// `trace_kfree_skb(skb, location)`, with `reason` as a third argument from 5.17 on.
 macro_rules! kfree_skb {
@@ -44,30 +43,9 @@ fn look(skb: SkBuff<impl Access>, location: u64, reason: u32) -> Option<()> {
     let Some(source) = skb.network() else {
         return Some(());
     };
-    let Some(header) = parse::header(&source) else {
+    let Some(scratch) = filter::find(&source, RecordKind::Drop) else {
         return Some(());
     };
-    let foretold = filter::foretell(&header);
-    if foretold == Some(false) {
-        return Some(());
-    }
-    let Some(network) = parse::network(&source, header) else {
-        return Some(()); // netlink messages and unix sockets are freed here too
-    };
-    if foretold.is_none() && !filter::may_match(&network) {
-        return Some(());
-    }
-    let scratch = scratch(RecordKind::Drop)?;
-    if !filter::find_ends(&network, &mut scratch.ends) {
-        return Some(());
-    }
-    let packet = &mut scratch.packet;
-    parse::packet(&source, &network, packet);
-    if !filter::wanted(packet, &scratch.ends)
-        || !filter::matches_expression(&source, &network, RecordKind::Drop)
-    {
-        return Some(());
-    }
     let (ifindex, netns) = skb.device()?;
     let (buffer, skb_len, mark) = (skb.head()?, skb.len()?, skb.mark()?);
     let counters = (Counter::DropMatched, Counter::DropLost);
@@ -79,7 +57,7 @@ fn look(skb: SkBuff<impl Access>, location: u64, reason: u32) -> Option<()> {
         record.netns = netns;
         record.skb_len = skb_len;
         record.mark = mark;
-        copy_packet(packet, &mut record.packet);
+        copy_packet(&scratch.packet, &mut record.packet);
         entry.submit();
     }
     Some(())

@@ -2,7 +2,9 @@
 //!
 //! They are where its initial sequence number says, which a SYN tells. It is kept in a table that a lookup costs next to
 //! nothing in, so that a packet in the middle of a connection pays no more.
-use probe_common::{Counter, HookPoint, PAYLOAD_MAX, Packet, PayloadRecord, RecordKind, address_words};
+use probe_common::{
+    Counter, HookPoint, PAYLOAD_MAX, Packet, PayloadRecord, RecordKind, address_words, halves,
+};
 
 use crate::emit::reserve;
 use crate::maps::{Scratch, copy_packet, opening};
@@ -91,9 +93,4 @@ fn key(packet: &Packet) -> u64 {
     let mixed = (mixed ^ mixed >> 29).wrapping_mul(MULTIPLIER);
     // A slot that was never written is nobody's.
     (mixed ^ mixed >> 32) | 1 << 63
-}
-
-#[inline(always)]
-const fn halves([a, b, c, d]: [u32; 4]) -> [u64; 2] {
-    [a as u64 | (b as u64) << 32, c as u64 | (d as u64) << 32]
 }

@@ -10,8 +10,7 @@ use probe_common::{Counter, HookPoint, PacketRecord, RecordKind};
 use crate::emit::reserve;
 use crate::filter;
 use crate::kernel::{Access, MemorySource, SkBuff};
-use crate::maps::{copy_packet, count, scratch};
-use crate::parse;
+use crate::maps::{copy_packet, count};
 use crate::payload;
 
 /// `trace_netif_receive_skb(skb)`: before tc, and before a VLAN tag is taken off.
@@ -110,36 +109,14 @@ fn look<A: Access>(
     let Some((source, tag)) = packet(skb) else {
         return Some(()); // without a network header, no IP packet
     };
-    let Some(header) = parse::header(&source) else {
+    let Some(scratch) = filter::find(&source, RecordKind::Packet) else {
         return Some(());
     };
-    let foretold = filter::foretell(&header);
-    if foretold == Some(false) {
-        return Some(());
-    }
-    let Some(network) = parse::network(&source, header) else {
-        return Some(());
-    };
-    if foretold.is_none() && !filter::may_match(&network) {
-        return Some(());
-    }
-    let scratch = scratch(RecordKind::Packet)?;
-    if !filter::find_ends(&network, &mut scratch.ends) {
-        return Some(());
-    }
-    let packet = &mut scratch.packet;
-    parse::packet(&source, &network, packet);
-    payload::keep_offset(&mut scratch.payload_at, &network, packet);
-    if !filter::wanted(packet, &scratch.ends)
-        || !filter::matches_expression(&source, &network, RecordKind::Packet)
-    {
-        return Some(());
-    }
     let (ifindex, netns) = skb.device()?;
     if !A::IS_CHEAP && !filter::may_be_watched(netns) {
         return Some(());
     }
-    packet.vlan = if tag == 0 { skb.vlan() } else { tag };
+    scratch.packet.vlan = if tag == 0 { skb.vlan() } else { tag };
     let (buffer, skb_len, mark) = (skb.head()?, skb.len()?, skb.mark()?);
     let counters = (Counter::PacketMatched, Counter::PacketLost);
     if let Some(mut entry) = reserve(counters, (RecordKind::Packet, point as u8), ifindex) {
@@ -148,7 +125,7 @@ fn look<A: Access>(
         record.skb_len = skb_len;
         record.mark = mark;
         record.netns = netns;
-        copy_packet(packet, &mut record.packet);
+        copy_packet(&scratch.packet, &mut record.packet);
         entry.submit();
     }
     payload::look(&source, scratch, (point, ifindex, netns));

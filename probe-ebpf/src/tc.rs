@@ -11,8 +11,8 @@ use probe_common::{CAPTURE_MAX, Counter, HookPoint, PacketRecord, RecordKind};
 use crate::emit::reserve;
 use crate::filter;
 use crate::kernel::SkBuff;
-use crate::maps::{LOOKERS, copy_packet, count, scratch};
-use crate::parse::{self, Source, copy_len, vlan_id};
+use crate::maps::{LOOKERS, copy_packet, count};
+use crate::parse::{Source, copy_len, vlan_id};
 use crate::payload;
 
 /// A point of the node: the program that is attached there, and the one that looks.
@@ -99,37 +99,13 @@ impl Source for SkbSource<'_> {
 fn look(ctx: &TcContext, point: HookPoint) {
     count(Counter::PacketSeen);
     let source = SkbSource(ctx);
-    let Some(header) = parse::header(&source) else {
-        return; // shorter than an IP header
+    let Some(scratch) = filter::find(&source, RecordKind::Packet) else {
+        return;
     };
-    let foretold = filter::foretell(&header);
-    if foretold == Some(false) {
-        return;
-    }
-    let Some(network) = parse::network(&source, header) else {
-        return; // not IP, ARP for the most part
-    };
-    if foretold.is_none() && !filter::may_match(&network) {
-        return;
-    }
-    let Some(scratch) = scratch(RecordKind::Packet) else {
-        return; // every kind has a slot
-    };
-    if !filter::find_ends(&network, &mut scratch.ends) {
-        return;
-    }
-    let packet = &mut scratch.packet;
-    parse::packet(&source, &network, packet);
-    payload::keep_offset(&mut scratch.payload_at, &network, packet);
-    if !filter::wanted(packet, &scratch.ends)
-        || !filter::matches_expression(&source, &network, RecordKind::Packet)
-    {
-        return;
-    }
     // SAFETY: the context pointer of a classifier is a valid `__sk_buff` for the whole run.
     let skb = unsafe { &*ctx.skb.skb };
     if skb.vlan_present != 0 {
-        packet.vlan = vlan_id(skb.vlan_tci as u16);
+        scratch.packet.vlan = vlan_id(skb.vlan_tci as u16);
     }
     // To the kernel, the context of a classifier is the packet itself.
     let buffer = SkBuff::probed(ctx.as_ptr() as u64).head().unwrap_or(0);
@@ -140,7 +116,7 @@ fn look(ctx: &TcContext, point: HookPoint) {
         record.skb_len = skb.len;
         record.mark = skb.mark;
         record.hash = skb.hash;
-        copy_packet(packet, &mut record.packet);
+        copy_packet(&scratch.packet, &mut record.packet);
         entry.submit();
     }
     payload::look(&source, scratch, (point, skb.ifindex, 0));
