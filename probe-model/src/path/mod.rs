@@ -4,6 +4,7 @@
 
 mod buffer;
 mod confirm;
+mod datagrams;
 pub mod evidence;
 mod flow;
 mod fragments;

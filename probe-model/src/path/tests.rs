@@ -562,11 +562,45 @@ mod tracking {
     fn where_many_are_under_way_a_flow_is_given_a_little_later() {
         let mut tracker = tracker(&allowed_through_dnat(1000, 100));
         for number in 1..=5_000 {
-            tracker.push(&at(0, HookPoint::UplinkIn, udp("10.224.0.9:5000", POD, number, 1)));
+            let client = format!("10.224.0.9:{}", 5_000 + number);
+            tracker.push(&at(0, HookPoint::UplinkIn, udp(&client, POD, number, 1)));
         }
         assert_eq!(tracker.poll(260 * MS), []);
         assert_eq!(tracker.poll(355 * MS), [], "it is not looked yet");
         assert_eq!(tracker.poll(360 * MS).len(), 1);
+    }
+
+    /// Requests and answers through DNAT: what is left out of a stream tells nothing but how long it went on.
+    #[test]
+    fn of_a_stream_of_datagrams_the_first_tell_all() {
+        let request = |number: u16| {
+            [(HookPoint::UplinkIn, FRONTEND), (HookPoint::PodIn, POD)]
+                .map(|(point, to)| at(number.into(), point, udp(NAT_IP, to, number, 7)))
+        };
+        let answer = |number: u16| {
+            [(HookPoint::PodOut, POD), (HookPoint::UplinkOut, FRONTEND)]
+                .map(|(point, from)| at(number.into(), point, udp(from, NAT_IP, number, 8)))
+        };
+        for answers_from in [0, 150, 300, 2_000] {
+            let mut all: Vec<_> = (1..=1_000).flat_map(request).collect();
+            all.extend(
+                (1_000..1_300).filter(|number| u32::from(number - 1_000) >= answers_from).flat_map(answer),
+            );
+            let of_all = assemble(&all).remove(0);
+            let mut kept = tracker(&all);
+            assert!(kept.pending() <= 4 * 64, "{}", kept.pending());
+            let mut of_some = kept.finish().remove(0);
+            assert!(kept.finish().is_empty());
+            of_some.last_ns = of_all.last_ns;
+            of_some.evidence.sightings = of_all.evidence.sightings;
+            for (some, all) in of_some.legs.iter_mut().zip(&of_all.legs) {
+                some.last_ns = all.last_ns;
+            }
+            assert_eq!(of_some, of_all, "answers from {answers_from}");
+            // What comes on its ports later is a flow of its own, if that was decided.
+            kept.push(&at(50_000, HookPoint::PodIn, udp(NAT_IP, POD, 9, 7)));
+            assert_eq!((kept.finish().len(), kept.later_packets()), (0, 1));
+        }
     }
 
     #[test]

@@ -7,6 +7,7 @@ use std::net::IpAddr;
 use foldhash::fast::RandomState;
 use probe_common::PacketRecord;
 
+use super::datagrams::Datagrams;
 use super::evidence::{LateReset, Reset, Reuse};
 use super::flow::{self, Leg, Path};
 use super::fragments::{self, Fragments};
@@ -151,6 +152,8 @@ pub struct Tracker {
     pending: Vec<Sighting>,
     /// Until when it is not looked whether any of those can be decided.
     look_ns: u64,
+    /// Of those, the datagrams.
+    datagrams: Datagrams,
     fragments: Fragments,
     /// Later fragments whose first has not come yet.
     waiting: Vec<Sighting>,
@@ -238,6 +241,9 @@ impl Tracker {
                 decided.last_ns = decided.last_ns.max(sighting.ktime_ns);
             }
         }
+        if self.datagrams.has_enough(leg, sighting) {
+            return;
+        }
         if self.pending.len() >= self.capacity.pending {
             self.overflowed += 1;
             return;
@@ -283,6 +289,12 @@ impl Tracker {
         flow::assemble(self.pending.iter())
     }
 
+    /// Sightings of undecided flows.
+    #[cfg(test)]
+    pub(super) fn pending(&self) -> usize {
+        self.pending.len()
+    }
+
     /// Packets of flows that had been decided.
     pub fn later_packets(&self) -> u64 {
         self.later.packets
@@ -316,6 +328,7 @@ impl Tracker {
             }
         }
         if !taken.is_empty() {
+            self.datagrams.forget(|leg| taken.contains_key(leg));
             self.pending.retain(|sighting| {
                 LegKey::of(&sighting.packet).is_some_and(|leg| match taken.get(&leg) {
                     None => true,
