@@ -6,6 +6,7 @@ pub mod nat;
 pub mod private_link;
 
 use core::fmt;
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr};
 
@@ -62,6 +63,8 @@ pub struct World {
     pub conntrack: Conntrack,
     /// The same for IPv6.
     pub conntrack6: Conntrack,
+    /// Clients of services by an earlier reading of conntrack, for where it is not known whole now.
+    pub earlier_clients: Option<nat::ServiceClients>,
     /// How conntrack entries can be read, see [`crate::cilium::ct::ct_layouts`].
     pub ct_layouts: Vec<CtLayout>,
     /// The ports of fragmented packets, both families.
@@ -442,7 +445,8 @@ impl World {
         }
     }
 
-    /// Takes over what is known beyond the node from an earlier world of the same node, which asked for it.
+    /// Takes over what is known beyond the node from an earlier world of the same node, which asked for it, and what needs
+    /// more of the node than was read now.
     pub fn inherit(&mut self, earlier: &Self) {
         self.kubernetes.clone_from(&earlier.kubernetes);
         self.private_link.clone_from(&earlier.private_link);
@@ -453,6 +457,9 @@ impl World {
         };
         let lacking: Vec<_> = earlier.missing.iter().filter(is_beyond).cloned().collect();
         self.missing.extend(lacking);
+        if self.conntrack.whole().is_none() {
+            self.earlier_clients = earlier.service_clients().map(Cow::into_owned);
+        }
         self.inherit_names(earlier);
     }
 

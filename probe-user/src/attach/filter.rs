@@ -63,6 +63,14 @@ pub struct Target {
     pub ports: Vec<PortRange>,
 }
 
+impl Target {
+    /// Whether an end with this address and port is one of it.
+    pub fn has_end(&self, address: IpAddr, port: u16, protocol: u8) -> bool {
+        self.net.contains(&address)
+            && (self.ports.is_empty() || self.ports.iter().any(|range| range.contains(port, protocol)))
+    }
+}
+
 /// Which packets become records.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Filter {

@@ -4,8 +4,8 @@
 //! network beside them. Only what no answer can do without ends the reading; the rest is listed as missing.
 //!
 //! A busy node has conntrack and NAT maps of hundreds of thousands of entries. An answer needs few of them, so they are
-//! read whole only for `dump`, and a question looks its own up ([`Lookups`]); and who follows a node ([`refresh`]) asks
-//! the agent again only when the maps say that something changed, or after a while.
+//! read whole only for `dump`, and a question looks its own up ([`Lookups`]). Who follows a node ([`refresh`]) always does,
+//! and asks the agent again only when the maps say that something changed, or after a while.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -16,8 +16,8 @@ use std::{
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
-use anyhow::{Result, anyhow};
-use probe_model::cilium::policy::pin_endpoint;
+use anyhow::{Error, Result, anyhow};
+use probe_model::cilium::policy::{PolicyEntry, pin_endpoint};
 use probe_model::cilium::runtime_config::UTime;
 
 use super::{
@@ -68,8 +68,12 @@ const SHOWN: [&str; 6] = [
 /// Conntrack maps with more entries are not read for an answer, unless fewer are allowed: reading and decoding 200,000
 /// took 0.9 s and 0.2 s on two loaded cores.
 const CONNTRACK_ENTRIES: usize = 65_536;
-/// How old the agent's answers, the netfilter rules and the network may be while the maps have the same keys; and how long
-/// a map is taken to be as large as it was.
+/// Who follows a node reads conntrack whole only so often, for what needs every entry: to know NAT IPs by it.
+const CONNTRACK_AGE: Duration = Duration::from_mins(1);
+/// A map that the datapath asks only where an entry of a policy demands authentication, so that it is read only then: it has
+/// half a million buckets, and to walk through them takes longer than to read all other maps of a small node.
+const AUTH: &str = "cilium_auth_map";
+/// How old the agent's answers, the netfilter rules and the network may be while the maps have the same keys.
 const SLOW_AGE: Duration = Duration::from_secs(10);
 /// How long after the maps' keys changed the agent is asked at every look: its answers follow later.
 const SETTLING: Duration = Duration::from_secs(3);
@@ -127,15 +131,17 @@ pub struct LiveNode {
     slow: Slow,
     /// When the maps' keys were last seen to have changed.
     changed: Instant,
-    /// When it was last tried to read those that are too large.
+    /// When conntrack was last read whole, as far as it could be.
     counted: Instant,
 }
 
 /// How much is read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Extent<'l> {
-    /// What an answer needs; conntrack maps of so many entries, unless they had more a moment ago.
-    Answer { most: usize, large: &'l [Missing] },
+enum Extent {
+    /// What an answer needs, and conntrack maps of up to so many entries.
+    Answer { most: usize },
+    /// What an answer needs; conntrack is looked up in.
+    LookUp,
     /// What there is to show.
     Everything,
 }
@@ -147,7 +153,7 @@ enum Extent<'l> {
 ///
 /// When there is no Cilium here, or none of its maps can be read: nothing could be judged.
 pub fn read(options: &LiveOptions) -> Result<LiveNode> {
-    read_extent(options, Extent::Answer { most: options.conntrack_entries, large: &[] })
+    read_extent(options, Extent::Answer { most: options.conntrack_entries })
 }
 
 /// As [`read`], with every entry of the maps that can be shown.
@@ -160,7 +166,8 @@ pub fn read_whole(options: &LiveOptions) -> Result<LiveNode> {
 }
 
 /// As [`read`], with the agent's answers, the rules and the network of `last` while they are young and the maps of
-/// policies, endpoints, addresses and services have the same keys.
+/// policies, endpoints, addresses and services have the same keys. Conntrack is read whole once a minute, and looked up in
+/// between.
 ///
 /// Nobody beyond the node is asked again: who follows a node keeps what is known of that
 /// ([`World::inherit`](probe_model::world::World::inherit)).
@@ -170,9 +177,8 @@ pub fn read_whole(options: &LiveOptions) -> Result<LiveNode> {
 /// As [`read`].
 pub fn refresh(options: &LiveOptions, last: &LiveNode) -> Result<LiveNode> {
     let (globals, pins) = globals(options)?;
-    let is_counted = last.counted.elapsed() < SLOW_AGE;
-    let large = if is_counted { last.node.unread.as_slice() } else { &[] };
-    let extent = Extent::Answer { most: options.conntrack_entries, large };
+    let is_counted = last.counted.elapsed() < CONNTRACK_AGE;
+    let extent = if is_counted { Extent::LookUp } else { Extent::Answer { most: options.conntrack_entries } };
     let maps = Maps::read(&globals, &pins, extent, &last.node.maps)?;
     let changed = if maps.same_keys(&last.node) { last.changed } else { Instant::now() };
     let is_settled = last.slow.at.saturating_duration_since(changed) >= SETTLING;
@@ -182,7 +188,7 @@ pub fn refresh(options: &LiveOptions, last: &LiveNode) -> Result<LiveNode> {
     Ok(LiveNode { counted, ..LiveNode::new(maps, slow, changed) })
 }
 
-fn read_extent(options: &LiveOptions, extent: Extent<'_>) -> Result<LiveNode> {
+fn read_extent(options: &LiveOptions, extent: Extent) -> Result<LiveNode> {
     let (globals, pins) = globals(options)?;
     thread::scope(|scope| {
         let slow = scope.spawn(|| Slow::read(options));
@@ -265,15 +271,42 @@ struct Maps {
     unread: Vec<Missing>,
     lookups: Lookups,
     missing: Vec<Missing>,
+    /// Why the first that could not be read was not.
+    failed: Option<Error>,
     took: Vec<(String, Duration)>,
+}
+
+/// Reads these pins on a few threads; in their order.
+fn read_side_by_side<'p>(
+    globals: &Globals,
+    pins: &[&'p String],
+    extent: Extent,
+    before: &BTreeMap<String, RawMap>,
+) -> Vec<(&'p String, Result<Read>, Duration)> {
+    let next = AtomicUsize::new(0);
+    let read_some = || {
+        let mut read = Vec::new();
+        while let Some(name) = pins.get(next.fetch_add(1, Ordering::Relaxed)) {
+            let (reading, took) = timed(|| read_map(globals, name, extent, before.get(*name)));
+            read.push((*name, reading, took));
+        }
+        read
+    };
+    let readers = thread::available_parallelism().map_or(1, usize::from).min(READERS);
+    let mut read: Vec<_> = thread::scope(|scope| {
+        let readers: Vec<_> = (0..readers).map(|_| scope.spawn(read_some)).collect();
+        readers.into_iter().flat_map(|reader| reader.join().expect("no reader panics")).collect()
+    });
+    read.sort_by_key(|(name, ..)| *name);
+    read
 }
 
 /// One map, as far as it was read.
 enum Read {
     /// As far as it is wanted.
     Map(Reading),
-    /// It has more entries than this.
-    TooLarge(PinnedMap, usize),
+    /// Not at all: it is to be looked up in.
+    Open(PinnedMap),
 }
 
 impl Maps {
@@ -282,46 +315,25 @@ impl Maps {
     fn read(
         globals: &Globals,
         pins: &[String],
-        extent: Extent<'_>,
+        extent: Extent,
         before: &BTreeMap<String, RawMap>,
     ) -> Result<Self> {
-        let next = AtomicUsize::new(0);
-        let read_some = || {
-            let mut read = Vec::new();
-            while let Some(name) = pins.get(next.fetch_add(1, Ordering::Relaxed)) {
+        let mut maps = Self::default();
+        let (first, last): (Vec<_>, Vec<_>) = pins.iter().partition(|name| *name != AUTH);
+        for (name, reading, took) in read_side_by_side(globals, &first, extent, before) {
+            maps.take(name, reading, took, extent);
+        }
+        if extent == Extent::Everything || maps.may_demand_authentication() {
+            for name in last {
                 let (reading, took) = timed(|| read_map(globals, name, extent, before.get(name)));
-                read.push((name, reading, took));
-            }
-            read
-        };
-        let readers = thread::available_parallelism().map_or(1, usize::from).min(READERS);
-        let mut read: Vec<_> = thread::scope(|scope| {
-            let readers: Vec<_> = (0..readers).map(|_| scope.spawn(read_some)).collect();
-            readers.into_iter().flat_map(|reader| reader.join().expect("no reader panics")).collect()
-        });
-        read.sort_by_key(|(name, ..)| *name);
-        let mut maps = Self { read_at: now(), ..Self::default() };
-        let mut failures = Vec::new();
-        for (name, reading, took) in read {
-            maps.took.push((name.clone(), took));
-            match reading {
-                Ok(Read::TooLarge(map, most)) => {
-                    maps.unread.push(Missing { what: name.clone(), why: too_large(most) });
-                    maps.lookups.add(name.clone(), map);
-                }
-                Ok(Read::Map(Reading { map, caveat })) => {
-                    maps.missing.extend(caveat.map(|why| Missing { what: name.clone(), why }));
-                    maps.read.insert(name.clone(), map);
-                }
-                Err(error) => {
-                    maps.missing.push(Missing { what: name.clone(), why: format!("{error:#}") });
-                    failures.push(error);
-                }
+                maps.take(name, reading, took, extent);
             }
         }
-        match failures.into_iter().next() {
-            Some(error) if maps.read.is_empty() => return Err(error),
-            _ => {}
+        maps.read_at = now();
+        if maps.read.is_empty()
+            && let Some(error) = maps.failed.take()
+        {
+            return Err(error);
         }
         let (programs, took) = timed(|| maps.read_programs(globals));
         if let Err(error) = programs {
@@ -329,6 +341,32 @@ impl Maps {
         }
         maps.took.push(("programs".to_owned(), took));
         Ok(maps)
+    }
+
+    fn take(&mut self, name: &str, reading: Result<Read>, took: Duration, extent: Extent) {
+        let missing = |why| Missing { what: name.to_owned(), why };
+        self.took.push((name.to_owned(), took));
+        match reading {
+            Ok(Read::Open(map)) => {
+                self.unread.push(missing(unread(extent)));
+                self.lookups.add(name.to_owned(), map);
+            }
+            Ok(Read::Map(Reading { map, caveat })) => {
+                self.missing.extend(caveat.map(missing));
+                self.read.insert(name.to_owned(), map);
+            }
+            Err(error) => {
+                self.missing.push(missing(format!("{error:#}")));
+                self.failed.get_or_insert(error);
+            }
+        }
+    }
+
+    /// Whether an entry of some policy may demand authentication.
+    fn may_demand_authentication(&self) -> bool {
+        let policies = self.read.iter().filter(|(name, _)| pin_endpoint(name).is_some());
+        let mut entries = policies.flat_map(|(_, map)| map.entries.iter());
+        entries.any(|(_, entry)| PolicyEntry::may_demand_authentication(entry))
     }
 
     /// The programs behind the policy maps, through the pin that is only worth asking for the endpoints' own slots.
@@ -400,26 +438,30 @@ fn reachable(socket: &Path) -> io::Result<()> {
     std::os::unix::net::UnixStream::connect(socket).map(drop)
 }
 
-fn read_map(globals: &Globals, name: &str, extent: Extent<'_>, before: Option<&RawMap>) -> Result<Read> {
+fn read_map(globals: &Globals, name: &str, extent: Extent, before: Option<&RawMap>) -> Result<Read> {
     if is_wanted(name) || (extent == Extent::Everything && is_shown(name)) {
         return globals.read(name, before).map(Read::Map);
     }
     let map = globals.map(name)?;
-    if let Extent::Answer { most, large } = extent
-        && name.starts_with(CONNTRACK)
-    {
-        let is_large = large.iter().any(|unread| unread.what == name);
-        let read = if is_large { None } else { map.read_at_most(most)? };
-        return Ok(match read {
-            Some(map) => Read::Map(Reading { map, caveat: None }),
-            None => Read::TooLarge(map, most),
-        });
-    }
-    Ok(Read::Map(Reading { map: map.facts(), caveat: None }))
+    let whole = match extent {
+        _ if !name.starts_with(CONNTRACK) => Some(map.facts()),
+        Extent::Answer { most } => map.read_at_most(most)?,
+        Extent::LookUp | Extent::Everything => None,
+    };
+    Ok(match whole {
+        Some(map) => Read::Map(Reading { map, caveat: None }),
+        None => Read::Open(map),
+    })
 }
 
-fn too_large(most: usize) -> String {
-    let found = format!("it has more than {most} entries, too many to read for one answer");
+/// Why a conntrack map was opened and not read.
+fn unread(extent: Extent) -> String {
+    let found = match extent {
+        Extent::Answer { most } => {
+            format!("it has more than {most} entries, too many to read for one answer")
+        }
+        Extent::LookUp | Extent::Everything => "only what a flow needs was looked up in it".to_owned(),
+    };
     Unusable::new(found, "look at it with `plsprobe dump conntrack`").to_string()
 }
 
@@ -449,6 +491,7 @@ mod tests {
 
     use libbpf_rs::{MapCore as _, MapFlags, MapType};
     use probe_model::cilium::ct::{CtEntry, CtTuple};
+    use probe_model::cilium::policy::PolicyLayout;
     use probe_model::tuple::Protocol;
     use probe_model::world::conntrack::Tracked;
 
@@ -608,8 +651,31 @@ mod tests {
         );
     }
 
+    /// The datapath asks the map only then, and a walk through its buckets is dear.
     #[test]
-    fn a_map_that_was_too_large_is_not_read_again_at_once() {
+    fn who_has_authenticated_is_read_where_an_entry_demands_it() {
+        let Some(bpffs) = PrivateBpffs::mount() else { return };
+        let policy = bpffs.create("cilium_policy_00001", MapType::Hash, 8, 24, 16);
+        drop(bpffs.create(AUTH, MapType::Hash, 12, 8, 16));
+        let options = LiveOptions {
+            bpffs: bpffs.path().to_owned(),
+            cilium_run: bpffs.path().join("run"),
+            ..LiveOptions::default()
+        };
+        let layout = PolicyLayout::WildcardBits;
+        let entry = |auth_type| PolicyEntry { auth_type, ..PolicyEntry::default() }.encode(layout);
+        policy.update(&[1; 8], &entry(0), MapFlags::ANY).unwrap();
+        let first = read(&options).unwrap();
+        assert!(!first.node.maps.contains_key(AUTH));
+        assert!(first.node.missing.iter().all(|missing| missing.what != AUTH), "{:?}", first.node.missing);
+        assert!(read_whole(&options).unwrap().node.maps.contains_key(AUTH));
+
+        policy.update(&[2; 8], &entry(1), MapFlags::ANY).unwrap();
+        assert!(refresh(&options, &first).unwrap().node.maps.contains_key(AUTH));
+    }
+
+    #[test]
+    fn who_follows_a_node_looks_conntrack_up() {
         let Some(bpffs) = PrivateBpffs::mount() else { return };
         drop(bpffs.create("cilium_lxc", MapType::Hash, 20, 48, 16));
         let conntrack = bpffs.create("cilium_ct4_global", MapType::Hash, 14, 56, 16);
@@ -619,20 +685,21 @@ mod tests {
         let options = LiveOptions {
             bpffs: bpffs.path().to_owned(),
             cilium_run: bpffs.path().join("run"),
-            conntrack_entries: 1,
             ..LiveOptions::default()
         };
         let first = read(&options).unwrap();
+        assert_eq!(first.node.maps["cilium_ct4_global"].entries.len(), 2);
         conntrack.delete(&conntrack_key(0)).unwrap();
         let mut second = refresh(&options, &first).unwrap();
         assert_eq!((second.node.unread.len(), second.counted), (1, first.counted));
-        // Its entries are those of now all the same.
+        assert!(!second.node.maps.contains_key("cilium_ct4_global"));
+        // Its entries are those of now.
         let mut world = assemble(&second.node);
         let [gone, there] = [0, 1].map(|i| CtTuple::decode(&conntrack_key(i)).unwrap());
         second.lookups.complete(&mut world, |_| [gone, there].into());
         assert_eq!(world.connection(&gone), Tracked::Absent);
         assert_eq!(world.connection(&there), Tracked::Entry(&CtEntry::default()));
-        second.counted -= SLOW_AGE;
+        second.counted -= CONNTRACK_AGE;
         let third = refresh(&options, &second).unwrap();
         assert_eq!((third.node.unread.len(), third.node.maps["cilium_ct4_global"].entries.len()), (0, 1));
         assert!(third.counted > first.counted);

@@ -5,7 +5,8 @@ use std::net::IpAddr;
 
 use ipnet::IpNet;
 use probe_model::cilium::EndpointId;
-use probe_model::path::{HookPoint, Namespace, Path, Place};
+use probe_model::path::{Fragment, HookPoint, Namespace, Packet, Path, Place};
+use probe_model::tuple::Tuple;
 
 use super::scope::{HOOKS_MAX, Scope, Tunnels};
 use crate::attach::{Expression, Filter, Interface, KERNEL_HOOKS, Role};
@@ -66,6 +67,21 @@ impl Coverage {
         self.scopes.iter().any(|scope| scope.concerns(path))
     }
 
+    /// Whether a packet that Cilium notifies of may be of a flow that somebody wants to be told of. It notifies of every
+    /// pod's; whose both ends are nobody's is not followed.
+    pub(super) fn may_concern(&self, packet: &Packet) -> bool {
+        let Tuple { saddr, daddr, sport, dport, protocol } = packet.tuple;
+        let is_target = |address, port| {
+            self.filter.targets.iter().any(|target| target.has_end(address, port, protocol.0))
+        };
+        // An error's own ends are not those of the flow that it is about, and a later fragment has no ports.
+        packet.quoted.is_some()
+            || packet.fragment == Fragment::Later
+            || [(saddr, sport), (daddr, dport)]
+                .into_iter()
+                .any(|(address, port)| self.is_at(address) || is_target(address, port))
+    }
+
     /// Whether this is a traced address, or was.
     pub(super) fn is_at(&self, address: IpAddr) -> bool {
         self.scopes.iter().any(|scope| scope.is_at(address))
@@ -124,17 +140,26 @@ fn at_most<T>(max: usize, mut all: Vec<T>) -> (Vec<T>, Vec<T>) {
 
 #[cfg(test)]
 mod tests {
-    use probe_common::{Packet, PacketRecord, RecordHeader};
-    use probe_model::path::{Patience, Sighting, Tracker};
+    use probe_common::{PacketRecord, RecordHeader};
+    use probe_model::path::{Patience, Quoted, Sighting, Tracker};
+    use probe_model::tuple::Protocol;
 
     use super::*;
     use crate::attach::PortRange;
+    use crate::trace::scope::Frontend;
+
+    /// A SYN to port 80.
+    fn syn(src: [u8; 4], dst: [u8; 4]) -> probe_common::Packet {
+        let mut packet =
+            probe_common::Packet { version: 4, proto: 6, tcp_flags: 2, dst_port: 80, ..Default::default() };
+        packet.src[..4].copy_from_slice(&src);
+        packet.dst[..4].copy_from_slice(&dst);
+        packet
+    }
 
     /// The flow of one SYN.
     fn flow(src: [u8; 4], dst: [u8; 4]) -> Path {
-        let mut packet = Packet { version: 4, proto: 6, tcp_flags: 2, dst_port: 80, ..Packet::default() };
-        packet.src[..4].copy_from_slice(&src);
-        packet.dst[..4].copy_from_slice(&dst);
+        let packet = syn(src, dst);
         let header = RecordHeader { point: HookPoint::UplinkIn as u8, ..RecordHeader::default() };
         let record = PacketRecord { header, buffer: 0, skb_len: 0, mark: 0, hash: 0, netns: 0, packet };
         let mut tracker = Tracker::new(Patience::default());
@@ -156,6 +181,29 @@ mod tests {
         assert!(!coverage.concerns(&flow(other, pod)), "from another source");
         assert!(!coverage.concerns(&flow(client, other)));
         assert!(!Coverage::default().concerns(&flow(client, pod)));
+    }
+
+    /// Cilium notifies of every pod's packets.
+    #[test]
+    fn notifications_of_others_are_not_followed() {
+        let [pod, other, client, frontend] = [[10, 0, 0, 1], [10, 0, 0, 2], [10, 224, 0, 8], [10, 224, 0, 7]];
+        let packet = |src, dst| Packet::from_record(&syn(src, dst)).unwrap();
+        let mut one = Scope::of_parts("10.0.0.1", &[], &[]);
+        one.frontends = vec![Frontend { address: frontend.into(), port: 80, protocol: Protocol::TCP }];
+        let coverage = Coverage::of([&one], false);
+        for (src, dst) in [(client, pod), (pod, other), (client, frontend)] {
+            assert!(coverage.may_concern(&packet(src, dst)), "{src:?} to {dst:?}");
+        }
+        let others = packet(client, other);
+        let mut another_service = packet(client, frontend);
+        another_service.tuple.dport = 8080;
+        assert!(!coverage.may_concern(&others) && !coverage.may_concern(&another_service));
+        let about_it = Quoted { daddr: pod.into(), sport: 1, dport: 80, protocol: Protocol::TCP };
+        for kept in
+            [Packet { quoted: Some(about_it), ..others }, Packet { fragment: Fragment::Later, ..others }]
+        {
+            assert!(coverage.may_concern(&kept), "nobody knows yet whose it is: {kept:?}");
+        }
     }
 
     #[test]

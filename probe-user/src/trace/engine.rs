@@ -472,7 +472,7 @@ impl Engine {
 
     fn note(&mut self, event: Event) {
         match event {
-            Event::Sighting(sighting) => self.intake.tracker.push(&sighting),
+            Event::Sighting(sighting) => self.intake.hear(&sighting, &self.coverage),
             Event::Notice(text) => self.notice(text),
         }
     }

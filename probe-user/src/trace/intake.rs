@@ -41,13 +41,16 @@ impl Intake {
                 return;
             }
             Record::Drop(record) => Sighting::from_drop(record).filter(|sighting| ground.is_ours(sighting)),
-            Record::Event(record) => Sighting::from_event(record).unwrap_or_else(|error| {
-                self.undecoded += 1;
-                if self.undecoded == 1 {
-                    self.not_read = Some(error);
+            Record::Event(record) => match Sighting::from_event(record) {
+                Ok(sighting) => sighting.filter(|sighting| coverage.may_concern(&sighting.packet)),
+                Err(error) => {
+                    self.undecoded += 1;
+                    if self.undecoded == 1 {
+                        self.not_read = Some(error);
+                    }
+                    None
                 }
-                None
-            }),
+            },
             Record::Socket(record) => ground.socket(record),
             Record::Payload(record) => ground.payload(record),
         };
@@ -55,6 +58,13 @@ impl Intake {
             if let Seen::Payload { place, .. } = &mut sighting.seen {
                 place.point = coverage.point(*place);
             }
+            self.tracker.push(sighting);
+        }
+    }
+
+    /// Takes a notification that came by a socket of the agent's.
+    pub(super) fn hear(&mut self, sighting: &Sighting, coverage: &Coverage) {
+        if coverage.may_concern(&sighting.packet) {
             self.tracker.push(sighting);
         }
     }

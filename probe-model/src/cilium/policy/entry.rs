@@ -80,6 +80,12 @@ impl PolicyEntry {
         Ok(entry)
     }
 
+    /// Whether an entry as the kernel stores it may demand authentication, whatever its layout: `auth_type` is the fourth byte
+    /// of each, a pad before Cilium 1.14.
+    pub fn may_demand_authentication(raw: &[u8]) -> bool {
+        raw.get(3).is_none_or(|auth_type| *auth_type != 0)
+    }
+
     /// The entry as the kernel stores it; what the layout has no field for is left out.
     pub fn encode(&self, layout: PolicyLayout) -> Vec<u8> {
         let mut raw = vec![0; layout.value_size()];

@@ -1,12 +1,12 @@
 //! Which addresses are NAT IPs of Private Link, who says so, and how sure that is.
 
 use core::fmt;
+use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use ipnet::IpNet;
 
-use super::conntrack::Conntrack;
 use super::kubernetes::Service;
 use super::private_link::PrivateLinkService;
 use super::{AddressOwner, World};
@@ -318,19 +318,36 @@ fn uplink_subnets(world: &World) -> Vec<IpNet> {
     nets
 }
 
+/// Clients of services in Cilium's conntrack: how many ports of each, by the service's and the client's address. IPv4 alone,
+/// as NAT IPs are.
+pub type ServiceClients = BTreeMap<(IpAddr, IpAddr), usize>;
+
+impl World {
+    /// The clients of services, if conntrack is known whole, or was when it was read before.
+    pub fn service_clients(&self) -> Option<Cow<'_, ServiceClients>> {
+        let Some(entries) = self.conntrack.whole() else {
+            return self.earlier_clients.as_ref().map(Cow::Borrowed);
+        };
+        let mut ports: BTreeMap<_, BTreeSet<u16>> = BTreeMap::new();
+        for connection in entries.filter(|(tuple, _)| tuple.is_service()).map(|(tuple, _)| tuple.connection())
+        {
+            ports.entry((connection.daddr, connection.saddr)).or_default().insert(connection.sport);
+        }
+        Some(Cow::Owned(ports.into_iter().map(|(ends, ports)| (ends, ports.len())).collect()))
+    }
+}
+
 /// Sources in Cilium's conntrack that look like NAT IPs of a Service: few, none of them a node or a pod, each with the
 /// ports of many clients.
 fn suspects(world: &World, service: &Service) -> Vec<(IpAddr, usize)> {
-    let mut ports: BTreeMap<IpAddr, BTreeSet<u16>> = BTreeMap::new();
-    let entries = [&world.conntrack, &world.conntrack6].into_iter().filter_map(Conntrack::whole).flatten();
-    for (tuple, _) in entries.filter(|(tuple, _)| tuple.is_service()) {
-        let connection = tuple.connection();
-        if service.ingress.contains(&connection.daddr) && may_be_nat_ip(world, connection.saddr) {
-            ports.entry(connection.saddr).or_default().insert(connection.sport);
+    let mut ports: BTreeMap<IpAddr, usize> = BTreeMap::new();
+    let clients = world.service_clients().unwrap_or_default();
+    for ((address, client), count) in clients.iter() {
+        if service.ingress.contains(address) && may_be_nat_ip(world, *client) {
+            *ports.entry(*client).or_default() += count;
         }
     }
-    let many = ports.into_iter().map(|(address, ports)| (address, ports.len()));
-    let many: Vec<_> = many.filter(|(_, ports)| *ports >= MANY_PORTS).collect();
+    let many: Vec<_> = ports.into_iter().filter(|(_, ports)| *ports >= MANY_PORTS).collect();
     if many.len() > MOST_NAT_IPS { Vec::new() } else { many }
 }
 

@@ -3,6 +3,7 @@
 use super::*;
 use crate::cilium::ct::{CtEntry, CtTuple};
 use crate::tuple::{Protocol, Tuple};
+use crate::world::conntrack::Conntrack;
 use crate::world::kubernetes::{AZURE_PREFIX, Kubernetes, Node};
 use crate::world::private_link::{
     EndpointConnection, FrontendRef, NatConfiguration, Observed, PrivateLink, ResourceId, Subnet,
@@ -216,6 +217,12 @@ fn many_ports_of_few_sources_are_suspected() {
     }
     assert_eq!(looked_up.conntrack.known().count(), MANY_PORTS);
     check(&looked_up, &[]);
+    // But what was known of all a moment ago is.
+    looked_up.inherit(&whole);
+    check(&looked_up, &["suspected 10.224.0.8: 32 ports of it in conntrack towards Service default/pls-app"]);
+    let mut later = World { conntrack: Conntrack::default(), ..whole.clone() };
+    later.inherit(&looked_up);
+    assert_eq!(nat_sources(&later), nat_sources(&whole), "whoever knew it first");
     let mut node = with_connections(&["10.224.0.4"], ports);
     node.kubernetes.nodes =
         Some(vec![Node { addresses: vec![address("10.224.0.4")], ..Node::default() }].into());
