@@ -19,12 +19,17 @@ const BATCH_MAX: usize = 8192;
 /// write.
 const RELEASED: usize = 64;
 
-/// How often the buffer is looked at unasked. The programs call only when it fills up faster: see [`wake_bytes`].
-const PERIOD: Duration = Duration::from_millis(10);
+/// How often the buffer is looked at unasked while much comes. The programs call only when it fills up faster: see
+/// [`wake_bytes`].
+const PERIOD_BUSY: Duration = Duration::from_millis(10);
+/// The same while little comes. Flows are not looked at more often either.
+const PERIOD: Duration = Duration::from_millis(50);
 /// The same once nothing came for [`CALM`]: an agent waits for hours.
 const PERIOD_CALM: Duration = Duration::from_millis(100);
 /// So many looks for nothing.
-const CALM: u32 = 500;
+const CALM: u32 = 100;
+/// From so many records a second on, much comes.
+const BUSY_PER_SECOND: usize = 5000;
 
 /// From how many waiting bytes on the programs wake the reader.
 pub(super) const fn wake_bytes(ring_bytes: u32) -> u32 {
@@ -126,7 +131,7 @@ impl Records {
         let sequences = Sequences::default();
         Ok(Self {
             ring,
-            period: every(PERIOD),
+            period: every(PERIOD_BUSY),
             idle_looks: 0,
             is_behind: false,
             sequences,
@@ -154,11 +159,15 @@ impl Records {
     pub fn take(&mut self, each: impl FnMut(Record<'_>)) -> usize {
         let taken = self.take_at_most(BATCH_MAX, each);
         self.is_behind = taken == BATCH_MAX;
-        let was_calm = self.idle_looks >= CALM;
         self.idle_looks = if taken > 0 { 0 } else { self.idle_looks.saturating_add(1) };
-        let is_calm = self.idle_looks >= CALM;
-        if is_calm != was_calm {
-            self.period = every(if is_calm { PERIOD_CALM } else { PERIOD });
+        let busy = BUSY_PER_SECOND * self.period.period().as_millis() as usize / 1000;
+        let period = match taken {
+            0 if self.idle_looks >= CALM => PERIOD_CALM,
+            _ if taken < busy => PERIOD,
+            _ => PERIOD_BUSY,
+        };
+        if period != self.period.period() {
+            self.period = every(period);
         }
         taken
     }
