@@ -8,6 +8,7 @@
 mod config;
 mod packet;
 mod record;
+mod stream;
 
 pub use config::{
     AddressSet, CAPTURE_MAX, Capture, Config, KernelOffsets, NamespaceSet, PORTS_ANY, PortKey, PrefixKey,
@@ -19,7 +20,8 @@ pub use record::{
     Counter, DropRecord, EVENT_META_MAX, EVENT_PACKET_MAX, EventRecord, HookPoint, PAYLOAD_MAX, PacketRecord,
     PayloadRecord, RecordHeader, RecordKind, SocketPoint, SocketRecord,
 };
+pub use stream::{Stream, StreamSlot};
 
 /// Version of the layouts in this crate. The eBPF object exports it as `PLSPROBE_WIRE_VERSION`;
 /// user space refuses an object that exports another, before anything is attached.
-pub const WIRE_VERSION: u32 = 8;
+pub const WIRE_VERSION: u32 = 9;

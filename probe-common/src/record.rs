@@ -260,7 +260,7 @@ pub struct PayloadRecord {
 pub enum Counter {
     /// Packets that passed a classifier of ours, or what stands in for one at a device, if their namespace matters.
     PacketSeen = 0,
-    /// Packets, at any hook, that match the filter: records made.
+    /// Packets, at any hook, that match the filter and are not only counted: records made.
     PacketMatched = 1,
     /// Of these, records that found no room in the ring buffer.
     PacketLost = 2,
@@ -286,11 +286,13 @@ pub enum Counter {
     PayloadMatched = 12,
     /// Of these, records that found no room.
     PayloadLost = 13,
+    /// Packets, at any hook, that match the filter and are of a [`crate::Stream`] that is only counted: no record is made.
+    PacketCounted = 14,
 }
 
 impl Counter {
     /// Number of counters.
-    pub const COUNT: u32 = 14;
+    pub const COUNT: u32 = 15;
 }
 
 const _: () = {

@@ -9,29 +9,36 @@ use crate::maps::{End, Ends, HOSTS, PORTS, SOURCES, Scratch, TARGETS, capture, c
 use crate::parse::{self, Address, Header, Network, Source, address_bytes};
 use crate::payload;
 
-/// The packet that the source gives, taken apart, if the operator asked about it.
+/// What the IP header says of the packet that the source gives, if it may be one that the operator asked about.
 ///
 /// What costs least and turns most packets away comes first. A source that cannot be read is of no IP packet: ARP, netlink
 /// messages.
 #[inline(always)]
-pub(crate) fn find(source: &impl Source, kind: RecordKind) -> Option<&'static mut Scratch> {
+pub(crate) fn network(source: &impl Source) -> Option<Network> {
     let header = parse::header(source)?;
     let foretold = foretell(&header);
     if foretold == Some(false) {
         return None;
     }
     let network = parse::network(source, header)?;
-    if foretold.is_none() && !may_match(&network) {
-        return None;
-    }
+    (foretold.is_some() || may_match(&network)).then_some(network)
+}
+
+/// The packet taken apart, if the operator asked about it.
+#[inline(always)]
+pub(crate) fn find(
+    source: &impl Source,
+    network: &Network,
+    kind: RecordKind,
+) -> Option<&'static mut Scratch> {
     let scratch = scratch(kind)?;
-    if !find_ends(&network, &mut scratch.ends) {
+    if !find_ends(network, &mut scratch.ends) {
         return None;
     }
     let packet = &mut scratch.packet;
-    parse::packet(source, &network, packet);
-    payload::keep_offset(&mut scratch.payload_at, &network, packet);
-    (wanted(packet, &scratch.ends) && matches_expression(source, &network, kind)).then_some(scratch)
+    parse::packet(source, network, packet);
+    payload::keep_offset(&mut scratch.payload_at, network, packet);
+    (wanted(packet, &scratch.ends) && matches_expression(source, network, kind)).then_some(scratch)
 }
 
 /// What [`may_match`] will say, if a packet's first header is enough to know: most packets are turned away by it.

@@ -132,13 +132,6 @@ impl<A: Access> SkBuff<A> {
         Some((self.head()? + u64::from(network_header)).wrapping_sub(data) as u32)
     }
 
-    /// The network namespace; 0 for a packet that has no device.
-    #[inline(always)]
-    pub(crate) fn netns(&self) -> Option<u32> {
-        let device: u64 = A::read(self.0, setting!(offsets.skb_dev))?;
-        Some(if device == 0 { 0 } else { netns::<A>(device, setting!(offsets.dev_net)) })
-    }
-
     /// Interface and network namespace; zeros for a packet that has no device.
     #[inline(always)]
     pub(crate) fn device(&self) -> Option<(u32, u32)> {

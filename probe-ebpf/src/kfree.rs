@@ -43,7 +43,8 @@ fn look(skb: SkBuff<impl Access>, location: u64, reason: u32) -> Option<()> {
     let Some(source) = skb.network() else {
         return Some(());
     };
-    let Some(scratch) = filter::find(&source, RecordKind::Drop) else {
+    let network = filter::network(&source);
+    let Some(scratch) = network.and_then(|network| filter::find(&source, &network, RecordKind::Drop)) else {
         return Some(());
     };
     let (ifindex, netns) = skb.device()?;

@@ -20,6 +20,7 @@ mod parse;
 mod payload;
 mod socket;
 mod stack;
+mod stream;
 mod tc;
 
 /// What user space compares before it attaches anything; see [`probe_common::WIRE_VERSION`].

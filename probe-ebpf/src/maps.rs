@@ -5,7 +5,7 @@ use core::mem::offset_of;
 
 use probe_common::{
     AddressSet, Capture, Config, Counter, DropRecord, KernelOffsets, NamespaceSet, Packet, PacketRecord,
-    PayloadRecord, PortKey, PrefixKey, RecordKind, SocketRecord,
+    PayloadRecord, PortKey, PrefixKey, RecordKind, SocketRecord, StreamSlot,
 };
 
 /// Records for user space. The loader sets the size.
@@ -82,6 +82,10 @@ pub(crate) static PORTS: LpmTrie<PortKey, u32> = LpmTrie::with_max_entries(1, BP
 /// Where a matched packet's peer must be, if `Config::filter_sources` says so.
 #[map]
 pub(crate) static SOURCES: LpmTrie<PrefixKey, u32> = LpmTrie::with_max_entries(1, BPF_F_NO_PREALLOC);
+
+/// Streams whose packets are only counted. A lookup in the kernel's own hash table takes five times as long.
+#[map]
+static STREAMS: Array<StreamSlot> = Array::with_max_entries(StreamSlot::COUNT, 0);
 
 /// The programs that look, by [`HookPoint`](probe_common::HookPoint).
 ///
@@ -207,6 +211,12 @@ pub(crate) fn capture(kind: RecordKind) -> Option<&'static mut Capture> {
 #[inline(always)]
 pub(crate) fn opening(hash: u64) -> Option<*mut u64> {
     OPENINGS.get_ptr_mut(hash as u32 & (OPENINGS_MAX - 1))
+}
+
+/// A slot of [`STREAMS`].
+#[inline(always)]
+pub(crate) fn stream_slot(index: u32) -> Option<*mut StreamSlot> {
+    STREAMS.get_ptr_mut(index)
 }
 
 /// Adds one to a counter of this CPU; returns what it is now.

@@ -28,6 +28,11 @@ const IPV6_EXTENSIONS_MAX: u32 = 2;
 const LEN_UNSAID: u32 = 1 << 16;
 const IPPROTO_NONE: u8 = 59;
 
+/// Flags of TCP, as in [`Packet::tcp_flags`].
+pub(crate) const FIN: u8 = 0x01;
+pub(crate) const SYN: u8 = 0x02;
+pub(crate) const RST: u8 = 0x04;
+
 /// An address by [its words](probe_common::address_words), of IPv4 the first.
 pub(crate) type Address = [u32; 4];
 
@@ -254,6 +259,23 @@ fn ipv6(source: &impl Source, header: Header, base: u32) -> Option<Network> {
         network.len = network.len.saturating_sub(extension_len);
     }
     Some(network)
+}
+
+/// The ports of a whole TCP or UDP packet, and TCP's flags.
+#[inline(always)]
+pub(crate) fn ports(source: &impl Source, network: &Network) -> Option<(u16, u16, u8)> {
+    if network.fragment != 0 {
+        return None;
+    }
+    let (ports, flags) = match network.proto {
+        IPPROTO_TCP => {
+            let [ports, _, _, flags] = source.read::<[u32; 4]>(network.offset)?;
+            (ports, byte(flags, 1))
+        }
+        IPPROTO_UDP => (source.read(network.offset)?, 0),
+        _ => return None,
+    };
+    Some((low_half(ports), high_half(ports), flags))
 }
 
 /// Fills a zeroed packet: addresses, ports, flags and what tells one packet of a flow from another.

@@ -8,9 +8,7 @@ use probe_common::{
 
 use crate::emit::reserve;
 use crate::maps::{Scratch, copy_packet, opening};
-use crate::parse::{IPPROTO_TCP, Network, Source};
-
-const SYN: u8 = 0x02;
+use crate::parse::{IPPROTO_TCP, Network, SYN, Source};
 
 /// Where first bytes are kept: where a packet enters and leaves the node, and at the pod.
 const fn is_wanted_at(point: HookPoint) -> bool {

@@ -11,7 +11,7 @@ use crate::emit::reserve;
 use crate::filter;
 use crate::kernel::{Access, MemorySource, SkBuff};
 use crate::maps::{copy_packet, count};
-use crate::payload;
+use crate::{payload, stream};
 
 /// `trace_netif_receive_skb(skb)`: before tc, and before a VLAN tag is taken off.
 #[btf_tracepoint(function = "netif_receive_skb")]
@@ -100,7 +100,8 @@ fn look<A: Access>(
     point: HookPoint,
 ) -> Option<()> {
     // Most packets of a node are in the namespaces of other pods.
-    if A::IS_CHEAP && !filter::may_be_watched(skb.netns()?) {
+    let device = if A::IS_CHEAP { Some(skb.device()?) } else { None };
+    if device.is_some_and(|(_, netns)| !filter::may_be_watched(netns)) {
         return Some(());
     }
     if matches!(point, HookPoint::Received | HookPoint::Queued) {
@@ -109,13 +110,23 @@ fn look<A: Access>(
     let Some((source, tag)) = packet(skb) else {
         return Some(()); // without a network header, no IP packet
     };
-    let Some(scratch) = filter::find(&source, RecordKind::Packet) else {
+    let Some(network) = filter::network(&source) else {
         return Some(());
     };
-    let (ifindex, netns) = skb.device()?;
+    let (ifindex, netns) = match device {
+        Some(device) => device,
+        None => skb.device()?,
+    };
     if !A::IS_CHEAP && !filter::may_be_watched(netns) {
         return Some(());
     }
+    let place = (point, ifindex, netns);
+    if stream::is_only_counted(&source, &network, place) {
+        return Some(());
+    }
+    let Some(scratch) = filter::find(&source, &network, RecordKind::Packet) else {
+        return Some(());
+    };
     scratch.packet.vlan = if tag == 0 { skb.vlan() } else { tag };
     let (buffer, skb_len, mark) = (skb.head()?, skb.len()?, skb.mark()?);
     let counters = (Counter::PacketMatched, Counter::PacketLost);
@@ -128,6 +139,6 @@ fn look<A: Access>(
         copy_packet(&scratch.packet, &mut record.packet);
         entry.submit();
     }
-    payload::look(&source, scratch, (point, ifindex, netns));
+    payload::look(&source, scratch, place);
     Some(())
 }

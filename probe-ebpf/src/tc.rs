@@ -13,7 +13,7 @@ use crate::filter;
 use crate::kernel::SkBuff;
 use crate::maps::{LOOKERS, copy_packet, count};
 use crate::parse::{Source, copy_len, vlan_id};
-use crate::payload;
+use crate::{payload, stream};
 
 /// A point of the node: the program that is attached there, and the one that looks.
 ///
@@ -99,11 +99,18 @@ impl Source for SkbSource<'_> {
 fn look(ctx: &TcContext, point: HookPoint) {
     count(Counter::PacketSeen);
     let source = SkbSource(ctx);
-    let Some(scratch) = filter::find(&source, RecordKind::Packet) else {
+    let Some(network) = filter::network(&source) else {
         return;
     };
     // SAFETY: the context pointer of a classifier is a valid `__sk_buff` for the whole run.
     let skb = unsafe { &*ctx.skb.skb };
+    let place = (point, skb.ifindex, 0);
+    if stream::is_only_counted(&source, &network, place) {
+        return;
+    }
+    let Some(scratch) = filter::find(&source, &network, RecordKind::Packet) else {
+        return;
+    };
     if skb.vlan_present != 0 {
         scratch.packet.vlan = vlan_id(skb.vlan_tci as u16);
     }
@@ -119,5 +126,5 @@ fn look(ctx: &TcContext, point: HookPoint) {
         copy_packet(&scratch.packet, &mut record.packet);
         entry.submit();
     }
-    payload::look(&source, scratch, (point, skb.ifindex, 0));
+    payload::look(&source, scratch, place);
 }

@@ -8,6 +8,7 @@ use std::time::Duration;
 use netlink_sys::Socket;
 use probe_common::{
     Config, DropRecord, EventRecord, PacketRecord, PayloadRecord, PortKey, PrefixKey, SocketRecord,
+    StreamSlot,
 };
 use tokio::io::unix::AsyncFd;
 
@@ -26,6 +27,8 @@ unsafe impl aya::Pod for Wire<Config> {}
 unsafe impl aya::Pod for Wire<PrefixKey> {}
 // SAFETY: as above.
 unsafe impl aya::Pod for Wire<PortKey> {}
+// SAFETY: as above.
+unsafe impl aya::Pod for Wire<StreamSlot> {}
 
 mod sealed {
     pub(crate) trait Record {}

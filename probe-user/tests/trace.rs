@@ -221,7 +221,9 @@ fn the_agent_stops_and_comes_back() {
 #[test]
 fn an_agent_that_hangs_costs_no_record() {
     let Some(mut lab) = lab("hangs", Shape::Aks, "allow-nat-ip") else { return };
-    let mut trace = start(&mut lab, "--dst pls-app -o json --ring-bytes 524288 --duration 1h");
+    // With an expression no packet is only counted.
+    let args = "--dst pls-app -o json --ring-bytes 524288 --duration 1h --filter ip";
+    let mut trace = start(&mut lab, args);
     lab.stop_agent();
     trace.wait_for("lost Cilium's monitor socket");
     let silent = UnixListener::bind(lab.run_dir().join("cilium.sock")).unwrap();
@@ -243,6 +245,50 @@ fn an_agent_that_hangs_costs_no_record() {
     let records = trace.finish().summary()["records"].clone();
     assert!(records["read"].as_u64().unwrap() > 5000, "{records}");
     assert_eq!(records["lost"], 0, "{records}");
+}
+
+/// Of streams of datagrams and of connections that stay, beside ones that are new.
+#[test]
+fn packets_of_flows_that_were_told_are_only_counted() {
+    let Some(mut lab) = lab("counted", Shape::Aks, "none") else { return };
+    let options = LoadOptions {
+        pps: Some(2000),
+        connections: 4,
+        requests: 200,
+        new_connections: 5,
+        ..LoadOptions::default()
+    };
+    let mut beside = |args: &str| {
+        let trace = start(&mut lab, &format!("--dst pls-app -o json --duration 1h {args}"));
+        let load = Load::start(lab.instance(), &options).unwrap();
+        std::thread::sleep(Duration::from_secs(4));
+        load.stop().unwrap().check_harmless().unwrap();
+        trace.signal("INT");
+        let traced = trace.finish();
+        assert_eq!(traced.code, Some(0), "{}", traced.stderr);
+        for flow in traced.flows() {
+            assert_eq!(
+                (&flow["verdict"], &flow["outcome"]["outcome"]),
+                (&"allowed".into(), &"answered".into())
+            );
+        }
+        let summary = traced.summary();
+        let records = &summary["records"];
+        assert_eq!((&records["lost"], &records["unaccounted"]), (&0.into(), &0.into()), "{summary:#}");
+        summary
+    };
+    let (counted, all) = (beside(""), beside("--filter ip"));
+    let number = |summary: &Value, of: &str, what: &str| summary[of][what].as_u64().unwrap();
+    for summary in [&counted, &all] {
+        let (passed, matched) = (number(summary, "packets", "seen"), number(summary, "packets", "matched"));
+        assert!(passed > 10_000 && matched > passed / 2, "{summary:#}");
+    }
+    let only_counted = number(&counted, "packets", "only_counted");
+    assert!(only_counted > number(&counted, "packets", "matched") / 2, "{counted:#}");
+    assert!(only_counted <= number(&counted, "packets", "after_decision"), "{counted:#}");
+    assert_eq!(number(&all, "packets", "only_counted"), 0);
+    let [of_some, of_all] = [&counted, &all].map(|summary| number(summary, "records", "made"));
+    assert!(of_some < of_all / 2, "{of_some} records, and {of_all}");
 }
 
 #[test]

@@ -33,4 +33,4 @@ pub use packet::{Fragment, Icmp, Packet, Quoted, TcpFlags, Tunnel, TunnelKind};
 pub use payload::Beginning;
 pub use probe_common::HookPoint;
 pub use sighting::{Namespace, Place, Seen, Sighting, SocketEvent};
-pub use tracker::{Capacity, Patience, Tracker};
+pub use tracker::{Capacity, Need, Patience, Tracker};

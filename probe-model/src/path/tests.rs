@@ -551,7 +551,7 @@ mod tracking {
             if let Some(sighting) = Sighting::at(&record, place) {
                 by_sighting.push(&sighting);
             }
-            short += u32::from(decided().is_more_of_decided(&record));
+            short += u32::from(decided().more_of_decided(&record).is_some());
             assert_eq!(told(by_record), told(by_sighting), "{record:?}");
         }
         // Whole TCP segments over IPv4 of either end, without SYN and RST.

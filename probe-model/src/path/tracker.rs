@@ -74,11 +74,22 @@ const LOOK_MAX_NS: u64 = 100_000_000;
 const PENDING_KEPT: usize = 1024;
 /// Later fragments that are kept until their first one comes.
 const WAITING_MAX: usize = 10_000;
+/// A flow that goes on for so many records after it was decided, at all places together, goes on for more.
+const BUSY: u32 = 256;
 /// A connection that is reset after less than this without a packet was not idle.
 const IDLE_NS: u64 = 30_000_000_000;
 
+/// What a flow needs of its next packets at a place, if they are like the one before: neither open nor end a connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Need {
+    /// A record of each.
+    Records,
+    /// To be counted. One record now and then tells that it goes on.
+    Count,
+}
+
 /// A flow that was decided.
-struct Decided {
+pub(super) struct Decided {
     isn: Option<u32>,
     was_answered: bool,
     /// FIN or RST were seen.
@@ -92,6 +103,8 @@ struct Decided {
     opener: (IpAddr, u16),
     /// Where its first packet was seen first: there it is counted when it comes again.
     first_hop: Option<Place>,
+    /// Records that told nothing but that it goes on.
+    later: u32,
 }
 
 impl Decided {
@@ -105,6 +118,7 @@ impl Decided {
             tuple: path.tuple,
             opener: leg.opener,
             first_hop: path.hops.first().map(|hop| hop.place),
+            later: 0,
         }
     }
 }
@@ -176,29 +190,33 @@ impl Tracker {
         Self { capacity, ..self }
     }
 
-    /// Takes a packet's record from this place; one that is of no IP packet tells nothing.
+    /// Takes a packet's record from this place; one that is of no IP packet tells nothing. Says whether the next ones like
+    /// it are needed.
     #[inline(never)] // where it is called from, code is made small
-    pub fn push_packet(&mut self, record: &PacketRecord, place: Place) {
-        if !self.is_more_of_decided(record)
-            && let Some(sighting) = &Sighting::at(record, place)
-        {
+    pub fn push_packet(&mut self, record: &PacketRecord, place: Place) -> Need {
+        if let Some(decided) = self.more_of_decided(record) {
+            let goes_on = decided.later >= BUSY && !decided.was_closed;
+            return if goes_on { Need::Count } else { Need::Records };
+        }
+        if let Some(sighting) = &Sighting::at(record, place) {
             self.push(sighting);
         }
+        Need::Records
     }
 
-    /// Whether a packet tells nothing but that a decided flow goes on, as nearly every one does; then that is noted.
-    pub(super) fn is_more_of_decided(&mut self, record: &PacketRecord) -> bool {
+    /// The decided flow of which a packet tells nothing but that it goes on, as nearly every one does; that is noted.
+    pub(super) fn more_of_decided(&mut self, record: &PacketRecord) -> Option<&Decided> {
         let flags = TcpFlags(record.packet.tcp_flags);
         if flags.contains(TcpFlags::SYN) || flags.contains(TcpFlags::RST) || record.packet.quoted_proto != 0 {
-            return false;
+            return None;
         }
-        let Some(leg) = LegKey::of_record(&record.packet) else { return false };
-        let Some(decided) = self.decided.get_mut(&leg) else { return false };
+        let decided = self.decided.get_mut(&LegKey::of_record(&record.packet)?)?;
         self.later.packets += 1;
+        decided.later = decided.later.saturating_add(1);
         decided.was_closed |= flags.closes();
         decided.last_ns = decided.last_ns.max(record.header.ktime_ns);
         decided.last_packet_ns = decided.last_packet_ns.max(record.header.ktime_ns);
-        true
+        Some(decided)
     }
 
     /// Takes one sighting.

@@ -82,7 +82,7 @@ fn watching(name: &str) -> Ask {
 pub(super) async fn run(keep: Keep, mut commands: mpsc::Receiver<Command>, mut stop: Stop) -> Result<()> {
     let mut status = Status::default();
     loop {
-        let started = Keeper::start(&keep, &status).await;
+        let started = Box::pin(Keeper::start(&keep, &status)).await;
         let trouble = match started {
             Ok(mut keeper) => match keeper.watch(&mut commands, &mut stop).await {
                 Ok(()) => {

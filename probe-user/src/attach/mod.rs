@@ -24,8 +24,8 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, anyhow};
 use aya::Ebpf;
-use aya::maps::{Map, MapData, MapError, PerCpuArray};
-use probe_common::{Config, Counter};
+use aya::maps::{Array, Map, MapData, MapError, PerCpuArray};
+use probe_common::{Config, Counter, Stream, StreamSlot};
 
 pub use classifiers::{Interface, Leftover, Ours, Role};
 pub use expression::Expression;
@@ -36,7 +36,7 @@ pub use records::{Record, Records};
 pub(crate) use ring::Ring;
 pub use tracing::{KERNEL_HOOKS, ip_functions, probed_functions, tracepoints, typed_tracepoints};
 
-use crate::sys;
+use crate::sys::{self, Wire};
 
 /// What to load and where to attach it.
 #[derive(Clone, Debug)]
@@ -163,6 +163,11 @@ impl Counters {
         counters
     }
 
+    /// Packets at any hook that matched the filter, of which no record was made where they are only counted.
+    pub fn matched(&self) -> u64 {
+        self.get(Counter::PacketMatched) + self.get(Counter::PacketCounted)
+    }
+
     /// Records that were made, whether or not there was room for them.
     pub fn made(&self) -> u64 {
         let counters = [
@@ -194,6 +199,7 @@ pub struct Attachment {
     classifiers: classifiers::Classifiers,
     tracing: tracing::Tracing,
     counters: PerCpuArray<MapData, u64>,
+    streams: Array<MapData, Wire<StreamSlot>>,
     no_tc: bool,
     leftovers: Vec<Leftover>,
     log: program_log::ProgramLog,
@@ -224,6 +230,7 @@ impl Attachment {
         let ring = Ring::open(ring, settings.ring_bytes).context("failed to map our ring buffer")?;
         let records = Records::new(ring)?;
         let counters = take(&mut ebpf, "COUNTERS")?;
+        let streams = take(&mut ebpf, "STREAMS")?;
         let interfaces = if settings.no_tc { &[][..] } else { &settings.interfaces };
         let types =
             kernel_types::of_hooks(&settings.type_ids).context("failed to make kernel types for aya")?;
@@ -233,7 +240,10 @@ impl Attachment {
         let tracing = tracing::Tracing::attach(&mut loader, settings);
         let classifiers = classifiers::Classifiers::attach(&mut ebpf, interfaces);
         let no_tc = settings.no_tc;
-        Ok((Self { classifiers, tracing, counters, no_tc, leftovers, log, ebpf, _alone: slot }, records))
+        Ok((
+            Self { classifiers, tracing, counters, streams, no_tc, leftovers, log, ebpf, _alone: slot },
+            records,
+        ))
     }
 
     /// Filters of a killed plsprobe that were removed at the start.
@@ -278,6 +288,32 @@ impl Attachment {
     /// What the programs said since the last time, each message once.
     pub fn program_news(&mut self) -> Vec<String> {
         self.log.news()
+    }
+
+    /// Has the programs only count a stream's packets from then on, by the records' clock, but for one a second and what
+    /// opens or ends a connection. What opens one has them make records of all again.
+    ///
+    /// The stream's slot must be free: it was never used, or [`Self::record_each`] freed it.
+    ///
+    /// # Errors
+    ///
+    /// When the kernel refuses to write to our map.
+    pub fn count_only(&mut self, stream: &Stream, since_ns: u64) -> Result<()> {
+        self.set_slot(stream, StreamSlot { words: stream.words(), since_ns })
+    }
+
+    /// Has the programs make a record of each of a stream's packets again.
+    ///
+    /// # Errors
+    ///
+    /// When the kernel refuses to write to our map.
+    pub fn record_each(&mut self, stream: &Stream) -> Result<()> {
+        self.set_slot(stream, StreamSlot::default())
+    }
+
+    fn set_slot(&mut self, stream: &Stream, slot: StreamSlot) -> Result<()> {
+        let index = Stream::slot(stream.words());
+        self.streams.set(index, Wire(slot), 0).context("failed to say which packets are only counted")
     }
 
     /// What the programs counted so far.

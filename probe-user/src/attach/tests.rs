@@ -1,6 +1,8 @@
 //! The programs in real network namespaces: needs root, iproute2 and the built object, else each test skips.
 //!
 //! A scratch namespace belongs to a thread: nothing has a name, and all of it goes when the threads end.
+mod streams;
+
 use std::collections::BTreeSet;
 use std::net::{IpAddr, TcpStream, UdpSocket};
 use std::os::fd::{AsRawFd as _, FromRawFd as _, OwnedFd};

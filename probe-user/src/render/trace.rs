@@ -495,14 +495,18 @@ pub fn summary(summary: &Summary, out: &mut impl Write) -> io::Result<()> {
         summary.elapsed.as_secs_f64()
     )?;
     let counters = &summary.counters;
+    let counted = match counters.get(Counter::PacketCounted) {
+        0 => String::new(),
+        counted => format!(" ({counted} of them only counted)"),
+    };
     writeln!(
         out,
-        "records   {} seen, {} lost, {} missed; {} packets passed our hooks, {} matched, {} SYNs came again later",
+        "records   {} seen, {} lost, {} missed; {} packets passed our hooks, {} matched{counted}, {} SYNs came again later",
         summary.records,
         counters.lost(),
         missed(summary),
         counters.get(Counter::PacketSeen),
-        counters.get(Counter::PacketMatched),
+        counters.matched(),
         summary.later_retransmissions,
     )?;
     writeln!(out, "hooks     {}", hooks_text(summary))?;

@@ -275,8 +275,8 @@ pub fn summary(summary: &Summary, out: &mut impl Write) -> io::Result<()> {
             "overflowed": summary.overflowed, "disordered": summary.disordered, "unreadable": counters.get(Counter::Unreadable),
         },
         "packets": {
-            "seen": counters.get(Counter::PacketSeen), "matched": counters.get(Counter::PacketMatched),
-            "after_decision": summary.later_packets, "syn_again_after_decision": summary.later_retransmissions,
+            "seen": counters.get(Counter::PacketSeen), "matched": counters.matched(),
+            "only_counted": counters.get(Counter::PacketCounted), "after_decision": summary.later_packets, "syn_again_after_decision": summary.later_retransmissions,
         },
         "cilium_events": {
             "source": source_value(&summary.events), "received": received, "lost": lost, "undecoded": undecoded,

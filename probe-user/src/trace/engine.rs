@@ -26,6 +26,7 @@ use super::kernel::{self, Names};
 use super::neighbours::{self, Trouble};
 use super::reading::{self, Maps, Reading};
 use super::scope::{HOOKS_MAX, Tunnels};
+use super::streams::Order;
 use super::tally::{Tally, Totals};
 use super::verdicts::{Event, Sockets, Verdicts};
 use super::watch::watch;
@@ -393,11 +394,12 @@ impl Engine {
             }
             _ => [self.verdicts.received, self.verdicts.lost, self.verdicts.undecoded],
         };
+        let counted = tally.counters.get(Counter::PacketCounted);
         Totals {
             tally,
             notifications,
             overflowed: self.intake.tracker.overflowed(),
-            later_packets: self.intake.tracker.later_packets(),
+            later_packets: self.intake.tracker.later_packets() + counted,
             later_retransmissions: self.intake.tracker.later_retransmissions(),
         }
     }
@@ -490,7 +492,26 @@ impl Engine {
 
     /// Takes in the records that are there, a bounded number; how many.
     fn take_records(&mut self) -> usize {
-        self.records.take(|record| self.intake.take(record, &self.coverage))
+        let taken = self.records.take(|record| self.intake.take(record, &self.coverage));
+        self.tell_streams();
+        taken
+    }
+
+    /// Tells the programs which streams' packets they need not make records of.
+    fn tell_streams(&mut self) {
+        let orders = self.intake.streams.take_orders();
+        let told = orders.into_iter().map(|order| match order {
+            Order::Count { stream, since_ns } => self.attachment.count_only(&stream, since_ns),
+            Order::Record { stream } => self.attachment.record_each(&stream),
+        });
+        // One is enough to know, of thousands.
+        if let Some(error) = told.filter_map(Result::err).last() {
+            self.notice(format!("{error:#}"));
+        }
+        if self.intake.streams.was_late() && !self.watch.lost_records {
+            self.watch.lost_records = true;
+            self.notice("records were read so late that a new connection's may be missing");
+        }
     }
 
     /// Looks around; sees records that are lost.
@@ -499,6 +520,7 @@ impl Engine {
         self.notices.extend(news);
         self.look_around()?;
         self.follow_events_map();
+        self.intake.streams.forget(now_ns());
         let lost = self.attachment.counters()?.lost();
         if lost > self.was_lost {
             self.notice(format!(
@@ -628,6 +650,7 @@ impl Engine {
         notices.extend(ended.err().map(|error| format!("{error:#}")));
         self.notices.extend(notices);
         (self.intake.since_ns, self.was_lost) = (switched_ns, 0);
+        self.intake.streams.begin_anew();
         (self.settings, self.coverage) = (settings, coverage);
         self.verdicts.watch(self.coverage.watched());
         let places: BTreeSet<String> = self.attachment.hooks().map(|hook| hook.place.clone()).collect();
@@ -724,7 +747,8 @@ impl Engine {
     /// Says anew what is watched.
     fn refresh_watch(&mut self) {
         let cilium = !matches!(self.verdicts.source(), EventSource::None(_));
-        let lost_records = self.was_lost > 0 || self.past.counters.lost() > 0;
+        let lost_records =
+            self.was_lost > 0 || self.past.counters.lost() > 0 || self.intake.streams.was_late();
         let watch = watch(self.attachment.hooks(), &self.coverage.interfaces);
         self.watch = Watch { cilium, lost_records, ..watch };
         if !self.coverage.left_out.is_empty() {

@@ -5,11 +5,15 @@ use probe_model::cilium::DecodeError;
 use probe_model::path::{Namespace, Place, Seen, Sighting, Tracker};
 
 use super::coverage::Coverage;
+use super::engine::now_ns;
+use super::streams::Streams;
 use crate::attach::Record;
 
 /// Takes in what is seen: looks at each record where it lies, and keeps what its flow needs.
 pub(super) struct Intake {
     pub(super) tracker: Tracker,
+    /// What the programs need not make records of.
+    pub(super) streams: Streams,
     /// Inode number of our network namespace.
     netns: u32,
     /// Earlier records are another attachment's.
@@ -24,7 +28,8 @@ pub(super) struct Intake {
 
 impl Intake {
     pub(super) fn new(tracker: Tracker, netns: u32) -> Self {
-        Self { tracker, netns, since_ns: 0, until_ns: u64::MAX, undecoded: 0, not_read: None }
+        let streams = Streams::default();
+        Self { tracker, streams, netns, since_ns: 0, until_ns: u64::MAX, undecoded: 0, not_read: None }
     }
 
     /// Takes a record.
@@ -36,7 +41,8 @@ impl Intake {
         let mut sighting = match record {
             Record::Packet(record) => {
                 if let Some(place) = ground.place(record) {
-                    self.tracker.push_packet(record, place);
+                    let need = self.tracker.push_packet(record, place);
+                    self.streams.note(record, need, now_ns);
                 }
                 return;
             }

@@ -13,6 +13,7 @@ pub(crate) mod neighbours;
 mod reading;
 pub mod scope;
 pub(crate) mod session;
+mod streams;
 pub mod summary;
 mod tally;
 mod verdicts;

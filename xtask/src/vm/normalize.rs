@@ -135,12 +135,13 @@ fn kernel_numbers(text: &str) -> String {
 }
 
 fn counts(text: &str) -> String {
-    const KEYS: [&str; 9] = [
+    const KEYS: [&str; 10] = [
         "count",
         "made",
         "retransmissions",
         "after_decision",
         "matched",
+        "only_counted",
         "seen",
         "syn_again_after_decision",
         "read",
@@ -149,6 +150,7 @@ fn counts(text: &str) -> String {
     const WORDS: [&str; 5] =
         [" seen, ", " packets passed our hooks", " matched, ", " SYNs came again later", " received, "];
     let text = KEYS.iter().fold(text.to_owned(), |text, key| json_numbers(&text, key, |_| true));
+    let text = numbers_before(&text, " of them only counted").replace(" (N of them only counted)", "");
     let text = WORDS.iter().fold(text, |text, word| numbers_before(&text, word));
     // `Policy denied (133) 2 times`, `none seen; SYN sent again once`
     let text = numbers_before(&text, " times").replace("; SYN sent again once", "");
@@ -466,6 +468,7 @@ mod tests {
         differ("Policy denied (133); told", "Policy denied (181) 2 times; told");
         let records = "records   41 seen, 0 lost, 0 missed; 37 packets passed our hooks, 33 matched, 3 SYNs came again later\n";
         same(records, &records.replace("41", "59").replace("33", "45").replace("3 SYNs", "11 SYNs"));
+        same(records, &records.replace("33 matched", "933 matched (700 of them only counted)"));
         differ(records, &records.replace("0 lost", "1 lost"));
         same(r#"{"lost":0,"received":29}"#, r#"{"lost":0,"received":19}"#);
         differ(r#"{"lost":0,"received":29}"#, r#"{"lost":1,"received":29}"#);
