@@ -31,6 +31,17 @@ pub(crate) fn find(
     network: &Network,
     kind: RecordKind,
 ) -> Option<&'static mut Scratch> {
+    let scratch = find_by_ends(source, network, kind)?;
+    matches_expression(source, network, kind).then_some(scratch)
+}
+
+/// The same, whatever the filter expression says.
+#[inline(always)]
+pub(crate) fn find_by_ends(
+    source: &impl Source,
+    network: &Network,
+    kind: RecordKind,
+) -> Option<&'static mut Scratch> {
     let scratch = scratch(kind)?;
     if !find_ends(network, &mut scratch.ends) {
         return None;
@@ -38,7 +49,7 @@ pub(crate) fn find(
     let packet = &mut scratch.packet;
     parse::packet(source, network, packet);
     payload::keep_offset(&mut scratch.payload_at, network, packet);
-    (wanted(packet, &scratch.ends) && matches_expression(source, network, kind)).then_some(scratch)
+    wanted(packet, &scratch.ends).then_some(scratch)
 }
 
 /// What [`may_match`] will say, if a packet's first header is enough to know: most packets are turned away by it.
@@ -49,7 +60,7 @@ fn foretell(header: &Header) -> Option<bool> {
 
 /// Whether the addresses alone allow a match, by a set without false negatives.
 #[inline(always)]
-pub(crate) fn may_match(network: &Network) -> bool {
+fn may_match(network: &Network) -> bool {
     // An ICMP error may quote a packet of a target's.
     network.may_quote()
         || may_be_target(network.src, network.version)
@@ -70,7 +81,7 @@ fn may_be_target(addr: Address, version: u8) -> bool {
 /// Whether the addresses match, by lookups: what [`may_match`] lets pass by mistake is turned away here, its layer 4
 /// unread. What is found is kept for [`wanted`].
 #[inline(always)]
-pub(crate) fn find_ends(network: &Network, ends: &mut Ends) -> bool {
+fn find_ends(network: &Network, ends: &mut Ends) -> bool {
     let version = network.version;
     if may_be_target(network.src, version) {
         find_target(network.src, version, &mut ends.src);
@@ -183,7 +194,7 @@ fn is_target(end: &End, port: u16, packet: &Packet) -> bool {
 /// An expression sees the packet that all else here is about: inside a tunnel, from its IP header on. One that looks
 /// behind the bytes that were copied does not match.
 #[inline(always)]
-pub(crate) fn matches_expression(source: &impl Source, network: &Network, kind: RecordKind) -> bool {
+fn matches_expression(source: &impl Source, network: &Network, kind: RecordKind) -> bool {
     if setting!(has_expression) == 0 {
         return true;
     }

@@ -8,7 +8,7 @@ use crate::emit::reserve;
 use crate::filter;
 use crate::kernel::{self, Probed, SkBuff};
 use crate::maps::{copy_packet, count, scratch, setting};
-use crate::parse::{self, Address, IPPROTO_TCP, address_bytes, ipv4_address};
+use crate::parse::{Address, IPPROTO_TCP, address_bytes, ipv4_address};
 
 const AF_INET: u16 = 2;
 const AF_INET6: u16 = 10;
@@ -74,18 +74,11 @@ fn reset(sock: u64, skb: SkBuff<Probed>) -> Option<()> {
     let Some(source) = skb.network() else {
         return Some(());
     };
-    let Some(network) = parse::header(&source).and_then(|header| parse::network(&source, header)) else {
-        return Some(());
-    };
-    let scratch = scratch(RecordKind::Socket)?;
-    if !filter::may_match(&network) || !filter::find_ends(&network, &mut scratch.ends) {
-        return Some(());
-    }
-    let packet = &mut scratch.packet;
-    parse::packet(&source, &network, packet);
-    if filter::wanted(packet, &scratch.ends) {
+    let network = filter::network(&source);
+    let found = network.and_then(|network| filter::find_by_ends(&source, &network, RecordKind::Socket));
+    if let Some(scratch) = found {
         let (_, netns) = skb.device()?;
-        record(SocketPoint::Reset, (0, 0), sock != 0, netns, packet);
+        record(SocketPoint::Reset, (0, 0), sock != 0, netns, &scratch.packet);
     }
     Some(())
 }

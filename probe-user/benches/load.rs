@@ -20,6 +20,9 @@ const GENTLE: u32 = 10_000;
 /// Sizes of the ring buffer that are tried.
 const RINGS: [u32; 5] = [256 << 10, 1 << 20, 2 << 20, 4 << 20, 8 << 20];
 
+/// Whose packets are the load's. With an expression each becomes a record, of flows that were told too.
+const EVERY_PACKET: [&str; 4] = ["--dst", "pls-app", "--filter", "ip"];
+
 /// Packets a second, less than the machine can, each of which is recorded twice or more.
 const PACES: [u32; 3] = [50_000, 100_000, 150_000];
 
@@ -31,11 +34,12 @@ struct Mode {
     trace: Option<&'static [&'static str]>,
 }
 
-const MODES: [Mode; 4] = [
+const MODES: [Mode; 5] = [
     Mode { name: "nobody looks", trace: None },
     Mode { name: "`trace` of another pod", trace: Some(&["--dst", "my-nginx"]) },
     Mode { name: "`trace` of another pod, `--no-tc`", trace: Some(&["--dst", "my-nginx", "--no-tc"]) },
     Mode { name: "`trace` of the loaded pod", trace: Some(&["--dst", "pls-app"]) },
+    Mode { name: "the same, a record of every packet (`--filter ip`)", trace: Some(&EVERY_PACKET) },
 ];
 
 /// One measurement.
@@ -102,7 +106,8 @@ fn rings(lab: &mut Lab) {
     for _ in 0..ROUNDS {
         for (bytes, measured) in RINGS.iter().zip(&mut measured) {
             let bytes = bytes.to_string();
-            measured.push(measure(lab, Some(&["--dst", "pls-app", "--ring-bytes", &bytes]), None));
+            let args = [&EVERY_PACKET[..], &["--ring-bytes", &bytes]].concat();
+            measured.push(measure(lab, Some(&args), None));
         }
     }
     for (bytes, measured) in RINGS.iter().zip(&measured) {
@@ -128,7 +133,7 @@ fn paces(lab: &mut Lab) {
     let mut measured = [const { Vec::new() }; PACES.len()];
     for _ in 0..ROUNDS {
         for (pps, measured) in PACES.iter().zip(&mut measured) {
-            measured.push(measure(lab, Some(&["--dst", "pls-app"]), Some(*pps)));
+            measured.push(measure(lab, Some(&EVERY_PACKET), Some(*pps)));
         }
     }
     for measured in &measured {

@@ -285,7 +285,6 @@ fn packets_of_flows_that_were_told_are_only_counted() {
     }
     let only_counted = number(&counted, "packets", "only_counted");
     assert!(only_counted > number(&counted, "packets", "matched") / 2, "{counted:#}");
-    assert!(only_counted <= number(&counted, "packets", "after_decision"), "{counted:#}");
     assert_eq!(number(&all, "packets", "only_counted"), 0);
     let [of_some, of_all] = [&counted, &all].map(|summary| number(summary, "records", "made"));
     assert!(of_some < of_all / 2, "{of_some} records, and {of_all}");

@@ -35,8 +35,9 @@ impl Datagrams {
         *kept > KEPT
     }
 
-    /// Begins anew for these legs.
-    pub(super) fn forget(&mut self, is_over: impl Fn(&LegKey) -> bool) {
-        self.kept.retain(|(leg, ..), _| !is_over(leg));
+    /// Begins anew for these legs. Gives those of which there was enough anywhere.
+    pub(super) fn forget(&mut self, is_over: impl Fn(&LegKey) -> bool) -> Vec<LegKey> {
+        let over = self.kept.extract_if(|(leg, ..), _| is_over(leg));
+        over.filter(|(_, kept)| *kept > KEPT).map(|((leg, ..), _)| leg).collect()
     }
 }

@@ -198,10 +198,7 @@ impl Tracker {
             let goes_on = decided.later >= BUSY && !decided.was_closed;
             return if goes_on { Need::Count } else { Need::Records };
         }
-        if let Some(sighting) = &Sighting::at(record, place) {
-            self.push(sighting);
-        }
-        Need::Records
+        Sighting::at(record, place).map_or(Need::Records, |sighting| self.push(&sighting))
     }
 
     /// The decided flow of which a packet tells nothing but that it goes on, as nearly every one does; that is noted.
@@ -219,37 +216,38 @@ impl Tracker {
         Some(decided)
     }
 
-    /// Takes one sighting.
-    pub fn push(&mut self, sighting: &Sighting) {
+    /// Takes one sighting, and says as [`Self::push_packet`] does what its flow needs.
+    pub fn push(&mut self, sighting: &Sighting) -> Need {
         let is_first = self.fragments.learn(sighting);
-        self.complete(sighting);
+        let need = self.complete(sighting);
         if is_first {
             for waiting in std::mem::take(&mut self.waiting) {
                 self.complete(&waiting);
             }
         }
+        need
     }
 
     /// Takes a sighting in, a later fragment's once its first one is known.
-    fn complete(&mut self, sighting: &Sighting) {
+    fn complete(&mut self, sighting: &Sighting) -> Need {
         if !fragments::is_incomplete(&sighting.packet) {
-            self.take_in(sighting);
-            return;
+            return self.take_in(sighting);
         }
         match self.fragments.complete(sighting) {
-            Some(completed) => self.take_in(&completed),
+            Some(completed) => return self.take_in(&completed),
             None if self.waiting.len() < WAITING_MAX => self.waiting.push(sighting.clone()),
             None => self.overflowed += 1,
         }
+        Need::Records
     }
 
-    fn take_in(&mut self, sighting: &Sighting) {
-        let Some(leg) = LegKey::of(&sighting.packet) else { return };
+    fn take_in(&mut self, sighting: &Sighting) -> Need {
+        let Some(leg) = LegKey::of(&sighting.packet) else { return Need::Records };
         if let Entry::Occupied(mut known) = self.decided.entry(leg) {
             let decided = known.get_mut();
             if !is_news(decided, sighting) {
                 self.later.note(decided, sighting);
-                return;
+                return Need::Records;
             }
             if opens(sighting) {
                 let since_ns = sighting.ktime_ns.saturating_sub(decided.last_packet_ns);
@@ -260,13 +258,14 @@ impl Tracker {
             }
         }
         if self.datagrams.has_enough(leg, sighting) {
-            return;
+            return Need::Count;
         }
         if self.pending.len() >= self.capacity.pending {
             self.overflowed += 1;
-            return;
+        } else {
+            self.pending.push(sighting.clone());
         }
-        self.pending.push(sighting.clone());
+        Need::Records
     }
 
     /// Connections that were reset after they had been decided and idle for a while. Each is given once.
@@ -313,7 +312,7 @@ impl Tracker {
         self.pending.len()
     }
 
-    /// Packets of flows that had been decided.
+    /// Records of flows that had been decided.
     pub fn later_packets(&self) -> u64 {
         self.later.packets
     }
@@ -346,7 +345,11 @@ impl Tracker {
             }
         }
         if !taken.is_empty() {
-            self.datagrams.forget(|leg| taken.contains_key(leg));
+            for stream in self.datagrams.forget(|leg| taken.contains_key(leg)) {
+                if let Some(decided) = self.decided.get_mut(&stream) {
+                    decided.later = BUSY;
+                }
+            }
             self.pending.retain(|sighting| {
                 LegKey::of(&sighting.packet).is_some_and(|leg| match taken.get(&leg) {
                     None => true,

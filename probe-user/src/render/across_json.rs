@@ -5,6 +5,7 @@ use std::io::{self, Write};
 use serde_json::{Value, json};
 
 use super::across::quality;
+use super::json_line;
 use super::trace::verdict_word;
 use super::trace_json::tuple_value;
 use crate::across::Report;
@@ -38,7 +39,7 @@ pub fn path(path: &Path<'_>, out: &mut impl Write) -> io::Result<()> {
             json!({ "node": leg.node, "first": since_value(since.ns, since.error_ns), "flow": leg.part.value() })
         }).collect::<Vec<_>>(),
     });
-    writeln!(out, "{value}")
+    json_line(&value, out)
 }
 
 fn stop(path: &Path<'_>, leg: Leg<'_>, stop: &Stop) -> Value {
@@ -91,5 +92,5 @@ pub fn report(report: &Report, out: &mut impl Write) -> io::Result<()> {
         "nodes": nodes.collect::<Vec<_>>(), "not_traced": report.plan.blind, "notes": report.plan.notes,
         "elapsed_ms": report.elapsed.as_millis() as u64,
     });
-    writeln!(out, "{value}")
+    json_line(&value, out)
 }

@@ -5,7 +5,7 @@ use std::io::{self, Write};
 use probe_model::explain::{Area, Code};
 use serde_json::{Value, json};
 
-use super::markdown;
+use super::{json_line, markdown};
 use crate::causes::{Page, placeholders};
 
 /// Version of the JSON of the list and of a page.
@@ -98,7 +98,7 @@ pub fn page_json(code: Code, page: &Page, out: &mut impl Write) -> io::Result<()
         .iter()
         .map(|section| json!({ "heading": section.heading, "markdown": section.text }))
         .collect();
-    writeln!(out, "{value}")
+    json_line(&value, out)
 }
 
 /// The index of `docs/causes`, in Markdown.

@@ -25,7 +25,7 @@ use probe_model::world::World;
 use probe_model::world::conntrack::Conntrack;
 use serde_json::{Value, json};
 
-use super::clean;
+use super::{clean, json_line};
 use crate::sources::assemble;
 use crate::sources::raw::RawNode;
 
@@ -58,7 +58,7 @@ impl Dump {
     ///
     /// What `out` says.
     pub fn json(&self, out: &mut impl Write) -> io::Result<()> {
-        self.json.iter().try_for_each(|value| writeln!(out, "{value}"))
+        self.json.iter().try_for_each(|value| json_line(value, out))
     }
 
     fn line(&mut self, line: &str) {

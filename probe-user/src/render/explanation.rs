@@ -19,8 +19,8 @@ use probe_model::world::nat::{Disagreement, nat_sources};
 use probe_model::world::{PolicyRef, World};
 use serde_json::{Value, json};
 
-use super::clean;
 use super::dump::{self, port_proto};
+use super::{clean, json_line};
 
 /// Version of the JSON that [`json()`] writes.
 pub const SCHEMA: &str = "plsprobe.explain/1";
@@ -391,7 +391,7 @@ pub fn json(
     value["no_rules"] =
         advised.and_then(|advised| advised.as_ref().err()).map_or(Value::Null, |why| json!(why));
     value["disagreements"] = disagreements(world).iter().map(|own| json!(own.to_string())).collect();
-    writeln!(out, "{value}")
+    json_line(&value, out)
 }
 
 /// Something to do as a JSON object.

@@ -7,8 +7,8 @@ use probe_model::lint::{Lint, Silence};
 use probe_model::world::World;
 use serde_json::{Value, json};
 
-use super::clean;
 use super::explanation::{remedy_value, rests_on};
+use super::{clean, json_line};
 
 /// Version of the JSON that [`json()`] writes.
 pub const SCHEMA: &str = "plsprobe.lint/1";
@@ -95,7 +95,7 @@ pub fn json(world: &World, name: &str, lint: &Lint, out: &mut impl Write) -> io:
         let mut value = finding_value(found);
         value["schema"] = json!(SCHEMA);
         value["target"] = json!(name);
-        writeln!(out, "{value}")?;
+        json_line(&value, out)?;
     }
     let unjudged = lint.unjudged.iter().map(|one| json!({ "what": one.what, "why": one.why }));
     let disagreements = lint.disagreements.iter().map(|one| {

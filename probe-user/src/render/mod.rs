@@ -18,8 +18,19 @@ mod trace_proxy;
 pub mod trace_watched;
 
 use std::borrow::Cow;
+use std::io::{self, Write};
+
+use serde_json::Value;
 
 /// `text` with control characters escaped, so that names from the network cannot steer a terminal.
 pub fn clean(text: &str) -> Cow<'_, str> {
     if text.chars().any(char::is_control) { text.escape_debug().to_string().into() } else { text.into() }
+}
+
+/// Writes one JSON object on a line of its own. `Value`'s own `Display` goes through the formatter, byte by byte for
+/// strings: a third of what a flow costs.
+fn json_line(value: &Value, out: &mut impl Write) -> io::Result<()> {
+    let mut line = serde_json::to_vec(value)?;
+    line.push(b'\n');
+    out.write_all(&line)
 }

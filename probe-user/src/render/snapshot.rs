@@ -8,7 +8,7 @@ use std::{
 
 use serde_json::json;
 
-use super::clean;
+use super::{clean, json_line};
 use crate::sources::snapshot::Written;
 
 /// How answers will name the snapshot, its size, what was taken out of it and what is missing.
@@ -52,5 +52,5 @@ pub fn json(file: &Path, written: &Written, out: &mut impl Write) -> io::Result<
             .map(|missing| json!({ "what": missing.what, "why": missing.why })).collect::<Vec<_>>(),
         "took_us": took,
     });
-    writeln!(out, "{value}")
+    json_line(&value, out)
 }

@@ -17,6 +17,7 @@ use serde_json::{Value, json};
 use super::drop_cause;
 use super::explanation;
 use super::gap::candidate_text;
+use super::json_line;
 use super::lint::{finding_value, silence_value};
 use super::trace::{cause_code, cause_sentence, verdict_word};
 use super::{trace_proxy, trace_watched};
@@ -75,7 +76,7 @@ pub fn flow(world: &World, judgement: &Judgement, names: &Names, out: &mut impl 
         "remedies": judgement.remedies.iter().map(explanation::remedy_value).collect::<Vec<_>>(),
         "explanation": explanation::value(world, &judgement.explanation),
     });
-    writeln!(out, "{value}")
+    json_line(&value, out)
 }
 
 fn namespace_text(namespace: Namespace) -> &'static str {
@@ -295,7 +296,7 @@ pub fn summary(summary: &Summary, out: &mut impl Write) -> io::Result<()> {
         "elapsed_ms": summary.elapsed.as_millis() as u64,
         "first_record_ms": summary.first_record.map(|after| after.as_millis() as u64),
     });
-    writeln!(out, "{value}")
+    json_line(&value, out)
 }
 
 fn hook_value(hook: &Hook) -> Value {

@@ -8,12 +8,12 @@ use probe_model::path::together::{EgressDrop, Flows, Together};
 use probe_model::world::World;
 use serde_json::{Value, json};
 
-use super::clean;
 use super::explanation;
 use super::gap::place_text;
 use super::trace::verdict_word;
 use super::trace_json::tuple_value;
 use super::trace_proxy::{link_text, millis, reset_value};
+use super::{clean, json_line};
 use crate::trace::judge::Judgement;
 use crate::trace::kernel::Names;
 use crate::trace::scope::ProbeRole;
@@ -111,7 +111,7 @@ pub fn probe_json(
         value["proxy_expected"] = json!(judgement.proxy_expected);
         value["explanation"] = explanation::value(world, &judgement.explanation);
     }
-    writeln!(out, "{value}")
+    json_line(&value, out)
 }
 
 /// A line of probes as a JSON object.
@@ -163,7 +163,7 @@ pub fn late_reset_json(late: &LateReset, names: &Names, out: &mut impl Write) ->
     let value = json!({
         "schema": RESET_SCHEMA, "tuple": tuple_value(&late.tuple), "reset": reset_value(&late.reset, names),
     });
-    writeln!(out, "{value}")
+    json_line(&value, out)
 }
 
 /// Writes what a pod of the target's was not allowed to do.
@@ -193,7 +193,7 @@ pub fn egress_json(drop: &EgressDrop, out: &mut impl Write) -> io::Result<()> {
         "reason": { "code": drop.reason.0, "text": drop.reason.text() },
         "accepted": tuple_value(&drop.accepted), "after_ns": drop.after_ns,
     });
-    writeln!(out, "{value}")
+    json_line(&value, out)
 }
 
 /// The summary's lines on probes, consumers and backends.

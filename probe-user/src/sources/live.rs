@@ -305,8 +305,8 @@ fn read_side_by_side<'p>(
 enum Read {
     /// As far as it is wanted.
     Map(Reading),
-    /// Not at all: it is to be looked up in.
-    Open(PinnedMap),
+    /// Not at all, and why: it is to be looked up in.
+    Open(PinnedMap, String),
 }
 
 impl Maps {
@@ -321,12 +321,12 @@ impl Maps {
         let mut maps = Self::default();
         let (first, last): (Vec<_>, Vec<_>) = pins.iter().partition(|name| *name != AUTH);
         for (name, reading, took) in read_side_by_side(globals, &first, extent, before) {
-            maps.take(name, reading, took, extent);
+            maps.take(name, reading, took);
         }
         if extent == Extent::Everything || maps.may_demand_authentication() {
             for name in last {
                 let (reading, took) = timed(|| read_map(globals, name, extent, before.get(name)));
-                maps.take(name, reading, took, extent);
+                maps.take(name, reading, took);
             }
         }
         maps.read_at = now();
@@ -343,12 +343,13 @@ impl Maps {
         Ok(maps)
     }
 
-    fn take(&mut self, name: &str, reading: Result<Read>, took: Duration, extent: Extent) {
+    fn take(&mut self, name: &str, reading: Result<Read>, took: Duration) {
         let missing = |why| Missing { what: name.to_owned(), why };
         self.took.push((name.to_owned(), took));
         match reading {
-            Ok(Read::Open(map)) => {
-                self.unread.push(missing(unread(extent)));
+            Ok(Read::Open(map, found)) => {
+                let unread = Unusable::new(found, "look at it with `plsprobe dump conntrack`");
+                self.unread.push(missing(unread.to_string()));
                 self.lookups.add(name.to_owned(), map);
             }
             Ok(Read::Map(Reading { map, caveat })) => {
@@ -443,26 +444,17 @@ fn read_map(globals: &Globals, name: &str, extent: Extent, before: Option<&RawMa
         return globals.read(name, before).map(Read::Map);
     }
     let map = globals.map(name)?;
-    let whole = match extent {
-        _ if !name.starts_with(CONNTRACK) => Some(map.facts()),
-        Extent::Answer { most } => map.read_at_most(most)?,
-        Extent::LookUp | Extent::Everything => None,
+    let read = |map| Read::Map(Reading { map, caveat: None });
+    if !name.starts_with(CONNTRACK) {
+        return Ok(read(map.facts()));
+    }
+    let Extent::Answer { most } = extent else {
+        return Ok(Read::Open(map, "only what a flow needs was looked up in it".to_owned()));
     };
-    Ok(match whole {
-        Some(map) => Read::Map(Reading { map, caveat: None }),
-        None => Read::Open(map),
-    })
-}
-
-/// Why a conntrack map was opened and not read.
-fn unread(extent: Extent) -> String {
-    let found = match extent {
-        Extent::Answer { most } => {
-            format!("it has more than {most} entries, too many to read for one answer")
-        }
-        Extent::LookUp | Extent::Everything => "only what a flow needs was looked up in it".to_owned(),
-    };
-    Unusable::new(found, "look at it with `plsprobe dump conntrack`").to_string()
+    if let Some(whole) = map.read_at_most(most)? {
+        return Ok(read(whole));
+    }
+    Ok(Read::Open(map, format!("it has more than {most} entries, too many to read for one answer")))
 }
 
 /// Whether some command reads the entries of the map under this pin, so that a snapshot must hold them.

@@ -394,12 +394,11 @@ impl Engine {
             }
             _ => [self.verdicts.received, self.verdicts.lost, self.verdicts.undecoded],
         };
-        let counted = tally.counters.get(Counter::PacketCounted);
         Totals {
             tally,
             notifications,
             overflowed: self.intake.tracker.overflowed(),
-            later_packets: self.intake.tracker.later_packets() + counted,
+            later_packets: self.intake.tracker.later_packets(),
             later_retransmissions: self.intake.tracker.later_retransmissions(),
         }
     }

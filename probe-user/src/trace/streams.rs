@@ -4,8 +4,10 @@
 //! forgotten.
 
 use std::collections::{HashMap, HashSet};
+use std::hash::{Hash, Hasher};
 
-use probe_common::{PacketRecord, Stream};
+use foldhash::fast::RandomState;
+use probe_common::{PacketRecord, Stream, halves};
 use probe_model::path::{Need, TcpFlags};
 use probe_model::tuple::Protocol;
 
@@ -27,12 +29,24 @@ pub(super) enum Order {
 }
 
 /// Both ends and protocol, whichever way a packet goes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Ends {
     low: ([u32; 4], u16),
     high: ([u32; 4], u16),
     version: u8,
     proto: u8,
+}
+
+/// By words: it is asked for many a record.
+impl Hash for Ends {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        let Self { low, high, version, proto } = *self;
+        for word in halves(low.0).into_iter().chain(halves(high.0)) {
+            state.write_u64(word);
+        }
+        let ports = u64::from(low.1) << 16 | u64::from(high.1);
+        state.write_u64(ports << 16 | u64::from(version) << 8 | u64::from(proto));
+    }
 }
 
 impl Ends {
@@ -54,9 +68,9 @@ struct Counted {
 /// The streams that are only counted.
 #[derive(Debug, Default)]
 pub(super) struct Streams {
-    counted: HashMap<Ends, Vec<Counted>>,
+    counted: HashMap<Ends, Vec<Counted>, RandomState>,
     /// Their slots in the programs' table.
-    slots: HashSet<u32>,
+    slots: HashSet<u32, RandomState>,
     orders: Vec<Order>,
     was_late: bool,
 }

@@ -29,7 +29,7 @@ pub struct Summary {
     pub unaccounted: u64,
     /// Sightings dropped because too many flows were undecided.
     pub overflowed: u64,
-    /// Packets of flows after they had been decided.
+    /// Records of flows after they had been decided.
     pub later_packets: u64,
     /// SYNs that came again after their flow had been decided.
     pub later_retransmissions: u64,
