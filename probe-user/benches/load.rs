@@ -146,16 +146,16 @@ fn measure(lab: &mut Lab, trace: Option<&[&str]>, pps: Option<u32>) -> Measured 
     let trace = trace.map(|args| start(lab, args));
     let report = load(lab, &LoadOptions { pps, ..LoadOptions::default() }, SPAN);
     report.check_harmless().expect("nothing is lost");
-    let summary = trace.map(|trace| trace.stop().summary());
-    let records = |name: &str| summary.as_ref().map_or(0.0, |summary| summary.records(name));
+    let (read, lost) = trace.map_or((0.0, 0.0), |trace| trace.stop().records());
+    let made = read + lost;
     let latency = report.persistent.round_trip_us;
     Measured {
         packets_per_second: f64::from(u32::try_from(report.packets_per_second).expect("no such machine")),
         p50_us: latency.p50,
         p99_us: latency.p99,
-        made: records("made"),
-        records_per_second: records("made") / report.seconds,
-        lost: records("lost"),
+        made,
+        records_per_second: made / report.seconds,
+        lost,
     }
 }
 
@@ -164,12 +164,12 @@ fn process(lab: &mut Lab) {
         .map(|_| {
             let options = LoadOptions { pps: Some(GENTLE), ..LoadOptions::default() };
             let load = probe_lab::load::Load::start(lab.instance(), &options).expect("the load starts");
-            let trace = start(lab, &["--dst", "pls-app"]);
+            let trace = start(lab, &["--dst", "pls-app", "-o", "json"]);
             let judged_after = trace.line_after(1);
             let (attached_after, memory) = (trace.attached_after, trace.memory_kib());
             let ended = trace.stop();
             load.stop().expect("the load ends").check_harmless().expect("nothing is lost");
-            (attached_after, ended.summary().first_record, judged_after, ended.took, memory)
+            (attached_after, ended.first_record(), judged_after, ended.took, memory)
         })
         .collect();
     let millis =

@@ -12,7 +12,7 @@ use probe_lab::addresses::{APP, APP_CLUSTER_IP, ILB, NGINX, NGINX_CLUSTER_IP};
 use probe_lab::load::{Load, LoadOptions};
 use probe_lab::{Lab, LabOptions};
 
-use beside::{Beside, Ended, Tool, median};
+use beside::{Beside, Ended, Tool, median, number_before};
 
 /// Rounds; each measures every mode once, so that whatever else the machine does meets all of them.
 const ROUNDS: usize = 5;
@@ -74,7 +74,7 @@ const PEERS: [Peer; 3] = [
         name: "plsprobe",
         tool: |lab, pod| Tool::plsprobe("plsprobe", lab, &["--dst", pod.name()]),
         first_line: None,
-        lost: |ended| Some(ended.summary().records("lost")),
+        lost: |ended| Some(ended.records().1),
     },
     Peer {
         name: "tcpdump",
@@ -96,10 +96,6 @@ const PEERS: [Peer; 3] = [
 fn by_expression(words: &[&str], pod: Pod, attached: &'static str) -> Tool {
     let command = words.iter().map(|word| (*word).to_owned()).chain([pod.expression()]).collect();
     Tool { command, attached }
-}
-
-fn number_before(text: &str, what: &str) -> Option<f64> {
-    text.split_once(what)?.0.lines().last()?.trim().parse().ok()
 }
 
 fn main() {
@@ -312,7 +308,11 @@ fn process(lab: &mut Lab, peer: &Peer) -> Process {
     let options =
         LoadOptions { pps: Some(GENTLE), requests: 20, new_connections: 5, ..LoadOptions::default() };
     let load = Load::start(lab.instance(), &options).expect("the load starts");
-    let beside = Beside::start(lab, &(peer.tool)(lab, Pod::App), true);
+    let mut tool = (peer.tool)(lab, Pod::App);
+    if peer.first_line.is_none() {
+        tool.command.extend(["-o", "json"].map(str::to_owned));
+    }
+    let beside = Beside::start(lab, &tool, true);
     let first = peer.first_line.map(|before| beside.line_after(before + 1));
     if first.is_none() {
         // The first flow that it judges is much later than its first record.
@@ -321,6 +321,6 @@ fn process(lab: &mut Lab, peer: &Peer) -> Process {
     let (attached, memory_kib) = (beside.attached_after, beside.memory_kib());
     let ended = beside.stop();
     load.stop().expect("the load ends");
-    let first = first.unwrap_or_else(|| ended.summary().first_record);
+    let first = first.unwrap_or_else(|| ended.first_record());
     Process { attached, first, detached: ended.took, memory_kib }
 }

@@ -20,10 +20,10 @@ pub(crate) struct Tool {
 }
 
 impl Tool {
-    /// `plsprobe trace` with these arguments, in this lab.
+    /// `plsprobe trace` with these arguments, in this lab. As an operator runs it, it writes text.
     pub(crate) fn plsprobe(program: &str, lab: &Lab, args: &[&str]) -> Self {
         let (bpffs, run) = (lab.bpffs().display().to_string(), lab.run_dir().display().to_string());
-        let rest = ["--duration", "30m", "-o", "json", "--bpffs", &bpffs, "--cilium-run", &run];
+        let rest = ["--duration", "30m", "--bpffs", &bpffs, "--cilium-run", &run];
         let words = [&[program, "trace"], args, &rest].concat();
         Self { command: words.into_iter().map(str::to_owned).collect(), attached: "tracing `" }
     }
@@ -128,28 +128,26 @@ fn read_stdout(stdout: ChildStdout, tell: mpsc::Sender<Instant>) -> JoinHandle<S
     })
 }
 
-/// The last line that `plsprobe trace -o json` writes.
-pub(crate) struct Summary {
-    value: serde_json::Value,
-    /// From the trace's start to its first record.
-    pub(crate) first_record: Duration,
-}
-
-impl Summary {
-    /// A number of `records`: `made`, `lost`.
-    pub(crate) fn records(&self, name: &str) -> f64 {
-        self.value["records"][name].as_f64().expect("a number")
-    }
-}
-
 impl Ended {
-    /// What `plsprobe trace` says of itself at its end.
-    pub(crate) fn summary(&self) -> Summary {
-        let last = self.stdout.lines().last().unwrap_or_else(|| panic!("no summary: {}", self.stderr));
-        let value: serde_json::Value = serde_json::from_str(last).expect("JSON");
-        let first_record = Duration::from_millis(value["first_record_ms"].as_u64().unwrap_or_default());
-        Summary { value, first_record }
+    /// How many records `plsprobe trace` says, at its end, that it read and lost.
+    pub(crate) fn records(&self) -> (f64, f64) {
+        let summary = self.stdout.lines().rfind(|line| line.starts_with("records "));
+        let summary = summary.unwrap_or_else(|| panic!("no summary: {}", self.stderr));
+        let before = |what| number_before(summary, what).expect("a number");
+        (before(" seen"), before(" lost"))
     }
+
+    /// From its start to its first record, as `plsprobe trace -o json` says at its end.
+    pub(crate) fn first_record(&self) -> Duration {
+        let last = self.stdout.lines().last().unwrap_or_else(|| panic!("no summary: {}", self.stderr));
+        let summary: serde_json::Value = serde_json::from_str(last).expect("JSON");
+        Duration::from_millis(summary["first_record_ms"].as_u64().unwrap_or_default())
+    }
+}
+
+/// The number that stands there before `what`.
+pub(crate) fn number_before(text: &str, what: &str) -> Option<f64> {
+    text.split_once(what)?.0.split_whitespace().last()?.parse().ok()
 }
 
 /// The middle one.

@@ -41,9 +41,11 @@ struct Ends {
 impl Hash for Ends {
     fn hash<H: Hasher>(&self, state: &mut H) {
         let Self { low, high, version, proto } = *self;
-        for word in halves(low.0).into_iter().chain(halves(high.0)) {
-            state.write_u64(word);
-        }
+        let [[a, b], [c, d]] = [halves(low.0), halves(high.0)];
+        state.write_u64(a);
+        state.write_u64(b);
+        state.write_u64(c);
+        state.write_u64(d);
         let ports = u64::from(low.1) << 16 | u64::from(high.1);
         state.write_u64(ports << 16 | u64::from(version) << 8 | u64::from(proto));
     }
