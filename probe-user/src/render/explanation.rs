@@ -20,7 +20,7 @@ use probe_model::world::{PolicyRef, World};
 use serde_json::{Value, json};
 
 use super::dump::{self, port_proto};
-use super::{clean, json_line};
+use super::{clean, json_line, list};
 
 /// Version of the JSON that [`json()`] writes.
 pub const SCHEMA: &str = "plsprobe.explain/1";
@@ -436,7 +436,7 @@ fn rules_value(advice: &Advice) -> Value {
 /// The whole answer as a JSON object.
 pub fn value(world: &World, explanation: &Explanation) -> Value {
     let tuple = explanation.question.tuple;
-    json!({
+    let mut value = json!({
         "schema": SCHEMA,
         "question": {
             "saddr": tuple.saddr.to_string(), "sport": tuple.sport, "daddr": tuple.daddr.to_string(),
@@ -447,10 +447,7 @@ pub fn value(world: &World, explanation: &Explanation) -> Value {
         "drop_reason": drop_reason(&explanation.verdict),
         "undecided": match &explanation.verdict { Verdict::Inconclusive(facts) => json!(facts), _ => Value::Null },
         "cause": { "code": explanation.cause.code.text(), "sentence": explanation.cause.sentence },
-        "policies": explanation.policies.iter().map(policy_value).collect::<Vec<_>>(),
         "near_miss": explanation.near_miss.as_ref().map(near_miss_value),
-        "source_history": source_history(world, explanation.trajectory()).iter().map(hop_value).collect::<Vec<_>>(),
-        "ways": explanation.trajectories.iter().map(|way| way_value(world, way)).collect::<Vec<_>>(),
         "caveats": explanation.caveats.iter()
             .map(|caveat| json!({ "code": caveat.code.text(), "text": caveat.text })).collect::<Vec<_>>(),
         "world": {
@@ -458,7 +455,11 @@ pub fn value(world: &World, explanation: &Explanation) -> Value {
             "missing": world.missing.iter()
                 .map(|missing| json!({ "what": missing.what, "why": missing.why })).collect::<Vec<_>>(),
         },
-    })
+    });
+    value["policies"] = list(&explanation.policies, policy_value);
+    value["source_history"] = list(&source_history(world, explanation.trajectory()), hop_value);
+    value["ways"] = list(&explanation.trajectories, |way| way_value(world, way));
+    value
 }
 
 fn hop_value(hop: &SourceHop) -> Value {
@@ -524,15 +525,16 @@ fn near_miss_value(near_miss: &NearMiss) -> Value {
 }
 
 fn way_value(world: &World, way: &Trajectory) -> Value {
-    json!({
+    let mut value = json!({
         "outcome": outcome_text(&way.outcome),
         "path": path(world, way),
-        "steps": way.steps.iter().map(|step| step_value(world, step)).collect::<Vec<_>>(),
         "packet": {
             "saddr": way.tuple.saddr.to_string(), "sport": way.tuple.sport,
             "daddr": way.tuple.daddr.to_string(), "dport": way.tuple.dport,
         },
-    })
+    });
+    value["steps"] = list(&way.steps, |step| step_value(world, step));
+    value
 }
 
 fn step_value(world: &World, step: &Step) -> Value {

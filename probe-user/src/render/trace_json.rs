@@ -8,7 +8,7 @@ use probe_model::cilium::release::Release;
 use probe_model::path::proxy::ProxyFault;
 use probe_model::path::{
     Candidate, CiliumEvent, Confirmation, Gap, Hop, Namespace, Outcome, Path, PathDrop, PathSocket, Place,
-    Refusal, SocketEvent, Tunnel, TunnelKind,
+    Refusal, Rewrite, SocketEvent, Tunnel, TunnelKind,
 };
 use probe_model::tuple::Tuple;
 use probe_model::world::World;
@@ -17,9 +17,9 @@ use serde_json::{Value, json};
 use super::drop_cause;
 use super::explanation;
 use super::gap::candidate_text;
-use super::json_line;
 use super::lint::{finding_value, silence_value};
 use super::trace::{cause_code, cause_sentence, verdict_word};
+use super::{json_line, list};
 use super::{trace_proxy, trace_watched};
 use crate::attach::{Hook, HookState};
 use crate::trace::Summary;
@@ -39,7 +39,7 @@ pub const SUMMARY_SCHEMA: &str = "plsprobe.trace.summary/1";
 pub fn flow(world: &World, judgement: &Judgement, names: &Names, out: &mut impl Write) -> io::Result<()> {
     let path = &judgement.path;
     let agent = world.version.as_deref().and_then(Release::of_version);
-    let value = json!({
+    let mut value = json!({
         "schema": FLOW_SCHEMA,
         "tuple": tuple_value(&path.tuple),
         "verdict": verdict_word(judgement.verdict),
@@ -50,16 +50,7 @@ pub fn flow(world: &World, judgement: &Judgement, names: &Names, out: &mut impl 
         "identity": judgement.identity.map(|identity| json!({
             "id": identity.0, "text": world.identity_text(identity),
         })),
-        "rewrites": path.rewrites.iter().map(|rewrite| json!({
-            "from": tuple_value(&rewrite.from), "to": tuple_value(&rewrite.to),
-            "dnat": rewrite.is_dnat(), "snat": rewrite.is_snat(),
-        })).collect::<Vec<_>>(),
         "confirmed_by": judgement.confirmation.as_ref().map(confirmation_value),
-        "hops": path.hops.iter().map(|hop| hop_value(hop, names)).collect::<Vec<_>>(),
-        "replies": path.replies.iter().map(|hop| hop_value(hop, names)).collect::<Vec<_>>(),
-        "cilium": path.cilium.iter().map(|event| event_value(event, agent)).collect::<Vec<_>>(),
-        "kernel_drops": path.drops.iter().map(|drop| drop_value(drop, names)).collect::<Vec<_>>(),
-        "sockets": path.sockets.iter().map(socket_value).collect::<Vec<_>>(),
         "retransmissions": path.retransmissions, "syn_acks_again": path.accepted_again,
         "acknowledged": path.is_acknowledged, "connection_open": path.is_open(),
         "first_ns": path.first_ns, "last_ns": path.last_ns, "answered_ns": path.answered_ns,
@@ -67,16 +58,29 @@ pub fn flow(world: &World, judgement: &Judgement, names: &Names, out: &mut impl 
         "proxy": {
             "expected": judgement.proxy_expected, "fault": judgement.proxy_fault.map(ProxyFault::code),
         },
-        "first_bytes": path.evidence.beginnings.iter()
-            .map(|beginning| trace_proxy::beginning_value(beginning, names)).collect::<Vec<_>>(),
-        "shown": trace_proxy::evidence_value(judgement, names),
         "findings": judgement.findings,
         "cause": { "code": cause_code(judgement).text(), "sentence": cause_sentence(judgement, names) },
-        "causes": judgement.causes.iter().map(finding_value).collect::<Vec<_>>(),
-        "remedies": judgement.remedies.iter().map(explanation::remedy_value).collect::<Vec<_>>(),
-        "explanation": explanation::value(world, &judgement.explanation),
     });
+    // What `json!` is given as a value, it copies: what is large is put in.
+    value["rewrites"] = list(&path.rewrites, rewrite_value);
+    value["hops"] = list(&path.hops, |hop| hop_value(hop, names));
+    value["replies"] = list(&path.replies, |hop| hop_value(hop, names));
+    value["cilium"] = list(&path.cilium, |event| event_value(event, agent));
+    value["kernel_drops"] = list(&path.drops, |drop| drop_value(drop, names));
+    value["sockets"] = list(&path.sockets, socket_value);
+    value["first_bytes"] = list(&path.evidence.beginnings, |one| trace_proxy::beginning_value(one, names));
+    value["shown"] = trace_proxy::evidence_value(judgement, names);
+    value["causes"] = list(&judgement.causes, finding_value);
+    value["remedies"] = list(&judgement.remedies, explanation::remedy_value);
+    value["explanation"] = explanation::value(world, &judgement.explanation);
     json_line(&value, out)
+}
+
+fn rewrite_value(rewrite: &Rewrite) -> Value {
+    json!({
+        "from": tuple_value(&rewrite.from), "to": tuple_value(&rewrite.to),
+        "dnat": rewrite.is_dnat(), "snat": rewrite.is_snat(),
+    })
 }
 
 fn namespace_text(namespace: Namespace) -> &'static str {
