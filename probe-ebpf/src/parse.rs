@@ -262,6 +262,9 @@ fn ipv6(source: &impl Source, header: Header, base: u32) -> Option<Network> {
 }
 
 /// The ports of a whole TCP or UDP packet, and TCP's flags.
+///
+/// [`packet`] reads them again. To hand on what was read here saves some 15 ns of a record, and has the verifier follow each
+/// kind of packet through all that comes: twice the steps.
 #[inline(always)]
 pub(crate) fn ports(source: &impl Source, network: &Network) -> Option<(u16, u16, u8)> {
     if network.fragment != 0 {

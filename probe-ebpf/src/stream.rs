@@ -7,8 +7,8 @@ use crate::parse::{self, FIN, Network, RST, SYN, Source};
 
 /// Whether a packet is only counted; then it has been.
 ///
-/// What opens, ends or resets a connection never is, and one packet a second is not. What was told is told of packets that
-/// matched: that need not be asked here, but for an expression, which each packet is to match.
+/// What opens, ends or resets a connection never is, and one packet a second is not. User space names only streams that the
+/// filter matches, which need not be asked again here; an expression may match one packet of a stream and not the next.
 #[inline(always)]
 pub(crate) fn is_only_counted(
     source: &impl Source,

@@ -46,6 +46,11 @@ const PAYLOADS: &[Line] = &[
         source: Source::UnitTests("probe_user"),
         args: &["tell_the_same", "--nocapture"],
     },
+    Line {
+        name: "only-counted",
+        source: Source::UnitTests("probe_user"),
+        args: &["only_counts_what_it_was_told_of", "--nocapture"],
+    },
     Line { name: "kernel-events", source: Source::Test("kernel_events"), args: &["--nocapture"] },
     Line { name: "entry-programs", source: Source::Test("entry_programs"), args: &["--nocapture"] },
 ];

@@ -121,7 +121,7 @@ fn ports<'c>(cases: impl Iterator<Item = &'c Case>) -> Vec<u16> {
 
 /// Packets of every kind, of streams of which the programs were told anything.
 fn only_counted(peer: &Peer, settings: &Settings, point: HookPoint) {
-    let netns = if point == HookPoint::Received { network_namespace() } else { 0 };
+    let netns = if point == HookPoint::UplinkIn { 0 } else { network_namespace() };
     let place = (point, crate::sys::ifindex("v0").unwrap(), netns);
     in_runtime(|| {
         let (mut attachment, mut records) = Attachment::start(settings).unwrap();
@@ -194,6 +194,23 @@ fn a_tracepoint_only_counts_what_it_was_told_of_whichever_kind_it_is() {
         only_counted(peer, &typed, HookPoint::Received);
         let raw = Settings { type_ids: TypeIds::default(), ..typed };
         only_counted(peer, &raw, HookPoint::Received);
+    });
+}
+
+/// No host takes these frames for its own, which the IP layer finds out itself.
+#[test]
+fn a_probe_in_the_ip_layer_only_counts_what_it_was_told_of_by_whichever_means() {
+    scratch(|peer| {
+        let targets = vec![target(NODE, &[]), target(NODE_V6, &[])];
+        for probe in [Probe::Fentry, Probe::Kprobe] {
+            let filter = Filter { targets: targets.clone(), ..Filter::default() };
+            let settings = Settings { filter, probe, ..of_this_namespace_alone() };
+            if means(&settings, &[HookKind::IpLayer]).is_none() {
+                fixtures::skip!("this kernel refuses it: {probe:?}");
+                continue;
+            }
+            only_counted(peer, &settings, HookPoint::IpReceive);
+        }
     });
 }
 
