@@ -20,6 +20,8 @@ fn main() -> anyhow::Result<()> {
         return Ok(());
     }
     let root_dir = concat!(env!("CARGO_MANIFEST_DIR"), "/../probe-ebpf");
+    // Its own sources aya-build watches, not those of what it depends on.
+    println!("cargo:rerun-if-changed={}", concat!(env!("CARGO_MANIFEST_DIR"), "/../probe-common/src"));
     let package = Package { name: "probe-ebpf", root_dir, ..Package::default() };
     aya_build::build_ebpf([package], Toolchain::Custom("stable"))?;
     let object = out.join("probe");

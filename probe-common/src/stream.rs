@@ -72,7 +72,7 @@ impl Stream {
         let [src, dst] = [halves(src), halves(dst)];
         let ports = (src_port as u64) << 16 | dst_port as u64;
         let kind = (proto as u64) << 16 | (version as u64) << 8 | point as u64;
-        [src[0], src[1], dst[0], dst[1], ports << 32 | kind, (netns as u64) << 32 | ifindex as u64]
+        [src[0], src[1], dst[0], dst[1], kind << 32 | ports, (netns as u64) << 32 | ifindex as u64]
     }
 
     /// The slot that is a stream's, by its words. Of two that have the same one only one can be in the table.
