@@ -1,7 +1,7 @@
 //! What user space tells the programs: the filter, and where the kernel keeps the fields they read.
 use core::mem::{offset_of, size_of};
 
-use crate::{address_words, halves};
+use crate::{FIBONACCI, address_words, halves};
 
 /// Value of the filter's targets for a prefix all of whose packets match; any other is a set of ports.
 pub const PORTS_ANY: u32 = 0;
@@ -80,8 +80,7 @@ impl AddressSet {
     pub const fn place([a, b, c, d]: [u32; 4], mask: [u32; 4]) -> (usize, u32) {
         let [low, high] = halves([a & mask[0], b & mask[1], c & mask[2], d & mask[3]]);
         let key = low ^ high;
-        // Fibonacci hashing: the top eight bits of the product.
-        let hash = (key.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 56) as u32;
+        let hash = (key.wrapping_mul(FIBONACCI) >> 56) as u32;
         ((hash >> 6) as usize & 3, hash & 63)
     }
 

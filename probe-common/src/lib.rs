@@ -14,7 +14,7 @@ pub use config::{
     AddressSet, CAPTURE_MAX, Capture, Config, KernelOffsets, NamespaceSet, PORTS_ANY, PortKey, PrefixKey,
 };
 pub use packet::{
-    FRAGMENT, FRAGMENT_LATER, Packet, PacketFamily, Tunnel, address_words, halves, payload_hash,
+    FIBONACCI, FRAGMENT, FRAGMENT_LATER, Packet, PacketFamily, Tunnel, address_words, halves, payload_hash,
 };
 pub use record::{
     Counter, DropRecord, EVENT_META_MAX, EVENT_PACKET_MAX, EventRecord, HookPoint, PAYLOAD_MAX, PacketRecord,

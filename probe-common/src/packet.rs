@@ -114,6 +114,9 @@ pub const fn address_words(addr: &[u8; 16]) -> [u32; 4] {
     ]
 }
 
+/// What Fibonacci hashing multiplies by: 2^64 divided by the golden ratio. The high bits of the product are the hash.
+pub const FIBONACCI: u64 = 0x9e37_79b9_7f4a_7c15;
+
 /// Four words as they lie in memory, two together.
 #[inline(always)]
 #[expect(clippy::inline_always, reason = "an eBPF program has no room for calls")]
@@ -124,10 +127,10 @@ pub const fn halves([a, b, c, d]: [u32; 4]) -> [u64; 2] {
 /// The hash of [`Packet::payload_hash`] over a payload's first 16 bytes, or 8 or 4 of a shorter one, by words as they lie
 /// in memory, the rest 0. Fibonacci hashing, twice: only equality on one node matters.
 #[inline(always)]
+#[expect(clippy::inline_always, reason = "an eBPF program has no room for calls")]
 pub const fn payload_hash(words: [u32; 4]) -> u32 {
-    const MULTIPLIER: u64 = 0x9e37_79b9_7f4a_7c15;
     let [low, high] = halves(words);
-    ((low.wrapping_mul(MULTIPLIER) ^ high).wrapping_mul(MULTIPLIER) >> 32) as u32
+    ((low.wrapping_mul(FIBONACCI) ^ high).wrapping_mul(FIBONACCI) >> 32) as u32
 }
 
 const _: () = {

@@ -1,7 +1,7 @@
 //! What user space knows enough of: the programs count it, and make no record of each packet.
 use core::mem::{offset_of, size_of};
 
-use crate::packet::{address_words, halves};
+use crate::packet::{FIBONACCI, address_words, halves};
 use crate::record::PacketRecord;
 
 /// A stream: the packets of one tuple, in one direction, at one hook of one interface.
@@ -77,12 +77,11 @@ impl Stream {
 
     /// The slot that is a stream's, by its words. Of two that have the same one only one can be in the table.
     #[inline(always)]
+    #[expect(clippy::inline_always, reason = "an eBPF program has no room for calls")]
     pub const fn slot([src, src_rest, dst, dst_rest, kind, place]: [u64; 6]) -> u32 {
-        // Fibonacci hashing, twice.
-        const MULTIPLIER: u64 = 0x9e37_79b9_7f4a_7c15;
         let rest = src_rest ^ dst_rest.rotate_left(31) ^ place.rotate_left(13);
-        let hash = (src ^ dst.rotate_left(29)).wrapping_mul(MULTIPLIER) ^ rest;
-        let hash = (hash ^ hash >> 32 ^ kind).wrapping_mul(MULTIPLIER);
+        let hash = (src ^ dst.rotate_left(29)).wrapping_mul(FIBONACCI) ^ rest;
+        let hash = (hash ^ hash >> 32 ^ kind).wrapping_mul(FIBONACCI);
         (hash >> (u64::BITS - StreamSlot::BITS)) as u32
     }
 }

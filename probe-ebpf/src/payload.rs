@@ -3,7 +3,7 @@
 //! They are where its initial sequence number says, which a SYN tells. It is kept in a table that a lookup costs next to
 //! nothing in, so that a packet in the middle of a connection pays no more.
 use probe_common::{
-    Counter, HookPoint, PAYLOAD_MAX, Packet, PayloadRecord, RecordKind, address_words, halves,
+    Counter, FIBONACCI, HookPoint, PAYLOAD_MAX, Packet, PayloadRecord, RecordKind, address_words, halves,
 };
 
 use crate::emit::reserve;
@@ -82,13 +82,12 @@ const TAG: u64 = !(u32::MAX as u64);
 /// well, and are near each other in their numbers, does not happen in practice.
 #[inline(always)]
 fn key(packet: &Packet) -> u64 {
-    const MULTIPLIER: u64 = 0x9e37_79b9_7f4a_7c15;
     let [a, b] = halves(address_words(&packet.src));
     let [c, d] = halves(address_words(&packet.dst));
     let ports = u64::from(packet.src_port) << 16 | u64::from(packet.dst_port);
-    let mixed = (a ^ b.rotate_left(17)).wrapping_mul(MULTIPLIER) ^ c ^ d.rotate_left(31);
-    let mixed = (mixed ^ mixed >> 32).wrapping_mul(MULTIPLIER) ^ ports;
-    let mixed = (mixed ^ mixed >> 29).wrapping_mul(MULTIPLIER);
+    let mixed = (a ^ b.rotate_left(17)).wrapping_mul(FIBONACCI) ^ c ^ d.rotate_left(31);
+    let mixed = (mixed ^ mixed >> 32).wrapping_mul(FIBONACCI) ^ ports;
+    let mixed = (mixed ^ mixed >> 29).wrapping_mul(FIBONACCI);
     // A slot that was never written is nobody's.
     (mixed ^ mixed >> 32) | 1 << 63
 }

@@ -25,7 +25,7 @@ const WELL_KNOWN_PORTS: u16 = 1024;
 /// Both ends and the protocol, whichever way a packet goes; for echoes their identifier too. Small, as it is made and
 /// looked up for every record.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) struct LegKey {
+pub struct LegKey {
     low: u128,
     high: u128,
     low_port: u16,
@@ -68,7 +68,7 @@ impl LegKey {
     }
 
     /// The same of a packet as it is in a record, if that is simple: it is neither fragment nor ICMP.
-    pub(super) fn of_record(packet: &probe_common::Packet) -> Option<Self> {
+    pub fn of_record(packet: &probe_common::Packet) -> Option<Self> {
         let protocol = Protocol(packet.proto);
         if packet.fragment != 0 || protocol.is_icmp() || !matches!(packet.version, 4 | 6) {
             return None;

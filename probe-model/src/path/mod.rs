@@ -28,6 +28,7 @@ pub use evidence::Evidence;
 pub use flow::{CiliumEvent, Hop, Path, PathDrop, PathSocket, Rewrite};
 pub use gap::{Candidate, Gap, Watch, Ways};
 pub use kernel_drop::{DropCause, classify};
+pub use link::LegKey;
 pub use outcome::{Outcome, Refusal};
 pub use packet::{Fragment, Icmp, Packet, Quoted, TcpFlags, Tunnel, TunnelKind};
 pub use payload::Beginning;

@@ -5,7 +5,7 @@ use std::io::{self, Write};
 use serde::Serialize;
 
 use super::{Check, Report};
-use crate::render::clean;
+use crate::render::{clean, json_line};
 
 /// Name and version of the JSON objects.
 const SCHEMA: &str = "plsprobe.doctor/1";
@@ -41,8 +41,7 @@ impl Report {
     /// When `out` cannot be written.
     pub fn json(&self, out: &mut impl Write) -> io::Result<()> {
         for check in &self.checks {
-            serde_json::to_writer(&mut *out, &Line { schema: SCHEMA, check })?;
-            writeln!(out)?;
+            json_line(&Line { schema: SCHEMA, check }, out)?;
         }
         Ok(())
     }

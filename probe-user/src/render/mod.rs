@@ -20,6 +20,7 @@ pub mod trace_watched;
 use std::borrow::Cow;
 use std::io::{self, Write};
 
+use serde::Serialize;
 use serde_json::Value;
 
 /// `text` with control characters escaped, so that names from the network cannot steer a terminal.
@@ -27,8 +28,8 @@ pub fn clean(text: &str) -> Cow<'_, str> {
     if text.chars().any(char::is_control) { text.escape_debug().to_string().into() } else { text.into() }
 }
 
-/// Writes one JSON object on a line of its own. `Value`'s own `Display` would go through the formatter.
-fn json_line(value: &Value, out: &mut impl Write) -> io::Result<()> {
+/// Writes one JSON object on a line of its own.
+pub(crate) fn json_line(value: &impl Serialize, out: &mut impl Write) -> io::Result<()> {
     let mut line = serde_json::to_vec(value)?;
     line.push(b'\n');
     out.write_all(&line)

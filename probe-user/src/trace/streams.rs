@@ -4,11 +4,10 @@
 //! forgotten.
 
 use std::collections::{HashMap, HashSet};
-use std::hash::{Hash, Hasher};
 
 use foldhash::fast::RandomState;
-use probe_common::{PacketRecord, Stream, halves};
-use probe_model::path::{Need, TcpFlags};
+use probe_common::{PacketRecord, Stream};
+use probe_model::path::{LegKey, Need, TcpFlags};
 use probe_model::tuple::Protocol;
 
 /// From when on packets of a TCP connection are only counted, in nanoseconds after it was said: records that were made
@@ -28,37 +27,6 @@ pub(super) enum Order {
     Record { stream: Stream },
 }
 
-/// Both ends and protocol, whichever way a packet goes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Ends {
-    low: ([u32; 4], u16),
-    high: ([u32; 4], u16),
-    version: u8,
-    proto: u8,
-}
-
-/// By words: it is asked for many a record.
-impl Hash for Ends {
-    fn hash<H: Hasher>(&self, state: &mut H) {
-        let Self { low, high, version, proto } = *self;
-        let [[a, b], [c, d]] = [halves(low.0), halves(high.0)];
-        state.write_u64(a);
-        state.write_u64(b);
-        state.write_u64(c);
-        state.write_u64(d);
-        let ports = u64::from(low.1) << 16 | u64::from(high.1);
-        state.write_u64(ports << 16 | u64::from(version) << 8 | u64::from(proto));
-    }
-}
-
-impl Ends {
-    fn of(stream: &Stream) -> Self {
-        let Stream { src, dst, src_port, dst_port, version, proto, .. } = *stream;
-        let (src, dst) = ((src, src_port), (dst, dst_port));
-        Self { low: src.min(dst), high: src.max(dst), version, proto }
-    }
-}
-
 #[derive(Clone, Copy, Debug)]
 struct Counted {
     stream: Stream,
@@ -70,7 +38,7 @@ struct Counted {
 /// The streams that are only counted.
 #[derive(Debug, Default)]
 pub(super) struct Streams {
-    counted: HashMap<Ends, Vec<Counted>, RandomState>,
+    counted: HashMap<LegKey, Vec<Counted>, RandomState>,
     /// Their slots in the programs' table.
     slots: HashSet<u32, RandomState>,
     orders: Vec<Order>,
@@ -83,20 +51,21 @@ impl Streams {
         if need == Need::Records && self.counted.is_empty() {
             return;
         }
-        let stream = Stream::of(record);
+        // A fragment is never only counted.
+        let Some(leg) = LegKey::of_record(&record.packet) else { return };
         match need {
-            Need::Records => self.record_again(&Ends::of(&stream), record, now_ns),
-            Need::Count => self.count(stream, record.header.ktime_ns, now_ns),
+            Need::Records => self.record_again(&leg, record, now_ns),
+            Need::Count => self.count(leg, Stream::of(record), record.header.ktime_ns, now_ns),
         }
     }
 
-    fn count(&mut self, stream: Stream, ktime_ns: u64, now_ns: impl FnOnce() -> u64) {
+    fn count(&mut self, leg: LegKey, stream: Stream, ktime_ns: u64, now_ns: impl FnOnce() -> u64) {
         let delay_ns = match Protocol(stream.proto) {
             Protocol::TCP => READ_NS,
             Protocol::UDP => 0,
             _ => return,
         };
-        let of_flow = self.counted.entry(Ends::of(&stream)).or_default();
+        let of_flow = self.counted.entry(leg).or_default();
         if let Some(known) = of_flow.iter_mut().find(|counted| counted.stream == stream) {
             known.last_ns = known.last_ns.max(ktime_ns);
         } else if self.slots.insert(slot(&stream)) {
@@ -107,8 +76,8 @@ impl Streams {
     }
 
     /// Something new happens between these ends: every packet of theirs may matter.
-    fn record_again(&mut self, ends: &Ends, record: &PacketRecord, now_ns: impl FnOnce() -> u64) {
-        let Some(of_flow) = self.counted.remove(ends) else { return };
+    fn record_again(&mut self, leg: &LegKey, record: &PacketRecord, now_ns: impl FnOnce() -> u64) {
+        let Some(of_flow) = self.counted.remove(leg) else { return };
         // The programs themselves heed what opens a connection, once they know of the stream.
         if TcpFlags(record.packet.tcp_flags).contains(TcpFlags::SYN) {
             let (ktime_ns, now_ns) = (record.header.ktime_ns, now_ns());
